@@ -1,0 +1,50 @@
+# tave: make help
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3
+
+# One thread setting for every target, so that timings and bits do not depend on the caller's shell.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup edit test test-slow check format sheet bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.setup-done ## the environment in .venv, pinned by constraints.txt
+
+$(VENV)/.setup-done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python %d.%d found, 3.11 to 3.13 needed: make setup PYTHON=python3.11" % v)'
+	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) $(VENV); \
+	 else $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -q uv; fi
+	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q -p $(VENV) -c constraints.txt -e '.[dev,notebooks]'
+	@touch $@
+
+edit: setup ## set up and run the main job: the bus becomes a red SUV
+	@$(PY) -m tave.train +video=bus_to_suv
+
+test: setup ## set up and run the fast tests
+	$(PY) -m pytest -q
+
+test-slow: setup ## the tests that run the Roadside backbone
+	$(PY) -m pytest -q -m slow
+
+check: setup ## format, lint, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+format: setup ## format and fix what can be fixed
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+sheet: setup ## edit all named clips and draw docs/contact_sheet.png
+	@$(PY) -m tave.train -m '+video=glob(*_to_*)' hydra.sweep.dir=outputs/named 'hydra.sweep.subdir=$${video.name}'
+	@$(PY) -m tave.roadside.sheet outputs/named docs
+
+clean: ## remove the environment and what tools left; outputs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

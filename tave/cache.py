@@ -1,0 +1,80 @@
+"""Stages remembered by content: a product is found again exactly when all that it depends on is the same.
+
+A cache wraps a stage and returns what the stage returns. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def digest(*parts: Any) -> str:
+    """Twelve hexadecimal characters that stand for ``parts``: plain values, dataclasses, tensors, mappings, lists."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous()
+            sha.update(f"{tuple(part.shape)}{part.dtype}".encode())
+            sha.update(part.view(torch.uint8).numpy().tobytes() if part.dim() else str(part.item()).encode())
+        else:
+            plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+            sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    return sha.hexdigest()[:12]
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it if the block ends well, and is removed if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield waiting
+        waiting.replace(path)
+    finally:
+        waiting.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(path) as waiting:
+        waiting.write_text(json.dumps(content, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Tensors with a JSON description in the same safetensors file."""
+    with whole_file(path) as waiting:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, waiting, {"about": json.dumps(about)})
+
+
+class StoredError(ValueError):
+    """A stored product that can't be read; the message names the file and the remedy."""
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file that :func:`write_tensors` made."""
+    if not path.is_file():
+        raise StoredError(f"{path}: no such file; is this the folder of a finished run?")
+    try:
+        with safe_open(path, "pt") as stored:
+            about = json.loads((stored.metadata() or {}).get("about", "{}"))
+            # Copied: memory mapped at odd offsets takes other CPU kernels, and seeds would no longer fix the bits.
+            return {key: stored.get_tensor(key).clone() for key in stored.keys()}, about
+    except SafetensorError as error:
+        raise StoredError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error

@@ -1,0 +1,171 @@
+"""Prompt and picture -> what the network is told: text tokens, image vector and their unconditional pair (METHOD 1)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from tave.backbone import Backbone
+from tave.options import within
+
+log = logging.getLogger(__name__)
+
+
+class ConditionError(ValueError):
+    """Pictures, noise or conditions whose shapes don't go together."""
+
+
+@dataclass(frozen=True)
+class ConditionOptions:
+    """noise_level: of the reference's embedding, 0 (nearly as it is) to 999; negative_prompt: what guidance avoids."""
+
+    noise_level: int = 0
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        within("condition.noise_level", self.noise_level, 0, 999)
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One condition for each `b`.
+
+    text: `b l d`, the prompt's tokens; null_text: `b l d`, the negative prompt's.
+    image: `b f d2`, noised embedding ++ noise level; `f` is 1 (one picture for the whole clip) or the number of frames.
+    """
+
+    text: Tensor
+    image: Tensor
+    null_text: Tensor
+
+    def __post_init__(self) -> None:
+        if self.text.ndim != 3 or self.image.ndim != 3 or self.null_text.shape != self.text.shape:
+            raise ConditionError(
+                f"condition of text {tuple(self.text.shape)}, null_text {tuple(self.null_text.shape)}, image "
+                f"{tuple(self.image.shape)}: text and null_text must be `b l d` alike, image `b f d2`"
+            )
+        if len(self.text) != len(self.image):
+            raise ConditionError(f"condition of {len(self.text)} texts and {len(self.image)} images: give one per branch")
+
+    @property
+    def null_image(self) -> Tensor:
+        """`b f d2` zeros: the unconditional image vector, its level part included."""
+        return torch.zeros_like(self.image)
+
+    @property
+    def null(self) -> Condition:
+        """The unconditional condition: the negative prompt and no picture."""
+        return Condition(text=self.null_text, image=self.null_image, null_text=self.null_text)
+
+
+def stack(*conditions: Condition) -> Condition:
+    """Concatenate along `b`. Where one has a picture per frame and another a single one, the single one is repeated.
+
+    Raises :class:`ConditionError` if two of them count frames differently.
+    """
+    frames = max(condition.image.shape[1] for condition in conditions)
+    counts = {condition.image.shape[1] for condition in conditions}
+    if not counts <= {1, frames}:
+        raise ConditionError(f"conditions of {sorted(counts)} pictures can't be stacked: give each one picture or {frames}")
+    return Condition(
+        text=torch.cat([condition.text for condition in conditions]),
+        image=torch.cat([condition.image.expand(-1, frames, -1) for condition in conditions]),
+        null_text=torch.cat([condition.null_text for condition in conditions]),
+    )
+
+
+@torch.no_grad()
+def encode_text(backbone: Backbone, prompts: list[str]) -> Tensor:
+    """Prompts -> `n l d` tokens, padded to the tokenizer's length. A longer prompt is cut, and the log says so."""
+    tokenizer, encoder = backbone.tokenizer, backbone.text_encoder
+    length = tokenizer.model_max_length
+    for prompt in prompts:
+        count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if count > length:
+            log.warning("prompt %r has %d tokens, only the first %d count: shorten it", prompt, count, length)
+    ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    return encoder(ids.to(encoder.device))[0]
+
+
+@torch.no_grad()
+def image_embedding(backbone: Backbone, images: Tensor) -> Tensor:
+    """`n 3 H W` in [-1, 1] -> `n e`, not L2-normalised; resized and cropped as the feature extractor's settings say."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ConditionError(f"images of shape {tuple(images.shape)}: give them as `n 3 H W` in [-1, 1]")
+    # whole bytes, because that is what the extractor is made for: its resampling rounds to them
+    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    inputs = backbone.feature_extractor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
+    encoder = backbone.image_encoder
+    return encoder(inputs.pixel_values.to(device=encoder.device, dtype=encoder.dtype)).image_embeds
+
+
+def level_embedding(levels: Tensor, width: int) -> Tensor:
+    """The sinusoidal embedding of noise levels `n` -> `n e` float32, e = ``width``, as SD-unCLIP learnt it."""
+    return get_timestep_embedding(levels, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+
+def noise_levels(scheduler: DDPMScheduler, embeds: Tensor, levels: Tensor, noise: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Noise image embeddings `n e` in the space that ``mean`` and ``std`` `e` normalise (METHOD 1).
+
+    levels: `n` ints; noise: `n e`, or `1 e` shared by all. Returns `n e`, back in the embeddings' own scale.
+    """
+    mean, std = mean.to(embeds.device), std.to(embeds.device)
+    normalised = (embeds - mean) / std
+    drawn = noise.to(normalised).expand_as(normalised)
+    timesteps = cast(torch.IntTensor, levels.to(embeds.device))
+    return scheduler.add_noise(normalised, drawn, timesteps) * std + mean
+
+
+@torch.no_grad()
+def noise_embedding(backbone: Backbone, embeds: Tensor, level: int | Tensor, noise: Tensor) -> Tensor:
+    """`n e` -> `n 2e`, float32 at least: noised at ``level``, then the level's own embedding beside it (METHOD 1).
+
+    level: one for all, or `n` of them; noise: `n e`, or `1 e` shared by all. Level 0 adds noise as well (sigma 0.0064),
+    so whoever compares two conditions gives both the same draw. Raises OptionError for a level out of range.
+    """
+    scheduler = backbone.image_noising_scheduler
+    levels = torch.as_tensor(level, device=embeds.device).expand(len(embeds))
+    for bound in (levels.min(), levels.max()):
+        within("condition.noise_level", int(bound), 0, int(scheduler.config["num_train_timesteps"]) - 1)
+    count, width = embeds.shape
+    if noise.shape not in {(count, width), (1, width)}:
+        raise ConditionError(f"noise {tuple(noise.shape)} for embeddings {tuple(embeds.shape)}: draw it as `n e` or `1 e`")
+    noised = noise_levels(scheduler, embeds, levels, noise, backbone.normalizer_mean, backbone.normalizer_std)
+    return torch.cat([noised, level_embedding(levels, width).to(noised)], dim=1)
+
+
+def draw_noise(backbone: Backbone, generator: torch.Generator) -> Tensor:
+    """`1 e`: the one draw that source and target condition share. Always made on the generator's own device."""
+    width = backbone.normalizer_mean.shape[0]
+    return torch.randn(1, width, generator=generator, device=generator.device)
+
+
+def encode_condition(
+    backbone: Backbone,
+    prompt: str,
+    images: Tensor,
+    *,
+    level: int = 0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    negative_prompt: str = "",
+) -> Condition:
+    """One prompt with its picture(s) -> :class:`Condition` of b = 1.
+
+    images: `n 3 H W` in [-1, 1]; n is 1, or the number of frames for a picture per frame.
+    noise: `1 e` or `n e`; else it is drawn once from ``generator``. Raises :class:`ConditionError` if neither is given.
+    """
+    if noise is None:
+        if generator is None:
+            raise ConditionError("the image condition needs its noise: pass noise, or a generator to draw it once")
+        noise = draw_noise(backbone, generator)
+    embeds = image_embedding(backbone, images)
+    text, null_text = encode_text(backbone, [prompt, negative_prompt]).split(1)
+    image = noise_embedding(backbone, embeds, level, noise.to(embeds.device))
+    return Condition(text=text, image=image.unsqueeze(0), null_text=null_text)

@@ -1,0 +1,161 @@
+"""The typed configuration: every key of ``conf/`` with its type and range. What is not here is refused by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tave.conditions import ConditionOptions
+from tave.correction import CorrectionOptions
+from tave.editor import EditingOptions, TuningOptions
+from tave.inflate import InflationOptions
+from tave.inversion import InversionOptions
+from tave.masking import MaskOptions
+from tave.options import OptionError, within
+from tave.reference import ReferenceOptions
+from tave.sampling import SamplingOptions
+from tave.video import ReadOptions
+
+PACKAGE = Path(__file__).parent
+# A checkout keeps conf/ beside the package; a wheel carries it inside.
+CONF = PACKAGE.parent / "conf" if (PACKAGE.parent / "conf" / "train.yaml").is_file() else PACKAGE / "conf"
+
+OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+
+
+@dataclass
+class EditEntry:
+    """One edit of a clip. ``matte``: a picture of the target's silhouette, for target images without alpha."""
+
+    target_image: str = MISSING
+    target_prompt: str = MISSING
+    matte: str | None = None
+    truth: str | None = None  # folder with the known answer; read by the metrics alone
+
+
+@dataclass(frozen=True)
+class VideoOptions(ReadOptions):
+    """The clip, what it shows, and the edits to make: ``target_*`` for one, ``edits`` for several by name."""
+
+    name: str = "clip"
+    path: str = MISSING
+    source_prompt: str = MISSING
+    target_image: str | None = None
+    target_prompt: str | None = None
+    matte: str | None = None
+    edit: str | None = None  # the name of the edit given by target_image; made from that file's name if absent
+    edits: dict[str, EditEntry] = field(default_factory=dict)
+
+    def requests(self) -> dict[str, EditEntry]:
+        """All edits by name. Raises :class:`OptionError` where an image lacks its prompt or a name is no file name."""
+        wanted = dict(self.edits)
+        if (self.target_image is None) != (self.target_prompt is None):
+            raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
+        if self.target_image is not None and self.target_prompt is not None:
+            name = self.edit or slug(Path(self.target_image).stem)
+            wanted[name] = EditEntry(self.target_image, self.target_prompt, self.matte)
+        for name in wanted:
+            if slug(name) != name:
+                raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")
+        return wanted
+
+
+def slug(text: str) -> str:
+    """``text`` as a folder name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "edit"
+
+
+@dataclass(frozen=True)
+class MetricsOptions:
+    """What is measured after the edits; ``judge``: folder of the open_clip judge, null for none."""
+
+    enabled: bool = True
+    judge: str | None = None
+
+
+@dataclass
+class TrainOptions:
+    """The root of ``conf/train.yaml``."""
+
+    video: VideoOptions = field(default_factory=VideoOptions)
+    backbone: dict[str, Any] = field(default_factory=dict)  # a `_target_` and its arguments
+    condition: ConditionOptions = field(default_factory=ConditionOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    inflation: InflationOptions = field(default_factory=InflationOptions)
+    tuning: TuningOptions = field(default_factory=TuningOptions)
+    inversion: InversionOptions = field(default_factory=InversionOptions)
+    mask: MaskOptions = field(default_factory=MaskOptions)
+    correction: CorrectionOptions = field(default_factory=CorrectionOptions)
+    sampler: SamplingOptions = field(default_factory=SamplingOptions)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    metrics: MetricsOptions = field(default_factory=MetricsOptions)
+    seed: int = 33
+    cache: str = "outputs/cache"
+
+    def __post_init__(self) -> None:
+        within("seed", self.seed, 0, 2**31 - 1)
+
+    @property
+    def editing(self) -> EditingOptions:
+        return EditingOptions(self.reference, self.inversion, self.mask, self.correction, self.sampler)
+
+
+@dataclass
+class EditOptions(TrainOptions):
+    """The root of ``conf/edit.yaml``: ``run`` is the folder of the tuned clip; what is not given comes from there."""
+
+    run: str = MISSING
+
+
+def schema(root: type) -> DictConfig:
+    """``root`` as a config that Hydra may fill: frozen dataclasses would refuse every override."""
+    made = OmegaConf.structured(root)
+    _thaw(made)
+    return made
+
+
+def _thaw(node: Any) -> None:
+    if isinstance(node, DictConfig):
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            _thaw(node._get_node(key))
+
+
+def typed(cfg: DictConfig) -> Any:
+    """A composed config -> its dataclasses, checked: no key unknown, none missing, every value in its range.
+
+    Raises :class:`OptionError` with one line that names the key and the remedy.
+    """
+    if strange := _unknown(cfg, ""):
+        raise OptionError(f"unknown key {strange[0]!r}: drop it, or see the known ones with --help")
+    if absent := sorted(OmegaConf.missing_keys(cfg)):
+        raise OptionError(f"{', '.join(absent)} not set: add for example +video=bus_to_suv, or give {absent[0]}=...")
+    try:
+        return OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise OptionError(str(error).splitlines()[0]) from error
+
+
+def _unknown(cfg: Any, prefix: str) -> list[str]:
+    """Keys that a leading plus has added beside the schema; Hydra lets them pass."""
+    kind = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None
+    if kind is None or not is_dataclass(kind):
+        return []
+    known = {f.name for f in fields(kind)}
+    found = [f"{prefix}{key}" for key in cfg if key not in known]
+    for key in known & set(cfg):
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+            found += _unknown(cfg._get_node(key), f"{prefix}{key}.")
+    return found
+
+
+store = ConfigStore.instance()
+store.store(name="train_schema", node=schema(TrainOptions))
+store.store(name="edit_schema", node=schema(EditOptions))

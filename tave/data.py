@@ -1,0 +1,166 @@
+"""The DataModule: one clip, encoded once, to tune on; a list of edits to predict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tave.backbone import Backbone
+from tave.conditions import (
+    Condition,
+    ConditionOptions,
+    draw_noise,
+    encode_condition,
+    image_embedding,
+    noise_embedding,
+)
+from tave.editor import EditTask, Inverted, Lesson, Source
+from tave.evidence import missing_tokens
+from tave.inversion import inversion_condition
+from tave.latents import decode, encode
+from tave.reference import Reference, ReferenceOptions, reference_images, source_frames
+from tave.stages import Stages
+from tave.video import Clip
+
+log = logging.getLogger(__name__)
+
+Remember = Callable[[Callable[[], Inverted]], Inverted]
+
+
+@dataclass(frozen=True)
+class Request:
+    """An edit that is asked for: target image ``3 H W`` in [-1, 1] with its alpha or matte ``1 H W`` if there is one."""
+
+    name: str
+    prompt: str
+    image: Tensor
+    alpha: Tensor | None = None
+    matte: Tensor | None = None
+
+
+class _Items(Dataset[Any]):
+    def __init__(self, items: Sequence[Any]):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+class _Repeated(_Items):
+    """One item, ``count`` times: every tuning step sees the same clip."""
+
+    def __init__(self, item: Any, count: int):
+        super().__init__([item])
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[0]
+
+
+class ClipData(L.LightningDataModule):
+    """Encodes clip, prompts and frames on construction, then serves them.
+
+    One draw of the image noise, from ``seed``, is shared by all conditions (METHOD 1): two pictures that are equal
+    give conditions that are equal to the bit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        clip: Clip,
+        prompt: str,
+        *,
+        steps: int,
+        condition: ConditionOptions,
+        reference: ReferenceOptions,
+        inversion: str,
+        seed: int,
+        device: torch.device | str = "cpu",
+        stages: Stages | None = None,
+    ):
+        super().__init__()
+        self.backbone, self.clip, self.prompt, self.steps = backbone, clip, prompt, steps
+        self.options, self.reference, self.device = condition, reference, torch.device(device)
+        self._noise = draw_noise(backbone, torch.Generator().manual_seed(seed))
+        self._tasks: list[EditTask] = []
+        with (stages or Stages(show=False)).stage("encoding", "encoding the clip"):
+            self.source = self._encode(inversion)
+            self.lesson = self._lesson()
+
+    def condition(self, prompt: str, pictures: Tensor) -> Condition:
+        """Prompt and pictures ``n 3 H W`` -> condition with the run's own noise."""
+        options = self.options
+        made = encode_condition(
+            self.backbone,
+            prompt,
+            pictures,
+            level=options.noise_level,
+            noise=self._noise,
+            negative_prompt=options.negative_prompt,
+        )
+        return Condition(*(part.to(self.device) for part in (made.text, made.image, made.null_text)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``1 f c h w`` -> frames ``f 3 H W`` float32 on the CPU."""
+        return decode(self.backbone.vae, latents.to(self.backbone.vae.device)).float().cpu()
+
+    def _encode(self, inversion: str) -> Source:
+        vae = self.backbone.vae
+        latents = encode(vae, self.clip.frames.to(vae.device))
+        told = self.condition(self.prompt, source_frames(self.clip.frames, self.reference.frame))
+        return Source(
+            self.clip,
+            latents.to(self.device),
+            self.decode(latents),
+            told,
+            inversion_condition(told, inversion),
+        )
+
+    def _lesson(self) -> Lesson:
+        embeds = image_embedding(self.backbone, self.clip.frames)
+        levels = int(self.backbone.image_noising_scheduler.config["num_train_timesteps"])
+        noised = partial(noise_embedding, self.backbone)
+        return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, levels)
+
+    def ask(self, requests: Sequence[Request], inverted: Remember) -> None:
+        """Set the edits that ``predict_dataloader`` serves."""
+        self._tasks = [self._task(request, inverted) for request in requests]
+
+    def _task(self, request: Request, inverted: Remember) -> EditTask:
+        def refer(mask: Tensor | None, matte: Tensor | None) -> Reference:
+            given = request.matte if matte is None else matte
+            return reference_images(self.clip.frames, request.image, request.alpha, self.reference, given=given, mask=mask)
+
+        return EditTask(
+            request.name,
+            request.prompt,
+            self.source,
+            refer,
+            partial(self.condition, request.prompt),
+            self.decode,
+            missing_tokens(self.backbone.tokenizer, self.prompt, request.prompt),
+            inverted,
+        )
+
+    def train_dataloader(self) -> DataLoader[Lesson]:
+        return DataLoader(_Repeated(self.lesson, self.steps), batch_size=None)
+
+    def predict_dataloader(self) -> DataLoader[EditTask]:
+        return DataLoader(_Items(self._tasks), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # encoded on the right device already

@@ -1,0 +1,148 @@
+"""(latents, t, condition) -> noise: guidance and the folding of frames into the batch happen here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+
+from tave.conditions import Condition, stack
+from tave.inflate import frames_of
+from tave.options import choice
+from tave.schedule import PREDICTION_TYPES, to_noise
+
+
+class DenoiserError(ValueError):
+    """Latents, condition or tap that this denoiser can't answer."""
+
+
+class Prediction(NamedTuple):
+    """noise: `b f c h w`, always epsilon; features: `b f d h' w'`, the tapped block's, of the conditional branch."""
+
+    noise: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Read, and optionally rewrite, the output of one up block within the forward that predicts.
+
+    block: index into ``unet.up_blocks``, negative ones count from the end.
+    rewrite: called once as ``rewrite(conditional, block_output)``: `b f d h' w'` of the conditional branch, and the
+        whole stack `g*b f d h' w'` of all guidance branches. What it returns, in that shape, goes on in its place.
+    """
+
+    block: int
+    rewrite: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class NoisePredictor(Protocol):
+    """Whatever predicts noise for latents `b f c h w` at timestep ``t``; guidance scale 1 means no guidance."""
+
+    def __call__(
+        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
+    ) -> Prediction:
+        """Predict the noise in ``latents``; features are given if, and only if, a tap asks for them."""
+        ...
+
+
+class Denoiser(nn.Module):
+    """The UNet, inflated or plain, as a :class:`NoisePredictor`. Noise has the latents' dtype, whatever the UNet's."""
+
+    alphas_cumprod: Tensor  # `num_train_timesteps` float64; no buffer, which a cast of the module would round
+
+    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> None:
+        super().__init__()
+        self.unet = unet
+        self.prediction_type: str = scheduler.config["prediction_type"]
+        choice("scheduler.prediction_type", self.prediction_type, PREDICTION_TYPES)
+        self.alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
+
+    def forward(
+        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
+    ) -> Prediction:
+        """Predict the noise in ``latents`` `b f c h w` at timestep ``t``.
+
+        condition: for each `b`, or one for all. guidance_scale: `null + s (cond - null)`, text and image alike; 1 runs
+        the conditional branch alone. Raises :class:`DenoiserError` for shapes or a tap that don't fit.
+        """
+        self._check(latents, condition)
+        guided, stacked = guidance_scale != 1.0, latents
+        if guided:
+            each = condition if len(condition.text) == len(latents) else stack(*[condition] * len(latents))
+            condition, stacked = stack(each.null, each), torch.cat([latents, latents])  # [null, cond] along b
+        with self._tapped(tap, len(latents), latents.shape[1]) as features:
+            output = self.output(stacked, torch.full((len(stacked),), t, device=latents.device), condition)
+        if tap is not None and not features:
+            raise DenoiserError(f"up block {tap.block} did not answer the tap: compile the UNet after the first tapped call")
+        output = output.to(latents.dtype)
+        if guided:
+            unconditional, conditional = output.chunk(2)
+            output = unconditional + guidance_scale * (conditional - unconditional)
+        noise = to_noise(output, latents, self.alphas_cumprod[t], self.prediction_type)
+        return Prediction(noise, features[0] if features else None)
+
+    def output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`: what training compares.
+
+        Raises :class:`DenoiserError` if frames or branches of latents and condition don't fit.
+        """
+        self._check(latents, condition)
+        b, f = latents.shape[:2]
+        dtype = self.unet.dtype
+        text = condition.text.to(latents.device, dtype).expand(b, -1, -1)
+        image = condition.image.to(latents.device, dtype).expand(b, f, -1)
+        sample = self.unet(
+            latents.to(dtype).flatten(0, 1),  # (b f) c h w
+            t.to(latents.device).repeat_interleave(f),  # (b f)
+            encoder_hidden_states=text.repeat_interleave(f, dim=0),  # (b f) l d
+            class_labels=image.flatten(0, 1),  # (b f) d2
+            return_dict=False,
+        )[0]
+        return sample.unflatten(0, (b, f))
+
+    def _check(self, latents: Tensor, condition: Condition) -> None:
+        if latents.ndim != 5:
+            raise DenoiserError(f"latents of shape {tuple(latents.shape)}: give them as `b f c h w`")
+        b, f = latents.shape[:2]
+        inflated = frames_of(self.unet)
+        if inflated not in (None, f):
+            raise DenoiserError(f"latents hold {f} frames but the UNet was inflated for {inflated}: inflate it for {f}")
+        if condition.text.shape[0] not in (1, b):
+            raise DenoiserError(f"{condition.text.shape[0]} conditions for {b} latents: give one, or one for each")
+        if condition.image.shape[1] not in (1, f):
+            raise DenoiserError(f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one a frame")
+
+    @contextmanager
+    def _tapped(self, tap: Tap | None, b: int, f: int) -> Iterator[list[Tensor]]:
+        """While open, the tapped block's output is collected and rewritten; ``b``, ``f``: of one guidance branch."""
+        features: list[Tensor] = []
+        if tap is None:
+            yield features
+            return
+        blocks = cast(nn.ModuleList, self.unet.up_blocks)
+        if not -len(blocks) <= tap.block < len(blocks):
+            raise DenoiserError(f"tap.block={tap.block} is out of range: the UNet has {len(blocks)} up blocks")
+
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+            whole = output.unflatten(0, (-1, f))  # g*b f d h' w'
+            conditional = whole[-b:]
+            features.append(conditional)
+            if tap.rewrite is None:
+                return None
+            rewritten = tap.rewrite(conditional, whole)
+            if rewritten.shape != whole.shape:
+                raise DenoiserError(f"tap.rewrite made {tuple(rewritten.shape)} of {tuple(whole.shape)}: keep the shape")
+            return rewritten.to(output.dtype).flatten(0, 1)
+
+        handle = blocks[tap.block].register_forward_hook(hook)
+        try:
+            yield features
+        finally:
+            handle.remove()

@@ -1,0 +1,88 @@
+"""The second door: another edit of a clip that is already tuned, without tuning or inverting again.
+
+    python -m tave.edit run=outputs/bus_to_suv/... video.target_image=van.png video.target_prompt="a blue van ..."
+
+Options that aren't given are those of the run; any of mask, correction, sampler and reference may be given anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from tave.cache import StoredError
+from tave.config import CONF, TrainOptions, schema, typed
+from tave.options import OptionError
+from tave.train import guarded
+from tave.video import ReadOptions, read_clip
+
+
+def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]:
+    """Make the edits that ``options`` ask for in the run ``folder``; returns their names. Earlier edits are kept."""
+    from eval.score import score_run
+    from tave.run import Run
+    from tave.stages import Stages
+
+    wanted = options.video.requests()
+    if not wanted:
+        raise OptionError("no edit is asked for: give video.target_image=... and video.target_prompt=...")
+    named = {_free(folder / "edits", name): entry for name, entry in wanted.items()}
+    clip = read_clip(folder / "source.mp4", ReadOptions(frames=None, multiple=1))
+    run = Run(options, folder, clip, Stages(show=show), None)
+    run.load(folder / "tuned.safetensors")
+    run.predict(named)
+    if options.metrics.enabled:
+        score_run(folder, Path(options.metrics.judge) if options.metrics.judge else None)
+    return list(named)
+
+
+def recorded(folder: Path) -> DictConfig:
+    """The configuration of the run in ``folder``, under today's schema and without its edits."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise StoredError(f"{folder}: no finished run (run.json is missing); give the folder that tave.train printed")
+    stored = json.loads(path.read_text())["config"]
+    stored["video"] = {**stored["video"], "edits": {}, "target_image": None, "target_prompt": None, "edit": None}
+    return OmegaConf.merge(schema(TrainOptions), stored)  # type: ignore[return-value]
+
+
+def _free(edits: Path, name: str) -> str:
+    """``name``, or the first ``name-2``, ``name-3``, ... that no earlier edit has."""
+    found, count = name, 1
+    while (edits / found).exists():
+        count += 1
+        found = f"{name}-{count}"
+    return found
+
+
+def _door(cfg: DictConfig) -> None:
+    if OmegaConf.is_missing(cfg, "run"):
+        raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
+    folder = Path(cfg.run)
+    merged = recorded(folder)
+    groups = {"video", "mask", "correction", "sampler", "reference", "metrics", "logger", "trainer"}
+    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        key = override.key_or_group
+        if key == "run":
+            continue
+        if key.split(".")[0] not in groups:
+            raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
+        value: Any = OmegaConf.select(cfg, key)
+        OmegaConf.update(merged, key, value, merge=True, force_add=True)
+    for name in edit(folder, typed(merged)):
+        print(folder / "edits" / name)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="edit")
+def main(cfg: DictConfig) -> None:
+    guarded(_door, cfg)
+
+
+if __name__ == "__main__":
+    main()

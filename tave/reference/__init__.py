@@ -1,0 +1,131 @@
+"""Target image, matte, source frame and region -> the pictures that the image encoder sees (METHOD 1).
+
+The encoder gives one vector for a whole picture, so a target image's own background speaks as loudly as its
+object. This stage decides what it sees instead. Tensors in and out: pictures in [-1, 1], mattes and masks in
+[0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tave.options import choice, within
+from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
+from tave.reference.place import in_context, neutral
+
+MODES = ("as_is", "neutral", "in_context")
+FRAMES = ("middle", "first", "per_frame")
+
+__all__ = [
+    "MatteError",
+    "MatteWarning",
+    "Reference",
+    "ReferenceOptions",
+    "cut_out",
+    "frame_indices",
+    "in_context",
+    "matte",
+    "neutral",
+    "reference_images",
+    "source_frames",
+]
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """What the encoder sees of the target, and which source frames it sees.
+
+    ``mode``: as_is (the target image) | neutral (the object on grey) | in_context (the object in a source
+    frame, once a first mask tells the place). ``frame``: middle | first | per_frame. ``height_scale``: the
+    object's height as a multiple of the source object's. ``matte``: auto | alpha | given | none. ``feather``:
+    blending of the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around
+    the object, share of its size.
+    """
+
+    mode: str = "in_context"
+    frame: str = "middle"
+    height_scale: float = 1.0
+    matte: str = "auto"
+    feather: float = 0.02
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        choice("reference.mode", self.mode, MODES)
+        choice("reference.frame", self.frame, FRAMES)
+        choice("reference.matte", self.matte, MATTES)
+        within("reference.height_scale", self.height_scale, 0.05, 20)
+        within("reference.feather", self.feather, 0, 0.5)
+        within("reference.margin", self.margin, 0, 2)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The pictures of one pass.
+
+    ``source`` `1 3 H W` or `f 3 H W`: the source frames. ``target`` `1 3 h w` or `f 3 H W`: the target, as
+    ``mode`` shows it. ``matte`` `1 H W` of the target image (None for as_is). ``note``: what went otherwise
+    than asked, or "".
+    """
+
+    source: Tensor
+    target: Tensor
+    mode: str
+    matte: Tensor | None
+    note: str = ""
+
+
+def reference_images(
+    frames: Tensor,
+    rgb: Tensor,
+    alpha: Tensor | None = None,
+    options: ReferenceOptions | None = None,
+    *,
+    given: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Reference:
+    """The pictures that the encoder sees in one pass.
+
+    ``in_context`` takes two: without ``mask`` the first is neutral; its mask goes into the second, together
+    with ``given=first.matte``, which saves cutting out again. The other modes take one and ignore ``mask``.
+
+    Args:
+        frames: the source clip `f 3 H W` in [-1, 1].
+        rgb, alpha: the target image `3 h w` in [-1, 1] and its alpha `1 h w` in [0, 1] or None.
+        given: the user's matte `1 h w` in [0, 1] or None.
+        mask: the first pass's mask in pixels, `f 1 H W`, 1 = edit.
+
+    Raises:
+        MatteError: no matte as asked for, or a mask that doesn't fit the clip.
+    """
+    options = options or ReferenceOptions()
+    source = source_frames(frames, options.frame)
+    if options.mode == "as_is":
+        return Reference(source, rgb[None], "as_is", None)
+    cut = matte(rgb, alpha, given, options.matte)
+    whole = options.matte == "auto" and bool((cut > 0.5).all())
+    note = "the whole target image stands for the object: no matte was found in it" if whole else ""
+    if options.mode == "in_context" and mask is not None:
+        placed = [
+            in_context(rgb, cut, frames, mask, index, options.height_scale, options.feather)
+            for index in frame_indices(len(frames), options.frame)
+        ]
+        pictures = [picture for picture in placed if picture is not None]
+        if pictures:
+            return Reference(source, torch.stack(pictures), "in_context", cut, note)
+        empty = "the first pass found nothing to edit: the reference stays neutral"
+        note = f"{note}; {empty}" if note else empty
+    return Reference(source, neutral(rgb, cut, options.margin)[None], "neutral", cut, note)
+
+
+def source_frames(frames: Tensor, frame: str = "middle") -> Tensor:
+    """The frames of the clip `f 3 H W` that show the source object: `1 3 H W`, or all of them (per_frame)."""
+    return frames[frame_indices(len(frames), frame)]
+
+
+def frame_indices(count: int, frame: str = "middle") -> list[int]:
+    """Which of ``count`` frames ``middle`` (the later one of two) | ``first`` | ``per_frame`` means."""
+    choice("reference.frame", frame, FRAMES)
+    return {"middle": [count // 2], "first": [0], "per_frame": list(range(count))}[frame]

@@ -1,0 +1,136 @@
+"""Which part of the target image is the target object: its matte."""
+
+from __future__ import annotations
+
+import warnings
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from tave.options import choice
+
+MATTES = ("auto", "alpha", "given", "none")
+
+_SIDE = 256  # longest side in pixels at which the object is looked for; its colours don't need more
+_ROUNDS = 5
+_BAND = 0.1  # share of the height within which the border speaks for a row: sky isn't evidence about road
+_UNLIKE = 8.0  # Lab distance from which a colour no longer counts as the border's
+_LEAST, _MOST = 0.005, 0.9  # shares of the picture that an object may plausibly cover
+
+
+class MatteError(ValueError):
+    """A matte that can't be had from what was given; the message says what to give or set."""
+
+
+class MatteWarning(UserWarning):
+    """The automatic matte found nothing or everything, so that the whole picture stands for the object."""
+
+
+def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None, kind: str = "auto") -> Tensor:
+    """The target object's matte `1 H W` in [0, 1], 1 = object.
+
+    ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's) `1 H W` in [0, 1] or
+    None. ``kind``: given | alpha | none (the whole picture) | auto: the given one, else alpha, else cut out
+    by colour; if that fails, the whole picture and a :class:`MatteWarning`.
+
+    Raises:
+        MatteError: the matte asked for isn't there, doesn't fit the picture or is empty.
+    """
+    choice("reference.matte", kind, MATTES)
+    if kind == "given" and given is None:
+        raise MatteError("reference.matte=given but there is no matte: give one, or set reference.matte=auto")
+    if kind == "alpha" and alpha is None:
+        raise MatteError(
+            "reference.matte=alpha but the target image is opaque: save it as a PNG with a transparent "
+            "background, or set reference.matte=auto"
+        )
+    if given is not None and kind in ("given", "auto"):
+        return _checked(given, rgb, "the given matte")
+    if alpha is not None and kind in ("alpha", "auto"):
+        return _checked(alpha, rgb, "the target image's alpha")
+    found = cut_out(rgb) if kind == "auto" else None
+    if kind == "auto" and found is None:
+        warnings.warn(
+            "no object stands out from the target image's border, so the whole picture stands for it; "
+            "give a matte or a PNG with a transparent background",
+            MatteWarning,
+            stacklevel=2,
+        )
+    return torch.ones_like(rgb[:1]) if found is None else found
+
+
+def _checked(values: Tensor, rgb: Tensor, name: str) -> Tensor:
+    if tuple(values.shape) != (1, *rgb.shape[1:]):
+        size, other = ("x".join(str(side) for side in reversed(t.shape[-2:])) for t in (values, rgb))
+        raise MatteError(f"{name} is {size} but the target image is {other}: save both at one size")
+    if not bool((values > 0.5).any()):
+        raise MatteError(f"{name} is empty: it must be above one half where the object is")
+    return values.float().clamp(0, 1)
+
+
+def cut_out(rgb: Tensor) -> Tensor | None:
+    """Cut the object out by colour: GrabCut, started from what differs from the picture's border.
+
+    ``rgb`` `3 H W` in [-1, 1] -> matte `1 H W` in [0, 1], the largest connected piece without holes; None if
+    it covers next to nothing or nearly everything. The border is assumed to be background. Deterministic.
+    """
+    height, width = rgb.shape[1:]
+    pixels = ((rgb.permute(1, 2, 0).numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    scale = min(1.0, _SIDE / max(height, width))
+    size = (max(8, round(width * scale)), max(8, round(height * scale)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    edge = _edge(*small.shape[:2])
+    labels = np.where(_unlike_border(small, edge), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[edge] = cv2.GC_BGD
+    if not (labels == cv2.GC_PR_FGD).any():
+        return None
+    cv2.setRNGSeed(0)  # its colour clusters start at random
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(np.ascontiguousarray(small), labels, None, *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    object_ = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
+    object_ = without_holes(largest(cv2.morphologyEx(object_, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))))
+    if not _LEAST < object_.mean() < _MOST:
+        return None
+    full = cv2.resize(object_.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(full)[None]
+
+
+def _edge(height: int, width: int) -> np.ndarray:
+    edge = np.ones((height, width), dtype=bool)
+    strip = max(1, round(0.02 * min(height, width)))
+    edge[strip:-strip, strip:-strip] = False
+    return edge
+
+
+def _unlike_border(pixels: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """`H W` bool: where the colour is far from every border pixel of about the same height.
+
+    GrabCut knows colours, not places. Started from the plain rectangle it keeps skylines that stand between
+    object and border; those mostly reach the border at their own height, which this tells it.
+    """
+    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    border, heights = lab[edge], np.nonzero(edge)[0]
+    unlike = np.zeros(edge.shape, dtype=bool)
+    for y, row in enumerate(lab):
+        near = border[np.abs(heights - y) <= _BAND * len(lab)]
+        near = near[:: max(1, len(near) // 400)]
+        distance = ((row[:, None] - near[None]) ** 2).sum(-1).min(1)
+        unlike[y] = distance > _UNLIKE**2
+    return unlike
+
+
+def largest(binary: np.ndarray) -> np.ndarray:
+    """The largest 8-connected piece of `H W`, as bool; empty if there is none."""
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(binary.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return np.zeros(binary.shape, dtype=bool)
+    return pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def without_holes(binary: np.ndarray) -> np.ndarray:
+    """`H W` bool with every hole filled that doesn't reach the picture's edge."""
+    outside = np.pad(binary.astype(np.uint8), 1)
+    cv2.floodFill(outside, None, (0, 0), (2,))
+    return outside[1:-1, 1:-1] != 2

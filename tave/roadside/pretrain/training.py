@@ -1,0 +1,211 @@
+"""The four trainings: autoencoder, conditioning CLIP, judge, UNet. Each step's batch is a function of (seed, step).
+
+That makes a killed run exact to resume: no sampler state is needed, ``global_step`` says which batch comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tave.roadside.pretrain.lessons import Lessons, Picture, square_crop
+from tave.roadside.scene import COLORS, VEHICLES, Vehicle, caption
+
+
+def to_signed(pictures: np.ndarray) -> Tensor:
+    """``n H W 3`` uint8 -> ``n 3 H W`` float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Part(L.LightningModule):
+    """A network under training: AdamW, a short warm-up, then constant, then linear to zero over the last third."""
+
+    def __init__(self, network: nn.Module, *, steps: int, batch: int, lr: float, seed: int):
+        super().__init__()
+        self.network, self.steps, self.batch, self.lr, self.seed = network, steps, batch, lr, seed
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.global_step))
+
+    def noise(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.global_step)
+
+    def loss(self) -> Tensor:
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, betas=(0.9, 0.98), weight_decay=1e-3)
+
+        def factor(step: int) -> float:
+            return min((step + 1) / 100, 1.0, max(0.0, (self.steps - step) / (self.steps / 3)))
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+
+class AutoencoderPart(Part):
+    """L1 + L2 + gradient loss on crops, three in four of them around the vehicle, and a faint pull to a unit normal."""
+
+    def __init__(self, network: nn.Module, lessons: Lessons, crop: int, **settings: Any):
+        super().__init__(network, **settings)
+        self.lessons, self.crop = lessons, crop
+
+    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+        index = int(rng.integers(len(self.lessons)))
+        frame, crop = self.lessons.frames[index], self.crop
+        limit = frame.shape[0] - crop
+        if rng.random() < 0.25:
+            x, y = rng.integers(0, limit + 1, size=2)
+        else:
+            x0, y0, x1, y1 = self.lessons.pictures[index].box
+            x, y = rng.integers(x0 - crop // 2, x1 - crop // 2 + 1), rng.integers(y0 - crop // 2, y1 - crop // 2 + 1)
+        x, y = int(np.clip(x, 0, limit)), int(np.clip(y, 0, limit))
+        piece = frame[y : y + crop, x : x + crop]
+        return piece[:, ::-1] if rng.random() < 0.5 else piece
+
+    def loss(self) -> Tensor:
+        rng = self.rng()
+        truth = to_signed(np.stack([self._crop(rng) for _ in range(self.batch)])).to(self.device)
+        posterior = self.network.encode(truth).latent_dist  # type: ignore[operator]
+        drawn = torch.randn(posterior.mean.shape, generator=self.noise(), device=self.device)
+        made = self.network.decode(posterior.mean + posterior.std * drawn).sample  # type: ignore[operator]
+        error = made - truth
+        slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        pull = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return error.abs().mean() + 2 * error.square().mean() + slopes + 1e-4 * pull
+
+
+def same(left: list[str], right: list[str]) -> Tensor:
+    """Positives of a contrastive batch: 1 where two captions are equal; equal captions are all positives."""
+    return torch.tensor([[a == b for b in right] for a in left], dtype=torch.float32)
+
+
+def contrastive(images: Tensor, texts: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy ``n d`` x ``m d`` with several positives a row."""
+    logits = scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    rows = positive / positive.sum(1, keepdim=True).clamp(min=1)
+    columns = positive.T / positive.T.sum(1, keepdim=True).clamp(min=1)
+    seen = positive.T.sum(1) > 0  # a caption of the bank that no picture shows has nothing to be drawn to
+    return F.cross_entropy(logits, rows) + F.cross_entropy(logits.T[seen], columns[seen])
+
+
+SHORT = [caption(Vehicle(kind, color)) for kind in VEHICLES for color in COLORS]
+
+
+def _describe(picture: Picture, rng: np.random.Generator, place: bool) -> str:
+    where = picture.place if place and rng.random() < 0.5 else None
+    return caption(picture.vehicle, picture.heading, where, pattern=bool(rng.random() < 0.6))
+
+
+class ClipPart(Part):
+    """Contrastive training on frames and on portraits; every step also tells apart all short captions."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lessons: Lessons,
+        embed: Callable[[Tensor, list[str]], tuple[Tensor, Tensor]],
+        size: int,
+        crops: bool,
+        **settings: Any,
+    ):
+        super().__init__(network, **settings)
+        self.lessons, self.embed, self.size, self.crops = lessons, embed, size, crops
+        self.log_scale = nn.Parameter(torch.tensor(2.66))
+
+    def _picture(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """A picture and whether it shows the place of its description."""
+        frame, picture = self.lessons.frames[index], self.lessons.pictures[index]
+        x0, y0, x1, y1 = picture.box
+        if self.crops:  # the judge: a box as it is measured in an edit, a little off
+            jitter = rng.uniform(-0.1, 0.1, size=4) * max(x1 - x0, y1 - y0)
+            return square_crop(frame, tuple(np.array(picture.box) + jitter), self.size, float(rng.uniform(0.1, 0.7))), False
+        if rng.random() < 0.4:
+            return self.lessons.views[index], False
+        return square_crop(frame, (0, 0, frame.shape[1], frame.shape[0]), self.size, 0.0), True
+
+    def loss(self) -> Tensor:
+        rng = self.rng()
+        indices = rng.integers(len(self.lessons), size=self.batch)
+        shown = [self._picture(int(i), rng) for i in indices]
+        described = [self.lessons.pictures[int(i)] for i in indices]
+        texts = [_describe(p, rng, place) for p, (_, place) in zip(described, shown, strict=True)]
+        short = [caption(p.vehicle) for p in described]
+        images, words = self.embed(to_signed(np.stack([s[0] for s in shown])).to(self.device), SHORT + texts)
+        scale = self.log_scale.exp().clamp(max=100)
+        bank, own = words[: len(SHORT)], words[len(SHORT) :]
+        return contrastive(images, bank, same(short, SHORT).to(self.device), scale) + contrastive(
+            images, own, same(texts, texts).to(self.device), scale
+        )
+
+    def configure_optimizers(self) -> Any:
+        made = super().configure_optimizers()
+        made["optimizer"].add_param_group({"params": [self.log_scale], "weight_decay": 0.0})
+        schedule = made["lr_scheduler"]["scheduler"]
+        made["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(made["optimizer"], [schedule.lr_lambdas[0]] * 2)
+        return made
+
+
+class UNetPart(Part):
+    """The denoiser: v-prediction on cached latents, with a caption of any length and the picture's noised embedding.
+
+    The image vector is that of the picture itself, as SD-unCLIP was trained; for 3 in 10 it is another view of
+    the same vehicle, so that the vehicle, not the place, is what the model learns to take from it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latents: Tensor,
+        embeds: Tensor,
+        view_embeds: Tensor,
+        pictures: list[Picture],
+        alphas: Tensor,
+        text: Callable[[list[str]], Tensor],
+        noised: Callable[[Tensor, Tensor, Tensor], Tensor],
+        **settings: Any,
+    ):
+        super().__init__(network, **settings)
+        self.latents, self.embeds, self.view_embeds, self.pictures = latents, embeds, view_embeds, pictures
+        self.alphas, self.text, self.noised = alphas, text, noised
+
+    def _caption(self, picture: Picture, rng: np.random.Generator) -> str:
+        draw = rng.random()
+        if draw < 0.12:
+            return ""
+        place = picture.place if draw < 0.8 else None
+        return caption(picture.vehicle, picture.heading, place, pattern=bool(rng.random() < 0.3))
+
+    def loss(self) -> Tensor:
+        rng, noise = self.rng(), self.noise()
+        indices = rng.integers(len(self.pictures), size=self.batch)
+        clean = self.latents[indices].float().to(self.device)
+        elsewhere = torch.from_numpy(rng.random(self.batch) < 0.3)[:, None]
+        embeds = torch.where(elsewhere, self.view_embeds[indices], self.embeds[indices]).to(self.device)
+        # Half of the levels are low: editing runs at level 0, and a small training can't spend itself on noise.
+        top = np.where(rng.random(self.batch) < 0.6, 60, 1000)
+        levels = torch.from_numpy((rng.random(self.batch) * top).astype(np.int64))
+        drawn = torch.randn(embeds.shape, generator=noise, device=self.device)
+        image = self.noised(embeds, levels.to(self.device), drawn)
+        kept = torch.from_numpy(rng.random(self.batch) >= 0.12)[:, None].to(self.device)
+        t = torch.from_numpy(rng.integers(0, 1000, size=self.batch)).to(self.device)
+        eps = torch.randn(clean.shape, generator=noise, device=self.device)
+        a = self.alphas.to(self.device)[t].view(-1, 1, 1, 1)
+        text = self.text([self._caption(self.pictures[int(i)], rng) for i in indices])
+        made = self.network(
+            a.sqrt() * clean + (1 - a).sqrt() * eps, t, encoder_hidden_states=text, class_labels=image * kept
+        ).sample
+        return F.mse_loss(made, a.sqrt() * eps - (1 - a).sqrt() * clean)

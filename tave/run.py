@@ -1,0 +1,234 @@
+"""A run: its folder, its remembered stages, and the Trainer that tunes and predicts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from tave.backbone import Backbone
+from tave.cache import StoredError, digest, file_digest, read_tensors, write_json, write_tensors
+from tave.config import EditEntry, TrainOptions
+from tave.data import ClipData, Request
+from tave.denoiser import Denoiser
+from tave.editor import Editor, Inverted
+from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
+from tave.inversion import Trajectory
+from tave.schedule import Schedule
+from tave.stages import OnStep, Stages
+from tave.video import Clip, read_clip, read_image, read_matte, write_video
+from tave.writer import RunWriter
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the run folder and of remembered stages; a change makes old products strangers
+
+
+class _Tick(Callback):
+    """Moves the tuning bar."""
+
+    def __init__(self, on_step: OnStep):
+        self.on_step = on_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.on_step(trainer.global_step, trainer.max_steps)
+
+
+class Run:
+    """One clip under one configuration. ``begin`` encodes it, ``tune`` and ``predict`` are the Trainer's two loops."""
+
+    def __init__(self, options: TrainOptions, folder: Path, clip: Clip, stages: Stages, config: dict[str, Any] | None):
+        self.options, self.folder, self.clip, self.stages, self.config = options, folder, clip, stages, config
+        L.seed_everything(options.seed, workers=True, verbose=False)
+        self.backbone: Backbone = instantiate(options.backbone)
+        schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
+        unet = inflate(self.backbone.unet, len(clip.frames), options.inflation)
+        self.trained = select_trainables(unet, options.tuning.trainables, options.tuning.lora_rank)
+        self.editor = Editor(
+            Denoiser(unet, self.backbone.scheduler),
+            schedule,
+            options.tuning,
+            options.editing,
+            seed=options.seed,
+            stages=stages,
+        )
+        self.data = ClipData(
+            self.backbone,
+            clip,
+            options.video.source_prompt,
+            steps=options.tuning.steps,
+            condition=options.condition,
+            reference=options.reference,
+            inversion=options.inversion.condition,
+            seed=options.seed,
+            stages=stages,
+        )
+        self.tuned_key = digest(
+            FORMAT,
+            dict(self.backbone.hashes),
+            self.backbone.name,
+            options.inflation,
+            options.tuning,
+            clip.frames,
+            options.video.source_prompt,
+            options.seed,
+        )
+        self.inversion_key = digest(self.tuned_key, options.inversion, options.condition, options.reference.frame, options.seed)
+
+    @classmethod
+    def begin(cls, options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Run:
+        """Read and encode the clip of ``options`` and open ``folder``.
+
+        The target images are read as well, so that a wrong path fails now and not after the tuning.
+        """
+        for entry in options.video.requests().values():
+            _request("", entry)
+        clip = read_clip(options.video.path, options.video)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(options, folder, clip, Stages(show=show), config)
+        write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
+        return run
+
+    # ---- the two loops -----------------------------------------------------------------------------------------------
+
+    def tune(self) -> None:
+        """Fine-tune, unless the same tuning is remembered; a killed one goes on where it stopped."""
+        kept = Path(self.options.cache) / f"tuned-{self.tuned_key}.safetensors"
+        if kept.is_file():
+            self.stages.say(f"tuned weights found in {kept.parent}, no need to tune")
+            self.load(kept)
+        elif self.trained and self.options.tuning.steps:
+            self._fit(kept)
+        self._save_tuned(self.folder / "tuned.safetensors")
+
+    def _fit(self, kept: Path) -> None:
+        begun = kept.with_suffix("")
+        checkpoint = ModelCheckpoint(begun, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True)
+        with self.stages.stage("tuning", "tuning on the clip") as on_step:
+            trainer = self._trainer([checkpoint, _Tick(on_step)], logger=self._loggers())
+            trainer.fit(self.editor, self.data, ckpt_path="last")
+        self._save_tuned(kept)
+        shutil.rmtree(begun, ignore_errors=True)
+
+    def predict(self, requests: Mapping[str, EditEntry]) -> None:
+        """Make the edits one after another; each is on disk before the next begins."""
+        self.data.ask([_request(name, entry) for name, entry in requests.items()], self._inverted)
+        truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
+        trainer = self._trainer([RunWriter(self.folder, truths, self.stages)], logger=False)
+        trainer.predict(self.editor, self.data, return_predictions=False)
+
+    def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            # One clip is in memory: there is nothing for loader workers to do.
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            return instantiate(
+                self.options.trainer,
+                max_steps=self.options.tuning.steps,
+                gradient_clip_val=self.options.tuning.gradient_clip or None,
+                callbacks=callbacks,
+                logger=logger,
+                default_root_dir=str(self.folder),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                _convert_="all",
+            )
+
+    def _loggers(self) -> Any:
+        return [instantiate(entry, save_dir=str(self.folder)) for entry in self.options.logger.values()] or False
+
+    # ---- what is remembered ------------------------------------------------------------------------------------------
+
+    def _save_tuned(self, path: Path) -> None:
+        about = {
+            "base": dict(self.backbone.hashes),
+            "backbone": self.backbone.name,
+            "frames": len(self.clip.frames),
+            "inflation": asdict(self.options.inflation),
+            "tuning": asdict(self.options.tuning),
+            "key": self.tuned_key,
+        }
+        write_tensors(path, tuned_state(self.editor.denoiser.unet), about)
+        write_json(path.with_suffix(".json"), about)
+
+    def load(self, path: Path) -> None:
+        """Load tuned weights; :class:`StoredError` if they were tuned from another backbone or for other frames."""
+        state, about = read_tensors(path)
+        if about.get("base") != dict(self.backbone.hashes) or about.get("backbone") != self.backbone.name:
+            raise StoredError(f"{path}: tuned from another backbone than {self.backbone.name}; give that one, or tune again")
+        load_tuned(self.editor.denoiser.unet, state)
+
+    def _inverted(self, make: Callable[[], Inverted]) -> Inverted:
+        """The inversion from this run folder, else from the cache, else made and kept in both."""
+        here = self.folder / "trajectory.safetensors"
+        kept = Path(self.options.cache) / f"trajectory-{self.inversion_key}.safetensors"
+        for path in (here, kept):
+            if path.is_file():
+                tensors, about = read_tensors(path)
+                if about.get("key") == self.inversion_key:
+                    made = Inverted(Trajectory(tensors["latents"]), about["reconstruction_psnr"], about["autoencoder_psnr"])
+                    break
+        else:
+            made = make()
+        about = {
+            "key": self.inversion_key,
+            "reconstruction_psnr": round(made.reconstruction_psnr, 4),
+            "autoencoder_psnr": round(made.autoencoder_psnr, 4),
+        }
+        for path in (kept, here):
+            if not path.is_file() or read_tensors(path)[1].get("key") != self.inversion_key:
+                write_tensors(path, {"latents": made.trajectory.latents}, about)
+        return made
+
+    def record(self) -> None:
+        """``run.json``: how all of it was made; ``metrics.json``: stages and reconstruction beside the edits' numbers."""
+        found = self.folder / "trajectory.safetensors"
+        about = read_tensors(found)[1] if found.is_file() else {}
+        psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
+        metrics = self.folder / "metrics.json"
+        before = json.loads(metrics.read_text()) if metrics.is_file() else {}
+        write_json(metrics, {**psnr, "stages": self.stages.record} | {k: v for k, v in before.items() if k == "edits"})
+        write_json(
+            self.folder / "run.json",
+            {
+                "format": FORMAT,
+                "config": self.config or asdict(self.options),
+                "seed": self.options.seed,
+                "fps": self.clip.fps,
+                "size": list(self.clip.frames.shape),
+                "versions": {name: version(name) for name in ("tave", "torch", "diffusers", "transformers", "lightning")}
+                | {"python": platform.python_version()},
+                "hardware": {
+                    "machine": platform.machine(),
+                    "threads": torch.get_num_threads(),
+                    "cuda": torch.cuda.is_available(),
+                },
+                "weights": dict(self.backbone.hashes),
+                "inputs": _hashes(self.options),
+                "keys": {"tuned": self.tuned_key, "trajectory": self.inversion_key},
+                "stages": self.stages.record,
+            },
+        )
+
+
+def _request(name: str, entry: EditEntry) -> Request:
+    image, alpha = read_image(entry.target_image)
+    matte = None if entry.matte is None else read_matte(entry.matte)
+    return Request(name, entry.target_prompt, image, alpha, matte)
+
+
+def _hashes(options: TrainOptions) -> dict[str, str]:
+    paths = [options.video.path] + [entry.target_image for entry in options.video.requests().values()]
+    return {path: file_digest(path) for path in paths if Path(path).is_file()}

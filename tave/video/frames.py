@@ -1,0 +1,76 @@
+"""What a clip and a picture are in memory, their 8-bit form, and how they come to size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tave.options import choice, within
+
+FITS = ("crop", "stretch", "pad")
+
+
+class VideoError(ValueError):
+    """A file or a clip that can't be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``frames`` `f 3 H W` float32 in [-1, 1], and ``fps``, at which they play at true speed."""
+
+    frames: Tensor
+    fps: float
+
+
+class Image4(NamedTuple):
+    """``rgb`` `3 H W` float32 in [-1, 1]; ``alpha`` `1 H W` in [0, 1], None if it is opaque throughout."""
+
+    rgb: Tensor
+    alpha: Tensor | None
+
+
+def to_bytes(frames: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 of the same shape, rounded to the nearest."""
+    return ((frames.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]; :func:`to_bytes` gives the same bytes back."""
+    return pixels.float() / 127.5 - 1
+
+
+def fit_frames(frames: Tensor, width: int, height: int, fit: str = "crop") -> Tensor:
+    """Bring ``frames`` `f 3 H W` in [-1, 1] to ``height`` x ``width``; bit for bit the same if they have it.
+
+    ``crop``: scale to cover, cut the centre. ``stretch``: ignore the aspect. ``pad``: scale to contain, black
+    bars. Resampling is bicubic with antialiasing, clamped to [-1, 1].
+    """
+    choice("fit", fit, FITS)
+    within("width", width, 1, 16_384)
+    within("height", height, 1, 16_384)
+    old_height, old_width = frames.shape[-2:]
+    new_width, new_height = width, height
+    if fit != "stretch":
+        scales = (width / old_width, height / old_height)
+        scale = max(scales) if fit == "crop" else min(scales)
+        outer = max if fit == "crop" else min
+        new_width = outer(width, max(1, round(old_width * scale)))
+        new_height = outer(height, max(1, round(old_height * scale)))
+    if (new_height, new_width) != (old_height, old_width):
+        frames = functional.interpolate(
+            frames, (new_height, new_width), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(-1, 1)
+    if fit == "pad":
+        left, top = (width - new_width) // 2, (height - new_height) // 2
+        return functional.pad(frames, (left, width - new_width - left, top, height - new_height - top), value=-1.0)
+    return centre(frames, width, height)
+
+
+def centre(frames: Tensor, width: int, height: int) -> Tensor:
+    """The middle ``height`` x ``width`` of frames `... H W`, which are at least that large."""
+    top, left = (frames.shape[-2] - height) // 2, (frames.shape[-1] - width) // 2
+    return frames[..., top : top + height, left : left + width]

@@ -1,0 +1,215 @@
+"""A video file, or a folder of numbered pictures, to a clip."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import av.container
+import numpy as np
+import torch
+from av.error import FFmpegError
+from av.stream import Disposition
+from torch import Tensor
+
+from tave.options import OptionError, choice, within
+from tave.video.frames import FITS, Clip, VideoError, centre, fit_frames, from_bytes, to_bytes
+from tave.video.image import read_image, refuse_missing
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# FFmpeg renders any text as pictures of a terminal; nobody who passes notes.txt as a clip means that.
+_TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Which frames of a clip, and at what size.
+
+    Frames ``start, start + stride, ...``, ``frames`` of them (None: all there are). ``width`` and ``height``
+    in pixels, multiples of ``multiple``; with one of them the aspect is kept, with none the clip's own size
+    is trimmed to the multiple without resampling. ``fit``: crop (cover, then cut the centre) | stretch | pad
+    (contain, black bars). ``folder_fps``: the rate of a folder of pictures, which has none of its own.
+    """
+
+    frames: int | None = 8
+    start: int = 0
+    stride: int = 1
+    width: int | None = None
+    height: int | None = None
+    fit: str = "crop"
+    multiple: int = 8
+    folder_fps: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.frames is not None:
+            within("frames", self.frames, 1, 10_000)
+        within("start", self.start, 0, 10_000_000)
+        within("stride", self.stride, 1, 10_000)
+        within("multiple", self.multiple, 1, 1024)
+        within("folder_fps", self.folder_fps, 0.01, 1000)
+        choice("fit", self.fit, FITS)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None:
+                within(name, side, self.multiple, 16_384)
+                if rest := side % self.multiple:
+                    near = side - rest
+                    raise OptionError(
+                        f"{name}={side} is not a multiple of {self.multiple}: set {near} or {near + self.multiple}"
+                    )
+
+    def wants(self, index: int) -> bool:
+        """Whether the clip's frame ``index`` is one of those asked for."""
+        step, rest = divmod(index - self.start, self.stride)
+        return step >= 0 and rest == 0 and (self.frames is None or step < self.frames)
+
+
+class _Decoded(NamedTuple):
+    frames: list[Tensor]  # uint8 `3 H W`, only those wanted
+    fps: float
+    seen: int  # frames met in the file; all of them if the wanted ones ran out
+
+
+_Keep = Callable[[np.ndarray], Tensor]  # `H W 3` uint8 as decoded -> `3 H W` uint8 at its final size
+
+
+def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
+    """Read a video file, or a folder of numbered pictures, as frames of one size.
+
+    Counting is by frame, also where the frame rate varies: frame i is the i-th picture shown, and ``fps`` is
+    the file's average rate divided by the stride. A rotation tag (phones) is applied.
+
+    Raises:
+        VideoError: the path is no readable clip, or has fewer frames than asked for.
+    """
+    options = options or ReadOptions()
+    path = Path(path)
+
+    def keep(image: np.ndarray) -> Tensor:
+        frame = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return _sized(frame, path, options)
+
+    if path.is_dir():
+        decoded = _read_folder(path, options, keep)
+    else:
+        refuse_missing(path)
+        decoded = _read_file(path, options, keep)
+    _refuse_short(path, options, decoded)
+    sizes = {f"{frame.shape[2]}x{frame.shape[1]}" for frame in decoded.frames}
+    if len(sizes) > 1:
+        raise VideoError(f"{path}: its frames differ in size ({', '.join(sorted(sizes))}); set width and height")
+    return Clip(from_bytes(torch.stack(decoded.frames)), decoded.fps / options.stride)
+
+
+def _refuse_short(path: Path, options: ReadOptions, decoded: _Decoded) -> None:
+    count, wanted = decoded.seen, options.frames or 1
+    if len(decoded.frames) >= wanted:
+        return
+    if count == 0:
+        raise VideoError(f"{path}: holds no frames; export the clip again")
+    if options.start >= count:
+        raise VideoError(f"{path}: has {count} frames, so start={options.start} is past its end; set start below {count}")
+    needed = options.start + (wanted - 1) * options.stride + 1
+    possible = len(decoded.frames)
+    raise VideoError(
+        f"{path}: has {count} frames, but frames={wanted} with start={options.start} and "
+        f"stride={options.stride} needs {needed}; set frames to {possible} or less, or lower start or stride"
+    )
+
+
+def _read_file(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
+    """Frames of one file: PyAV looks and refuses, decord reads where it can be trusted, else PyAV."""
+    seen = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(path, container)
+            if decoded := _read_decord(path, options, keep):
+                return decoded
+            fps = float(stream.average_rate or stream.guessed_rate or options.folder_fps)
+            frames: list[Tensor] = []
+            for frame in container.decode(stream):
+                if options.wants(seen):
+                    image = frame.to_ndarray(format="rgb24")
+                    frames.append(keep(np.rot90(image, k=round(frame.rotation / 90))))
+                seen += 1
+                if len(frames) == options.frames:
+                    break
+            return _Decoded(frames, fps, seen)
+    except PermissionError as error:
+        raise VideoError(f"{path}: reading is not permitted; change the file's permissions") from error
+    except FFmpegError as error:
+        if seen:
+            raise VideoError(
+                f"{path}: damaged after {seen} frames; export it again, or ask only for frames before that"
+            ) from error
+        raise VideoError(
+            f"{path}: not a video that can be decoded ({error.strerror}): cut, damaged or of another kind; "
+            "export it again, for instance as H.264 mp4"
+        ) from error
+
+
+def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams and container.streams.audio:  # an attached picture is a sound file's cover
+        raise VideoError(f"{path}: has sound but no pictures; give a file with a video stream")
+    if not streams or not streams[0].width:
+        raise VideoError(f"{path}: holds no pictures that can be decoded: cut or damaged; export it again")
+    if streams[0].codec_context.name in _TEXT_CODECS:
+        raise VideoError(f"{path}: is a text file, not a video; give a clip such as an mp4")
+    return streams[0]
+
+
+def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | None:
+    """Frames by decord, or None where it is missing or fails (AV1, GIF, damage: it doesn't say which)."""
+    try:
+        import decord
+    except (ImportError, OSError):  # no wheel for this machine, or its library doesn't load
+        return None
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)  # str: a Path is refused
+        frames = []
+        for index in filter(options.wants, range(len(reader))):
+            image = reader[index].asnumpy()
+            # At widths 8, 12, 16, 24, 48 and 72 it takes the stride for the channels and says nothing.
+            if image.ndim != 3 or image.shape[-1] != 3:
+                return None
+            frames.append(keep(image))
+        return _Decoded(frames, float(reader.get_avg_fps()), len(reader))
+    except (RuntimeError, decord.DECORDError):
+        return None
+
+
+def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
+    files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    if not files:
+        raise VideoError(f"{path}: is a folder without pictures; give a video file or a folder of numbered pictures")
+    numbers = {file: re.findall(r"\d+", file.stem) for file in files}
+    if unnumbered := [file.name for file in files if not numbers[file]]:
+        raise VideoError(f"{path}: {min(unnumbered)} has no number in its name; number the pictures in order")
+    files.sort(key=lambda file: ([int(number) for number in numbers[file]], file.name))
+    chosen = [file for index, file in enumerate(files) if options.wants(index)]
+    frames = [keep(to_bytes(read_image(file).rgb).permute(1, 2, 0).numpy()) for file in chosen]
+    return _Decoded(frames, options.folder_fps, len(files))
+
+
+def _sized(frame: Tensor, path: Path, options: ReadOptions) -> Tensor:
+    """One decoded frame `3 H W` uint8 at the size asked for."""
+    height, width = frame.shape[-2:]
+    multiple = options.multiple
+    if options.width is None and options.height is None:
+        if min(width, height) < multiple:
+            raise VideoError(f"{path}: is {width}x{height}, smaller than a block of {multiple} pixels; set width and height")
+        return centre(frame, width // multiple * multiple, height // multiple * multiple).contiguous()
+    new_width = options.width or _nearest(width * (options.height or 0) / height, multiple)
+    new_height = options.height or _nearest(height * new_width / width, multiple)
+    if (new_width, new_height) == (width, height):
+        return frame.contiguous()
+    return to_bytes(fit_frames(from_bytes(frame[None]), new_width, new_height, options.fit)[0])
+
+
+def _nearest(length: float, multiple: int) -> int:
+    return max(1, round(length / multiple)) * multiple

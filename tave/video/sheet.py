@@ -1,0 +1,48 @@
+"""Several clips in one: beside each other as a clip, or as one sheet of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tave.options import choice, within
+from tave.video.frames import VideoError
+
+
+def mask_frames(masks: Tensor) -> Tensor:
+    """Masks `f 1 H W` in [0, 1] as grey frames `f 3 H W` in [-1, 1]."""
+    return masks.float().clamp(0, 1).mul(2).sub(1).expand(-1, 3, -1, -1)
+
+
+def side_by_side(clips: Sequence[Tensor], direction: str = "horizontal") -> Tensor:
+    """Clips `f 3 H W` of one size and length as one clip, in a row (horizontal) or a column (vertical)."""
+    choice("direction", direction, ("horizontal", "vertical"))
+    _refuse_mixed("side by side", [tuple(clip.shape) for clip in clips])
+    return torch.cat([clip.float().cpu() for clip in clips], dim=3 if direction == "horizontal" else 2)
+
+
+def contact_sheet(rows: Sequence[Tensor], columns: int = 8, gap: int = 2) -> Tensor:
+    """One picture `3 H W` in [-1, 1]: a clip `f 3 H W` per row, up to ``columns`` of its frames across.
+
+    Frames are of one size; a shorter clip leaves the rest of its row white, as is the ``gap`` (pixels)
+    between cells.
+    """
+    within("columns", columns, 1, 1000)
+    _refuse_mixed("contact sheet", [tuple(row.shape[1:]) for row in rows])
+    columns = min(columns, max(len(row) for row in rows))
+    height, width = rows[0].shape[-2:]
+    sheet = torch.ones(3, len(rows) * (height + gap) - gap, columns * (width + gap) - gap)
+    for down, row in enumerate(rows):
+        shown = min(columns, len(row))
+        for across, index in enumerate(np.linspace(0, len(row) - 1, shown).round().astype(int)):
+            top, left = down * (height + gap), across * (width + gap)
+            sheet[:, top : top + height, left : left + width] = row[index].float().cpu()
+    return sheet
+
+
+def _refuse_mixed(what: str, shapes: list[tuple[int, ...]]) -> None:
+    if not shapes or len(set(shapes)) > 1:
+        raise VideoError(f"{what}: clips must agree in shape but are {shapes}; bring them to one size and length first")

@@ -1,0 +1,94 @@
+"""The prediction writer: every edit becomes files in the run folder, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from tave.cache import whole_file, write_json
+from tave.editor import Edit
+from tave.sampling import resize_mask
+from tave.stages import Stages
+from tave.video import contact_sheet, side_by_side, write_image, write_mask_video, write_video
+
+
+class RunWriter(BasePredictionWriter):
+    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, reference.png, edit.json.
+
+    ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics.
+    """
+
+    def __init__(self, folder: Path, truths: dict[str, str], stages: Stages):
+        super().__init__(write_interval="batch")
+        self.folder, self.truths, self.stages = folder, truths, stages
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Edit,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        with self.stages.stage("writing", f"writing {prediction.name}"):
+            write_edit(self.folder / "edits" / prediction.name, prediction, self.truths.get(prediction.name))
+
+
+def write_edit(folder: Path, edit: Edit, truth: str | None = None) -> None:
+    """Write one edit into ``folder`` under a temporary name, then move it there in one step."""
+    waiting = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(waiting, ignore_errors=True)
+    waiting.mkdir(parents=True)
+    try:
+        _write_files(waiting, edit, truth)
+        if folder.exists():
+            shutil.rmtree(folder)
+        waiting.rename(folder)
+    finally:
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _write_files(folder: Path, edit: Edit, truth: str | None) -> None:
+    source, fps = edit.clip.frames.cpu(), edit.clip.fps
+    edited, alpha = edit.frames.cpu(), edit.alpha.cpu()
+    mask = resize_mask(edit.mask.mask, *source.shape[-2:]).cpu()
+    write_video(folder / "edited.mp4", edited, fps)
+    write_mask_video(folder / "mask.mp4", mask, fps)
+    rows = [source, shaded(source, mask), edited]
+    write_video(folder / "side_by_side.mp4", side_by_side(rows), fps)
+    heat = resize_mask(edit.mask.soft, *source.shape[-2:]).cpu().expand(-1, 3, -1, -1) * 2 - 1
+    write_image(folder / "side_by_side.png", contact_sheet([source, heat, shaded(source, mask), edited]))
+    write_image(folder / "reference.png", edit.reference.target[len(edit.reference.target) // 2].cpu())
+    with whole_file(folder / "soft_mask.npz") as waiting, waiting.open("wb") as sink:
+        np.savez_compressed(
+            sink,
+            soft=edit.mask.soft[0, :, 0].cpu().numpy().astype(np.float32),
+            binary=edit.mask.binary[0, :, 0].cpu().numpy().astype(np.uint8),
+            mask=edit.mask.mask[0, :, 0].cpu().numpy().astype(np.uint8),
+            per_step=edit.mask.per_step.cpu().numpy().astype(np.float16),
+            alpha=opacity_bytes(alpha[:, 0]),
+        )
+    write_json(folder / "edit.json", {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.reference.mode})
+    if truth is not None:
+        shutil.copytree(truth, folder / "truth")
+
+
+def opacity_bytes(alpha: Tensor) -> np.ndarray:
+    """Opacity in [0, 1] -> uint8 with 0 and 255 for exactly 0 and exactly 1 alone."""
+    inner = (alpha * 255).round().clamp(1, 254)
+    return torch.where(alpha <= 0, 0, torch.where(alpha >= 1, 255, inner)).to(torch.uint8).numpy()
+
+
+def shaded(frames: Tensor, mask: Tensor) -> Tensor:
+    """Frames with what lies outside the mask dimmed: shows at a glance what will be edited."""
+    return torch.where(mask > 0.5, frames, (frames - 1) * 0.75 / 2 - 0.25)

@@ -1,0 +1,133 @@
+"""The ideal clip scores best, the untouched source worst, and a shifted answer is found where it stands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from eval.ideal import IdealLayers, ideal_psnr, ideal_psnr_aligned, residue
+from eval.preservation import PSNR_CAP, MetricError, psnr
+
+HEIGHT, WIDTH = 32, 48
+MY, MX = 2, 6
+
+
+def picture(seed: int, channels: int = 3) -> Tensor:
+    return torch.rand(2, channels, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def drawn_world(occluded: bool = True) -> tuple[IdealLayers, Tensor, Tensor, Tensor, Tensor]:
+    """Layers, source clip, source mask, ideal clip, target mask: an 8x20 box that becomes a 6x10 one with soft sides."""
+    background = picture(0)
+    wide = torch.zeros(2, 4, HEIGHT + 2 * MY, WIDTH + 2 * MX)
+    wide[:, :3] = torch.rand(wide[:, :3].shape, generator=torch.Generator().manual_seed(1))
+    for frame, left in enumerate((14, 17)):
+        wide[frame, 3, MY + 14 : MY + 20, MX + left : MX + left + 10] = 1
+        wide[frame, 3, MY + 14 : MY + 20, MX + left + 10] = 0.4
+    occluder = torch.zeros(2, 4, HEIGHT, WIDTH)
+    if occluded:
+        occluder[:, :3], occluder[:, 3, :, 20:22] = -0.5, 1
+    layers = IdealLayers(background, wide, occluder)
+    source, source_mask = background.clone(), torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+    source_mask[:, 12:20, 10:30] = True
+    source_mask &= occluder[:, 3] < 0.5
+    source[:, :, 12:20, 10:30] = -1
+    source = torch.lerp(source, occluder[:, :3], occluder[:, 3:])
+    ideal, target_mask = layers.render()
+    return layers, source, source_mask, ideal, target_mask
+
+
+def slow_aligned(
+    edited: Tensor, source_mask: Tensor, layers: IdealLayers
+) -> dict[tuple[int, int], float | None]:
+    """Every shift written out: stack three layers over the whole picture, compare over source-or-target pixels."""
+    scores = {}
+    for dx in range(-MX, MX + 1):
+        for dy in range(-MY, MY + 1):
+            moved = torch.roll(layers.target, (dy, dx), (2, 3))[:, :, MY : MY + HEIGHT, MX : MX + WIDTH]
+            frames = layers.background
+            for layer in (moved, layers.occluder):
+                frames = layer[:, 3:] * layer[:, :3] + (1 - layer[:, 3:]) * frames
+            visible = moved[:, 3] * (1 - layers.occluder[:, 3]) >= 0.5
+            scores[dx, dy] = psnr(edited, frames, source_mask | visible)
+    return scores
+
+
+def test_residue_is_one_for_the_source_and_none_of_it_for_the_ideal() -> None:
+    _, source, old, ideal, new = drawn_world()
+    assert residue(source, source, ideal, old, new) == 1
+    assert residue(ideal, source, ideal, old, new) == 0
+
+
+def test_residue_is_the_share_of_given_up_pixels() -> None:
+    _, source, old, ideal, new = drawn_world()
+    given_up = old & ~new
+    left = given_up.clone()
+    left[:, :, 15:] = False
+    half_done = torch.where(left[:, None], source, ideal)
+    assert residue(half_done, source, ideal, old, new) == int(left.sum()) / int(given_up.sum())
+
+
+def test_residue_without_given_up_pixels_has_no_figure() -> None:
+    _, source, old, ideal, _ = drawn_world()
+    assert residue(source, source, ideal, old, old) is None
+
+
+def test_ideal_clip_is_perfect_and_the_source_is_not() -> None:
+    layers, source, old, ideal, new = drawn_world()
+    assert ideal_psnr(ideal, ideal, old, new) == PSNR_CAP
+    best = ideal_psnr_aligned(ideal, ideal, old, new, layers)
+    assert (best.psnr, best.dx, best.dy) == (PSNR_CAP, 0, 0)
+    unchanged = ideal_psnr_aligned(source, ideal, old, new, layers)
+    assert unchanged.psnr is not None and unchanged.psnr < 15
+
+
+@pytest.mark.parametrize("shift", [(-6, -2), (6, 2), (3, -1), (0, 1), (-4, 0)])
+def test_a_shifted_answer_is_found(shift: tuple[int, int]) -> None:
+    layers, _, old, ideal, new = drawn_world()
+    moved, _ = layers.render(*shift)
+    best = ideal_psnr_aligned(moved, ideal, old, new, layers)
+    assert (best.psnr, best.dx, best.dy) == (PSNR_CAP, *shift)
+    in_place = ideal_psnr(moved, ideal, old, new)
+    assert in_place is not None and in_place < 20
+
+
+@pytest.mark.parametrize("occluded", [True, False])
+def test_aligned_is_the_best_of_all_shifts_written_out(occluded: bool) -> None:
+    layers, _, old, ideal, new = drawn_world(occluded)
+    edited = layers.render(2, 1)[0] * 0.3 + picture(2) * 0.7
+    scores = slow_aligned(edited, old, layers)
+    expected = max(scores, key=lambda shift: scores[shift] or 0)
+    best = ideal_psnr_aligned(edited, ideal, old, new, layers)
+    assert (best.dx, best.dy) == expected
+    assert best.psnr == pytest.approx(scores[expected], abs=1e-4)
+
+
+def test_a_target_outside_the_picture_can_be_shifted_in() -> None:
+    wide = torch.zeros(1, 4, HEIGHT + 2 * MY, WIDTH + 2 * MX)
+    wide[:, 3, 10:16, :4] = 1  # in the left margin alone
+    background = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
+    layers = IdealLayers(background, wide, torch.zeros(1, 4, HEIGHT, WIDTH))
+    nothing = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    assert not layers.render()[1].any()
+    moved, visible = layers.render(MX, 0)
+    assert visible.sum() == 24 and visible[0, 8:14, :4].all()
+    best = ideal_psnr_aligned(moved, background, nothing, nothing, layers)
+    assert best.psnr == PSNR_CAP and best.dx > 0
+
+
+def test_nothing_drawn_has_no_figure() -> None:
+    background = picture(3)
+    empty = torch.zeros(2, 4, HEIGHT + 2 * MY, WIDTH + 2 * MX)
+    layers = IdealLayers(background, empty, torch.zeros(2, 4, HEIGHT, WIDTH))
+    nothing = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+    assert ideal_psnr_aligned(background, background, nothing, nothing, layers).psnr is None
+
+
+def test_refuses_layers_of_another_size() -> None:
+    layers, *_ = drawn_world()
+    with pytest.raises(MetricError, match="target layer"):
+        IdealLayers(layers.background, layers.target[:, :, 1:], layers.occluder)
+    with pytest.raises(MetricError, match="occluder layer"):
+        IdealLayers(layers.background, layers.target, layers.occluder[:1])
