@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,19 +50,23 @@ class Case:
     truth: Truth | None
 
 
-def read_cases(run: Path) -> Iterator[Case]:
-    """The edits of a run folder, by name.
+def read_cases(run: Path, names: Collection[str] | None = None) -> Iterator[Case]:
+    """The edits of a run folder in the order of their names, only those in ``names`` if it is given.
 
     Raises:
         RunError: the folder, an edit, a file or an array is missing, unreadable or of another size than the clip.
     """
     if not run.is_dir():
         raise RunError(f"there is no run folder {run}: give one that a run has written")
-    folders = sorted(path for path in run.glob("edits/*") if path.is_dir())
-    if not folders:
+    # A dot marks an edit that is still being written.
+    found = sorted(path.name for path in run.glob("edits/*") if path.is_dir() and not path.name.startswith("."))
+    if not found:
         raise RunError(f"{run} holds no edits/NAME folder: is it a run folder, and did its run get as far as an edit?")
-    for folder in folders:
-        yield _read_case(run, folder)
+    if unknown := sorted(set(names or ()) - set(found)):
+        raise RunError(f"{run} has no edit {', '.join(unknown)}: it has {', '.join(found)}")
+    for name in found:
+        if names is None or name in names:
+            yield _read_case(run, run / "edits" / name)
 
 
 def _read_case(run: Path, folder: Path) -> Case:
@@ -149,7 +153,8 @@ def _video(path: Path) -> Tensor:
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     _require_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves a broken archive open when it opens the file itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in names if name in archive}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} can't be read as an npz archive: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -48,12 +48,12 @@ class OpenClip:
         import open_clip  # seconds, and only needed where there is something to embed
 
         try:
-            model = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False)
+            model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
             self._tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FeatureError(f"{folder} isn't a model that open_clip can load: {reason}") from error
-        self._model = model.eval().requires_grad_(False)
+        self._model: Any = model.eval().requires_grad_(False)
         picture = open_clip.model.get_model_preprocess_cfg(model)
         size = picture["size"]
         self.size: int = size if isinstance(size, int) else size[0]

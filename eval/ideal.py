@@ -118,9 +118,7 @@ def ideal_psnr(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: 
     return psnr(edited, ideal, source_mask | target_mask)
 
 
-def ideal_psnr_aligned(
-    edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers
-) -> Aligned:
+def ideal_psnr_aligned(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers) -> Aligned:
     """Best :func:`ideal_psnr` over integer shifts of the target, one for the clip: |dx| <= W // 8, |dy| <= H // 16.
 
     At a shift the ideal clip is rendered again (background, moved target, occluder) and compared over source-or-moved-target

@@ -66,9 +66,7 @@ def background_psnr_outside_mask(edited: Tensor, source: Tensor, alpha: Tensor) 
     return psnr(edited, source, alpha == 0)
 
 
-def background_psnr(
-    edited: Tensor, source: Tensor, source_mask: Tensor, target_mask: Tensor, guard: int = 3
-) -> float | None:
+def background_psnr(edited: Tensor, source: Tensor, source_mask: Tensor, target_mask: Tensor, guard: int = 3) -> float | None:
     """PSNR of the edit against the source wherever neither the old nor the ideal new object is.
 
     The edit mask plays no part, so pixels that an oversized mask repainted count against the edit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,13 @@ class ScoreConfig:
 ConfigStore.instance().store(name="score_schema", node=ScoreConfig)
 
 
-def score_run(run: Path, judge: Path | None) -> dict[str, dict[str, Any]]:
-    """Score every edit of a run from its files alone, and merge the figures into ``RUN/metrics.json``.
+def score_run(run: Path, judge: Path | None, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Score a run's edits from its files alone, and merge the figures into ``RUN/metrics.json``.
 
     Args:
         run: the run folder.
         judge: folder of the judge; loaded only where an edit has a truth to be judged against. None: no judge.
+        names: the edits to score; all of them by default.
 
     Returns:
         The ``edits`` part: edit name -> metric name -> figure (None where no pixel or frame counts).
@@ -51,7 +52,7 @@ def score_run(run: Path, judge: Path | None) -> dict[str, dict[str, Any]]:
     """
     edits: dict[str, dict[str, Any]] = {}
     loaded: Judge | None = None
-    for case in read_cases(run):
+    for case in read_cases(run, names):
         if case.truth and judge and loaded is None:
             loaded = load_judge(judge)
         try:
@@ -65,9 +66,7 @@ def score_run(run: Path, judge: Path | None) -> dict[str, dict[str, Any]]:
 def score_case(case: Case, judge: Judge | None) -> dict[str, Any]:
     """All figures of one edit; those that need a truth or a judge only where there is one."""
     scores: dict[str, Any] = {
-        "background_psnr_outside_mask": preservation.background_psnr_outside_mask(
-            case.edited, case.source, case.alpha
-        )
+        "background_psnr_outside_mask": preservation.background_psnr_outside_mask(case.edited, case.source, case.alpha)
     }
     if case.truth:
         scores |= _against_truth(case, case.truth)
@@ -111,7 +110,7 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -146,11 +145,11 @@ def main(config: DictConfig) -> None:
         run, judge = Path(config.run), config.judge
         edits = score_run(run, shipped_judge() if judge == SHIPPED else Path(judge) if judge else None)
     except ValueError as error:
-        raise SystemExit(f"score: {error}") from error
+        raise SystemExit(f"error: {error}") from None
     for name, scores in edits.items():
         for key, value in scores.items():
-            sys.stdout.write(f"{name}.{key}: {round(value, 3) if isinstance(value, float) else value}\n")
-    sys.stdout.write(f"{run / 'metrics.json'}\n")
+            print(f"{name}.{key}: {round(value, 3) if isinstance(value, float) else value}")
+    print(run / "metrics.json")
 
 
 if __name__ == "__main__":

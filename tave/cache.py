@@ -75,6 +75,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as stored:
             about = json.loads((stored.metadata() or {}).get("about", "{}"))
             # Copied: memory mapped at odd offsets takes other CPU kernels, and seeds would no longer fix the bits.
-            return {key: stored.get_tensor(key).clone() for key in stored.keys()}, about
+            return {key: stored.get_tensor(key).clone() for key in stored.keys()}, about  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise StoredError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error

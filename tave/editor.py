@@ -124,7 +124,7 @@ class EditTask:
 
 @dataclass(frozen=True)
 class Edit:
-    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, the edit's opacity; reference: what the encoder was shown."""
+    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, the edit's opacity; reference: what was shown."""
 
     name: str
     prompt: str

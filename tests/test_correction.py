@@ -60,9 +60,7 @@ def test_outside_the_mask_no_bit_changes_and_inside_something_does(switches: dic
     after = InterFrame(hole(), CorrectionOptions(**switches))(before)
     outside = (hole() == 0).expand_as(after)
     assert torch.equal(after[outside], before.latents[outside])
-    assert torch.equal(after, before.latents) == (
-        switches["space"] == "features"
-    )  # those act within the forward
+    assert torch.equal(after, before.latents) == (switches["space"] == "features")  # those act within the forward
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
@@ -102,9 +100,7 @@ def test_what_earlier_corrections_did_stays(when: str) -> None:
     shifted = replace(step(), latents=step().latents + 7)
     for space in ("latent", "x0"):
         options = CorrectionOptions(space=space, when=when)
-        torch.testing.assert_close(
-            InterFrame(hole(), options)(shifted), InterFrame(hole(), options)(step()) + 7
-        )
+        torch.testing.assert_close(InterFrame(hole(), options)(shifted), InterFrame(hole(), options)(step()) + 7)
 
 
 def test_coarse_features_are_brought_to_the_latent_grid() -> None:
@@ -125,13 +121,9 @@ def test_restored_noise_has_its_size_back_and_agreeing_frames_are_left_alone() -
         shrunk = InterFrame(ones, CorrectionOptions(when=when))(before)
         whole = InterFrame(ones, CorrectionOptions(when=when, restore_variance=True))(before)
         assert shrunk[0, 1:-1].std() / latents.std() < 0.7  # sqrt(1/16 + 1/4 + 1/16) = 0.61
-        torch.testing.assert_close(
-            whole[0].std(dim=(1, 2, 3)), latents[0].std(dim=(1, 2, 3)), rtol=0.01, atol=0
-        )
+        torch.testing.assert_close(whole[0].std(dim=(1, 2, 3)), latents[0].std(dim=(1, 2, 3)), rtol=0.01, atol=0)
     still = noise[:, :1].expand(-1, 8, -1, -1, -1)
-    before = replace(
-        before, noisy=still, noise=still, latents=still, features=features[:, :1].expand(-1, 8, -1, -1, -1)
-    )
+    before = replace(before, noisy=still, noise=still, latents=still, features=features[:, :1].expand(-1, 8, -1, -1, -1))
     torch.testing.assert_close(InterFrame(ones, CorrectionOptions(restore_variance=True))(before), still)
 
 

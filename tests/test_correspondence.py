@@ -61,10 +61,7 @@ def test_masked_candidates_keep_to_the_mask_and_an_empty_frame_has_no_neighbours
     mask[0, 1:4, 1:4] = mask[1, 1:4, 2:5] = mask[3, 0:2, 0:2] = 1  # none in frame 2
     field = correspond(moved(0, 1), mask)
     inside = mask[0] > 0
-    assert (
-        torch.equal(field.following[0][inside], cells()[inside] + 1)
-        and (field.following[0][~inside] == -1).all()
-    )
+    assert torch.equal(field.following[0][inside], cells()[inside] + 1) and (field.following[0][~inside] == -1).all()
     assert torch.equal(field.previous[1][mask[1] > 0], cells()[mask[1] > 0] - 1)
     assert (field.following[1:] == -1).all() and (field.previous[2:] == -1).all()
 
@@ -123,9 +120,7 @@ def test_blending_is_the_written_out_sum() -> None:
 
 def test_a_blend_without_own_weight_leaves_cells_without_neighbours() -> None:
     values = torch.randn(1, 1, 2, H, W)
-    assert torch.equal(
-        blend(values, torch.ones(1, H, W), correspond(moved(0, 0, 1)), (0.5, 0.0, 0.5)), values
-    )
+    assert torch.equal(blend(values, torch.ones(1, H, W), correspond(moved(0, 0, 1)), (0.5, 0.0, 0.5)), values)
 
 
 def test_a_moving_clip_is_blended_along_its_motion() -> None:

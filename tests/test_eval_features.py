@@ -52,7 +52,7 @@ def test_numbers_are_those_of_open_clip_itself(encoder: OpenClip, folder: Path) 
     import open_clip
     from PIL import Image
 
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")  # type: ignore[misc]
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         expected = model.eval().encode_image(preprocess(Image.fromarray(pixels))[None], normalize=True)  # type: ignore[operator,index]

@@ -38,9 +38,7 @@ def drawn_world(occluded: bool = True) -> tuple[IdealLayers, Tensor, Tensor, Ten
     return layers, source, source_mask, ideal, target_mask
 
 
-def slow_aligned(
-    edited: Tensor, source_mask: Tensor, layers: IdealLayers
-) -> dict[tuple[int, int], float | None]:
+def slow_aligned(edited: Tensor, source_mask: Tensor, layers: IdealLayers) -> dict[tuple[int, int], float | None]:
     """Every shift written out: stack three layers over the whole picture, compare over source-or-target pixels."""
     scores = {}
     for dx in range(-MX, MX + 1):

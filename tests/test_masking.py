@@ -35,16 +35,12 @@ FRAMES, CHANNELS, SIDE, STEPS = 3, 4, 12, 4
 
 
 def schedule(steps: int = STEPS) -> Schedule:
-    return Schedule(
-        [-1, *range(100, 100 * steps + 1, 100)], torch.linspace(0.99, 0.05, steps + 1, dtype=torch.float64)
-    )
+    return Schedule([-1, *range(100, 100 * steps + 1, 100)], torch.linspace(0.99, 0.05, steps + 1, dtype=torch.float64))
 
 
 def trajectory(steps: int = STEPS, dtype: torch.dtype = torch.float32) -> Trajectory:
     generator = torch.Generator().manual_seed(0)
-    return Trajectory(
-        torch.randn(steps + 1, 1, FRAMES, CHANNELS, SIDE, SIDE, generator=generator, dtype=dtype)
-    )
+    return Trajectory(torch.randn(steps + 1, 1, FRAMES, CHANNELS, SIDE, SIDE, generator=generator, dtype=dtype))
 
 
 def condition(value: float, dtype: torch.dtype = torch.float32) -> Condition:
@@ -77,25 +73,17 @@ class Disagreeing:
         self.calls += 1
         value = condition.image.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1)
         rounding = 1e-7 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(t))
-        return Prediction(
-            0.1 * latents + 0.05 + self.size(t) * value * self.region + rounding.to(latents), None
-        )
+        return Prediction(0.1 * latents + 0.05 + self.size(t) * value * self.region + rounding.to(latents), None)
 
 
-def found(
-    options: MaskOptions, predictor: Disagreeing | None = None, target: float = 1.0, **more: Any
-) -> EditMask:
+def found(options: MaskOptions, predictor: Disagreeing | None = None, target: float = 1.0, **more: Any) -> EditMask:
     predictor = predictor or Disagreeing(regions())
     return find_mask(predictor, schedule(), trajectory(), condition(0.0), condition(target), options, **more)
 
 
 @pytest.mark.parametrize(
     "branches, weight, threshold, union",
-    list(
-        itertools.product(
-            ("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "null")
-        )
-    ),
+    list(itertools.product(("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "null"))),
 )
 def test_equal_conditions_give_an_empty_mask(branches: str, weight: str, threshold: str, union: str) -> None:
     options = MaskOptions(branches=branches, weight=weight, threshold=threshold, union=union)
@@ -122,16 +110,11 @@ def test_the_region_of_disagreement_is_recovered_in_every_frame(branches: str, t
 def test_dilation_comes_after_the_binary_mask() -> None:
     mask = found(MaskOptions(smooth=1, dilate=1))
     assert torch.equal(mask.binary, regions())
-    assert (
-        torch.equal(mask.mask[0, :, 0], dilate(mask.binary[0, :, 0], 1))
-        and mask.mask.sum() > mask.binary.sum()
-    )
+    assert torch.equal(mask.mask[0, :, 0], dilate(mask.binary[0, :, 0], 1)) and mask.mask.sum() > mask.binary.sum()
 
 
 def test_shared_and_separate_branches_agree_at_the_first_step_and_part_later() -> None:
-    shared, separate = (
-        found(MaskOptions(branches=b, weight="uniform")).per_step for b in ("shared", "separate")
-    )
+    shared, separate = (found(MaskOptions(branches=b, weight="uniform")).per_step for b in ("shared", "separate"))
     assert torch.equal(shared[0], separate[0])
     assert not torch.allclose(shared[1:], separate[1:])
 
@@ -140,13 +123,9 @@ def test_per_step_weight_lets_every_step_speak_as_loudly_and_silences_rounding()
     def loudness(t: int) -> float:
         return {400: 1e-6, 300: 10.0, 200: 1.0, 100: 0.1}[t]
 
-    loud = found(MaskOptions(weight="per_step"), Disagreeing(regions(), loudness)).per_step.mean(
-        dim=(1, 2, 3)
-    )
+    loud = found(MaskOptions(weight="per_step"), Disagreeing(regions(), loudness)).per_step.mean(dim=(1, 2, 3))
     torch.testing.assert_close(loud, torch.tensor([0.0, 1.0, 1.0, 1.0]))
-    plain = found(MaskOptions(weight="uniform"), Disagreeing(regions(), loudness)).per_step.mean(
-        dim=(1, 2, 3)
-    )
+    plain = found(MaskOptions(weight="uniform"), Disagreeing(regions(), loudness)).per_step.mean(dim=(1, 2, 3))
     assert plain[0] == 0 and plain[1] > 9 * plain[2] > 80 * plain[3] > 0
 
 
@@ -274,9 +253,7 @@ def test_v_and_epsilon_models_of_one_denoiser_give_one_mask(branches: str) -> No
         denoiser = Denoiser(cast(UNet2DConditionModel, Parametrised(scheduler)), scheduler)
         ends = condition(0.0, torch.float64), condition(1.0, torch.float64)
         plan = Schedule.from_scheduler(scheduler, STEPS)
-        masks.append(
-            find_mask(denoiser, plan, trajectory(dtype=torch.float64), *ends, MaskOptions(branches=branches))
-        )
+        masks.append(find_mask(denoiser, plan, trajectory(dtype=torch.float64), *ends, MaskOptions(branches=branches)))
     torch.testing.assert_close(masks[0].per_step, masks[1].per_step, rtol=1e-9, atol=1e-9)
     assert torch.equal(masks[0].mask, masks[1].mask) and 0 < masks[0].mask.mean() < 1
 

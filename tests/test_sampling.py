@@ -126,13 +126,9 @@ def test_a_full_mask_with_own_weight_alone_is_plain_sampling(space: str, when: s
     options = CorrectionOptions(weights=[0.0, 1.0, 0.0], space=space, when=when, restore_variance=True)
     corrections: list[Correction] = [InterFrame(full, options), Background(full, counting())]
     plain = sample(Following(), schedule(), start, condition(), guidance_scale=3)
-    assert torch.equal(
-        sample(Following(), schedule(), start, condition(), guidance_scale=3, corrections=corrections), plain
-    )
+    assert torch.equal(sample(Following(), schedule(), start, condition(), guidance_scale=3, corrections=corrections), plain)
     assert not torch.equal(sample(Following(), schedule(), start, condition()), plain)
-    mixed = sample(
-        Following(), schedule(), start, condition(), guidance_scale=3, corrections=[InterFrame(full)]
-    )
+    mixed = sample(Following(), schedule(), start, condition(), guidance_scale=3, corrections=[InterFrame(full)])
     assert not torch.equal(mixed, plain)
 
 
@@ -149,9 +145,7 @@ def test_corrections_compose_in_order_and_progress_is_told() -> None:
     plan = Schedule([-1, 100], schedule().alphas[:2])
     start = draw(1, F, C, H, W)
     plain = sample(Fixed(), plan, start, condition())
-    both = sample(
-        Fixed(), plan, start, condition(), corrections=[Add(), Double()], on_step=lambda *at: told.append(at)
-    )
+    both = sample(Fixed(), plan, start, condition(), corrections=[Add(), Double()], on_step=lambda *at: told.append(at))
     assert torch.equal(both, (plain + 1) * 2) and told == [(1, 1)]
 
 
@@ -178,9 +172,7 @@ def test_the_composite_has_every_bit_of_either_side() -> None:
     mask[:, :, 5:9, 6:10] = 1
     alpha = composite_alpha(mask, 2).expand_as(source)
     result = composite(edited, source, alpha[:, :1])
-    assert torch.equal(result[alpha == 1], edited[alpha == 1]) and torch.equal(
-        result[alpha == 0], source[alpha == 0]
-    )
+    assert torch.equal(result[alpha == 1], edited[alpha == 1]) and torch.equal(result[alpha == 0], source[alpha == 0])
     assert torch.equal(composite(edited, source, torch.zeros(2, 1, 16, 16)), source)
     with pytest.raises(ValueError, match="one size"):
         composite(edited, source[:1], alpha[:, :1])
@@ -210,10 +202,6 @@ def test_the_real_network_answers_the_tap_in_the_same_forward(space: str) -> Non
         return sample(denoiser, plan, start, target, guidance_scale=2.0, corrections=corrections)
 
     plain = edit()
-    assert torch.equal(
-        edit(InterFrame(hole(), CorrectionOptions(weights=[0.0, 1.0, 0.0], space=space))), plain
-    )
+    assert torch.equal(edit(InterFrame(hole(), CorrectionOptions(weights=[0.0, 1.0, 0.0], space=space))), plain)
     for block in (-1, -2, -3):
-        assert not torch.allclose(
-            edit(InterFrame(hole(), CorrectionOptions(block=block, space=space))), plain
-        )
+        assert not torch.allclose(edit(InterFrame(hole(), CorrectionOptions(block=block, space=space))), plain)

@@ -88,7 +88,7 @@ def cut_out(rgb: Tensor) -> Tensor | None:
         return None
     cv2.setRNGSeed(0)  # its colour clusters start at random
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(np.ascontiguousarray(small), labels, None, *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(np.ascontiguousarray(small), labels, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
     object_ = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     object_ = without_holes(largest(cv2.morphologyEx(object_, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))))
     if not _LEAST < object_.mean() < _MOST:

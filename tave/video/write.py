@@ -97,7 +97,7 @@ def _whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, FFmpegError) as error:
         raise VideoError(f"{path}: could not be written ({error}); check the folder, its rights and free space") from error
     finally:

@@ -1,0 +1,82 @@
+"""Every configuration composes and is checked; a wrong one fails by name, before anything runs."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from tave.config import CONF, TrainOptions, typed
+from tave.options import OptionError
+
+CLIPS = sorted(p.stem for p in (CONF / "video").glob("*_to_*.yaml"))
+GROUPS = ("reference", "inflation", "tuning", "inversion", "mask", "correction", "sampler", "trainer", "logger", "metrics")
+CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str, root: str = "train") -> TrainOptions:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(compose(root, list(overrides)))
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_named_clips_compose_and_their_files_are_there(clip: str) -> None:
+    options = composed(f"+video={clip}")
+    assert Path(options.video.path).is_file()
+    (entry,) = options.video.requests().values()
+    assert Path(entry.target_image).is_file()
+    assert entry.truth is not None
+    assert Path(entry.truth, "truth.npz").is_file()
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, "backbone=roadside", "backbone=tiny"])
+def test_every_choice_of_every_group_composes(choice: str) -> None:
+    composed("+video=bus_to_suv", choice)
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(experiment: str) -> None:
+    composed("+video=bus_to_suv", f"experiment={experiment}")
+
+
+def test_the_patents_own_method_is_one_option_away() -> None:
+    options = composed("+video=bus_to_suv", "experiment=patent")
+    assert (options.mask.branches, options.mask.weight, options.mask.threshold) == ("separate", "uniform", "fixed")
+    assert options.reference.mode == "as_is"
+    assert options.correction.when == "before_step"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("mask.treshold=otsu", "treshold"),
+        ("+mask.treshold=otsu", "mask.treshold"),
+        ("+sedd=3", "sedd"),
+        ("tuning.steps=many", "steps"),
+        ("tuning.steps=-1", "tuning.steps"),
+        ("mask.threshold=best", "mask.threshold"),
+        ("correction.weights=[1,1,1]", "correction.weights"),
+        ("video.width=97", "width"),
+        ("reference.mode=clever", "reference.mode"),
+        ("tuning.lr=0", "tuning.lr"),
+        ("seed=-4", "seed"),
+    ],
+)
+def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:
+    with pytest.raises((HydraException, ValueError)) as caught:
+        composed("+video=bus_to_suv", override)
+    told = chain([caught.value], [e for e in (caught.value.__cause__,) if e])
+    assert any(named in str(error) for error in told)
+
+
+def test_no_clip_is_told_with_the_remedy() -> None:
+    with pytest.raises(OptionError, match=r"video\.path.*\+video="):
+        composed()
+
+
+def test_image_and_prompt_belong_together() -> None:
+    with pytest.raises(OptionError, match="belong together"):
+        composed("+video=bus_to_suv", "video.target_image=car.png").video.requests()

@@ -1,0 +1,293 @@
+"""A run folder is scored from its files alone: the right answer scores best, the source worst, and faults say their name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import eval.score
+from eval.cases import RunError, read_cases
+from eval.identity import Judge
+from eval.score import conf_folder, main, merge_metrics, score_run, shipped_judge
+from tave.video import write_video
+from tests.test_eval_identity import CLASSES, ColourEye
+
+FRAMES, HEIGHT, WIDTH, MY, MX = 3, 32, 64, 2, 8
+GREY, BLUE, RED = (96, 96, 96), (0, 0, 255), (255, 0, 0)
+
+
+def clip(box: tuple[slice, slice] | None = None, colour: tuple[int, int, int] = GREY) -> np.ndarray:
+    """Grey frames with a box, ``f H W 3`` uint8."""
+    frames = np.full((FRAMES, HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
+    if box:
+        frames[:, box[0], box[1]] = colour
+    return frames
+
+
+def region(box: tuple[slice, slice]) -> np.ndarray:
+    inside = np.zeros((FRAMES, HEIGHT, WIDTH), dtype=bool)
+    inside[:, box[0], box[1]] = True
+    return inside
+
+
+OLD, NEW = (slice(8, 20), slice(16, 44)), (slice(12, 20), slice(20, 36))
+SOURCE, IDEAL = clip(OLD, BLUE), clip(NEW, RED)
+
+
+def write_edit(run: Path, name: str, frames: np.ndarray, truth: bool = True) -> Path:
+    folder = run / "edits" / name
+    write_video(folder / "edited.mp4", torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1, 8, lossless=True)
+    cells = region((slice(8, 20), slice(16, 44)))[:, ::4, ::4].astype(np.uint8)
+    alpha = region((slice(6, 22), slice(14, 46))).astype(np.uint8) * 255
+    np.savez_compressed(folder / "soft_mask.npz", soft=cells.astype(np.float32), binary=cells, mask=cells, alpha=alpha)
+    if truth:
+        write_truth(folder / "truth")
+    return folder
+
+
+def write_truth(folder: Path) -> None:
+    folder.mkdir()
+    layer = np.zeros((FRAMES, HEIGHT + 2 * MY, WIDTH + 2 * MX, 4), dtype=np.uint8)
+    layer[:, 12 + MY : 20 + MY, 20 + MX : 36 + MX] = (*RED, 255)
+    np.savez_compressed(
+        folder / "truth.npz",
+        source=SOURCE,
+        ideal=IDEAL,
+        background=clip(),
+        source_mask=region(OLD),
+        target_mask=region(NEW),
+        target_layer=layer,
+        occluder=np.zeros((FRAMES, HEIGHT, WIDTH, 4), dtype=np.uint8),
+    )
+    place = {"accent": "white", "place": "city", "pattern": "plain"}
+    told = {
+        "source": {"vehicle": "bus", "color": "blue", **place},
+        "target": {"vehicle": "car", "color": "red", **place},
+        "target_inside": [1.0, 0.9, 0.2],
+    }
+    (folder / "truth.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose edits are the right answer, the untouched source and the right answer two pixels to the left."""
+    run = tmp_path_factory.mktemp("drawn")
+    write_video(run / "source.mp4", torch.from_numpy(SOURCE).permute(0, 3, 1, 2) / 127.5 - 1, 8, lossless=True)
+    write_edit(run, "ideal", IDEAL)
+    write_edit(run, "source", SOURCE)
+    write_edit(run, "beside", clip((slice(12, 20), slice(18, 34)), RED))
+    (run / "edits" / ".next.partial").mkdir()
+    (run / "metrics.json").write_text(json.dumps({"reconstruction_psnr": 31.5, "edits": {"ideal": {"note": 1}}}))
+    return run
+
+
+@pytest.fixture
+def run(drawn: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drawn, tmp_path / "run"))
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder's name; whatever lies there, the judge sees the mean colour of a crop."""
+    monkeypatch.setattr(eval.score, "load_judge", lambda folder: Judge(ColourEye(), CLASSES))
+    return Path("judge")
+
+
+def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
+    scores = score_run(run, judge)["ideal"]
+    assert scores == {
+        "background_psnr_outside_mask": 100,
+        "background_psnr": 100,
+        "mask_area_ratio": 1,
+        "mask_recall": 1,
+        "mask_iou_union": 1,
+        "residue": 0,
+        "ideal_psnr": 100,
+        "ideal_psnr_aligned": 100,
+        "ideal_shift": [0, 0],
+        "judge_frames": 2,
+        "judge_vehicle_accuracy": 1,
+        "judge_color_accuracy": 1,
+        "judge_pattern_accuracy": 1,
+        "judge_vehicle_accuracy_ceiling": 1,
+        "judge_color_accuracy_ceiling": 1,
+        "judge_pattern_accuracy_ceiling": 1,
+        "judge_vehicle_accuracy_floor": 0,
+        "judge_color_accuracy_floor": 0,
+        "judge_pattern_accuracy_floor": 1,
+    }
+
+
+def test_the_untouched_source_scores_its_floor(run: Path, judge: Path) -> None:
+    scores = score_run(run, judge)["source"]
+    assert scores["residue"] == 1 and scores["background_psnr"] == 100 and scores["ideal_psnr"] < 10
+    for kind in ("vehicle", "color", "pattern"):
+        assert scores[f"judge_{kind}_accuracy"] == scores[f"judge_{kind}_accuracy_floor"]
+
+
+def test_an_answer_beside_its_place_is_found(run: Path) -> None:
+    scores = score_run(run, None)["beside"]
+    assert (scores["ideal_psnr_aligned"], scores["ideal_shift"]) == (100, [-2, 0])
+    assert scores["ideal_psnr"] < 20 and not any(key.startswith("judge") for key in scores)
+
+
+def test_figures_join_what_the_run_has_measured(run: Path) -> None:
+    edits = score_run(run, None)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["reconstruction_psnr"] == 31.5 and metrics["edits"]["ideal"].pop("note") == 1
+    assert metrics["edits"] == edits and set(edits) == {"beside", "ideal", "source"}
+    assert sorted(path.name for path in run.iterdir()) == ["edits", "metrics.json", "source.mp4"]
+
+
+def test_named_edits_alone_are_scored(run: Path) -> None:
+    assert set(score_run(run, None, ["source"])) == {"source"}
+    with pytest.raises(RunError, match="no edit horse: it has beside, ideal, source"):
+        score_run(run, None, ["horse"])
+
+
+def test_footage_without_truth_needs_no_judge(run: Path) -> None:
+    for folder in (run / "edits").glob("*/truth"):
+        shutil.rmtree(folder)
+    (run / "metrics.json").unlink()
+    edits = score_run(run, Path("no such judge"))
+    assert edits["ideal"] == {"background_psnr_outside_mask": 100}
+
+
+def test_a_mask_over_everything_leaves_no_background(run: Path) -> None:
+    path = run / "edits" / "ideal" / "soft_mask.npz"
+    arrays = dict(np.load(path))
+    arrays["alpha"] = np.full_like(arrays["alpha"], 1)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    assert score_run(run, None, ["ideal"])["ideal"]["background_psnr_outside_mask"] is None
+    assert json.loads((run / "metrics.json").read_text())["edits"]["ideal"]["background_psnr_outside_mask"] is None
+
+
+def resave(path: Path, **changes: np.ndarray | None) -> None:
+    arrays = {**np.load(path), **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no edits": (lambda run: shutil.rmtree(run / "edits"), r"holds no edits/NAME folder"),
+    "no source": (lambda run: (run / "source.mp4").unlink(), r"source\.mp4 is missing"),
+    "no video": (lambda run: (run / "edits/ideal/edited.mp4").unlink(), r"ideal/edited\.mp4 is missing"),
+    "not a video": (lambda run: (run / "edits/ideal/edited.mp4").write_bytes(b"cut"), r"ideal/edited\.mp4"),
+    "no mask": (lambda run: (run / "edits/ideal/soft_mask.npz").unlink(), r"ideal/soft_mask\.npz is missing"),
+    "cut mask": (lambda run: (run / "edits/ideal/soft_mask.npz").write_bytes(b"PK\3\4cut"), r"soft_mask\.npz can't be read"),
+    "no alpha": (lambda run: resave(run / "edits/ideal/soft_mask.npz", alpha=None), r"lacks alpha"),
+    "other size": (
+        lambda run: resave(run / "edits/ideal/soft_mask.npz", alpha=np.zeros((FRAMES, 32, 32), np.uint8)),
+        r"edited\.mp4 is 3 frames of 64x32, but alpha in soft_mask\.npz is 3 frames of 32x32",
+    ),
+    "other source": (
+        lambda run: write_video(run / "source.mp4", torch.zeros(2, 3, HEIGHT, WIDTH), 8),
+        r"source\.mp4 is 2 frames of 64x32",
+    ),
+    "no truth": (lambda run: (run / "edits/ideal/truth/truth.npz").unlink(), r"truth/truth\.npz is missing"),
+    "other truth": (
+        lambda run: resave(run / "edits/ideal/truth/truth.npz", ideal=IDEAL[:2]),
+        r"truth\.npz: ideal has shape \(2, 32, 64, 3\), but the edited clip needs \(3, 32, 64, 3\)",
+    ),
+    "no facts": (lambda run: (run / "edits/ideal/truth/truth.json").write_text("{}"), r"truth\.json lacks a sound target"),
+    "cut facts": (lambda run: (run / "edits/ideal/truth/truth.json").write_text("{"), r"truth\.json isn't JSON"),
+    "other grid": (
+        lambda run: resave(run / "edits/ideal/soft_mask.npz", mask=np.zeros((FRAMES, 7, 16), np.uint8)),
+        r"edits/ideal: a 64x32 picture can't be cut into 16x7",
+    ),
+    "cut metrics": (lambda run: (run / "metrics.json").write_text("{"), r"metrics\.json doesn't hold metrics"),
+    "other metrics": (lambda run: (run / "metrics.json").write_text("[]"), r"metrics\.json doesn't hold metrics"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_say_their_name(run: Path, fault: str) -> None:
+    damage, message = FAULTS[fault]
+    damage(run)
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(ValueError, match=message) as caught:
+        score_run(run, None)
+    assert "\n" not in str(caught.value)
+    assert (run / "metrics.json").read_bytes() == before
+
+
+def test_merging_replaces_the_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    merge_metrics(path, {"suv": {"residue": 0.5, "ideal_psnr": None}})
+    merge_metrics(path, {"suv": {"residue": 0.25}, "van": {}})
+    assert json.loads(path.read_text()) == {"edits": {"suv": {"residue": 0.25, "ideal_psnr": None}, "van": {}}}
+    with pytest.raises(ValueError):
+        merge_metrics(path, {"suv": {"residue": float("nan")}})
+    assert json.loads(path.read_text())["edits"]["suv"]["residue"] == 0.25
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_cases_hold_what_the_files_hold(run: Path) -> None:
+    case = next(case for case in read_cases(run) if case.name == "ideal")
+    assert torch.equal(case.edited, torch.from_numpy(IDEAL).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert case.truth is not None and case.truth.target["vehicle"] == "car" and case.truth.inside == [1.0, 0.9, 0.2]
+    assert torch.equal(case.truth.layers.render()[0], case.truth.ideal)
+
+
+def call_door(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.score", *words])
+    main()
+
+
+def test_the_door_prints_figures_and_leaves_no_litter(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    call_door(monkeypatch, "run=../run", "judge=null")
+    lines = capsys.readouterr().out.splitlines()
+    assert "beside.ideal_shift: [-2, 0]" in lines and lines[-1] == "../run/metrics.json"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "error: run is missing: say python -m eval.score run=RUN_FOLDER"),
+        (("run=nowhere",), "error: there is no run folder nowhere: give one that a run has written"),
+        (("run=x", "+jugde=y"), "error: unknown key jugde: score takes run and judge"),
+    ],
+)
+def test_the_door_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call_door(monkeypatch, *words)
+    assert caught.value.code == message
+
+
+def test_the_shipped_judge_is_the_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def load(folder: Path) -> Judge:
+        asked.append(folder)
+        return Judge(ColourEye(), CLASSES)
+
+    monkeypatch.setattr(eval.score, "load_judge", load)
+    call_door(monkeypatch, f"run={run}")
+    assert asked == [shipped_judge()] and asked[0].parts[-4:] == ("tave", "roadside", "weights", "judge")
+
+
+def test_config_composes_and_writes_nothing_of_its_own() -> None:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("score", overrides=["run=somewhere"], return_hydra_config=True)
+    assert (config.run, config.judge) == ("somewhere", "shipped")
+    assert config.hydra.output_subdir is None and config.hydra.run.dir == "."
+
+
+def test_from_the_shell_a_fault_is_one_line_and_a_failure(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "eval.score", f"run={tmp_path / 'nowhere'}"]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: there is no run folder") and ended.stderr.count("\n") == 1
