@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
@@ -79,8 +79,6 @@ class Denoiser(nn.Module):
             condition, stacked = stack(each.null, each), torch.cat([latents, latents])  # [null, cond] along b
         with self._tapped(tap, len(latents), latents.shape[1]) as features:
             output = self.output(stacked, torch.full((len(stacked),), t, device=latents.device), condition)
-        if tap is not None and not features:
-            raise DenoiserError(f"up block {tap.block} did not answer the tap: compile the UNet after the first tapped call")
         output = output.to(latents.dtype)
         if guided:
             unconditional, conditional = output.chunk(2)
@@ -143,6 +141,12 @@ class Denoiser(nn.Module):
 
         handle = blocks[tap.block].register_forward_hook(hook)
         try:
-            yield features
+            # a graph of the whole UNet would not notice that hooks come and go; compiled blocks are not concerned
+            with torch.compiler.set_stance("force_eager") if self._compiled_whole() else nullcontext():
+                yield features
         finally:
             handle.remove()
+
+    def _compiled_whole(self) -> bool:
+        """Whether the UNet as a whole went through ``torch.compile``, or its own ``compile``."""
+        return hasattr(self.unet, "_orig_mod") or getattr(self.unet, "_compiled_call_impl", None) is not None

@@ -244,7 +244,8 @@ class Editor(L.LightningModule):
         target, mask = self._mask(task, trajectory, seen)
         if self.editing.reference.mode == "in_context":
             first, size = seen, task.source.clip.frames.shape[-2:]
-            seen = task.refer(resize_mask(mask.mask, *size), first.matte)
+            # the undilated mask: a widened one would lower the ground line
+            seen = task.refer(resize_mask(mask.binary, *size), first.matte)
             if seen.mode == "in_context":
                 target, mask = self._mask(task, trajectory, seen)
         if seen.note:

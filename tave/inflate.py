@@ -87,6 +87,7 @@ def inflate(unet: UNet2DConditionModel, frames: int, options: InflationOptions =
         temporal = TemporalAttention(block, frames, options.position).train(block.training)
         block.add_module("temporal", temporal.requires_grad_(False))
         block.__class__ = InflatedBlock
+    unet._repeated_blocks = [InflatedBlock.__name__]  # the library's compile_repeated_blocks goes by class name
     return unet
 
 

@@ -7,7 +7,8 @@ import logging
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,22 @@ from tave.writer import RunWriter
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the run folder and of remembered stages; a change makes old products strangers
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence the Trainer's advice that can't apply: one clip lies in memory, so there is nothing for workers to do."""
+    with warnings.catch_warnings():
+        for told in (
+            ".*does not have many workers.*",
+            ".*checkpoint directory .* exists.*",
+            ".*LeafSpec.*",
+            ".*logging interval.*",
+            ".*in eval mode.*",
+            ".*infer the batch indices.*",
+        ):
+            warnings.filterwarnings("ignore", told)
+        yield
 
 
 class _Tick(Callback):
@@ -118,7 +135,9 @@ class Run:
         checkpoint = ModelCheckpoint(begun, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True)
         with self.stages.stage("tuning", "tuning on the clip") as on_step:
             trainer = self._trainer([checkpoint, _Tick(on_step)], logger=self._loggers())
-            trainer.fit(self.editor, self.data, ckpt_path="last")
+            last = begun / "last.ckpt"
+            with _without_advice():
+                trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
         self._save_tuned(kept)
         shutil.rmtree(begun, ignore_errors=True)
 
@@ -127,24 +146,22 @@ class Run:
         self.data.ask([_request(name, entry) for name, entry in requests.items()], self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         trainer = self._trainer([RunWriter(self.folder, truths, self.stages)], logger=False)
-        trainer.predict(self.editor, self.data, return_predictions=False)
+        with _without_advice():
+            trainer.predict(self.editor, self.data, return_predictions=False)
 
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            # One clip is in memory: there is nothing for loader workers to do.
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            return instantiate(
-                self.options.trainer,
-                max_steps=self.options.tuning.steps,
-                gradient_clip_val=self.options.tuning.gradient_clip or None,
-                callbacks=callbacks,
-                logger=logger,
-                default_root_dir=str(self.folder),
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                _convert_="all",
-            )
+        return instantiate(
+            self.options.trainer,
+            max_steps=self.options.tuning.steps,
+            gradient_clip_val=self.options.tuning.gradient_clip or None,
+            callbacks=callbacks,
+            logger=logger,
+            default_root_dir=str(self.folder),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            _convert_="all",
+        )
 
     def _loggers(self) -> Any:
         return [instantiate(entry, save_dir=str(self.folder)) for entry in self.options.logger.values()] or False

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 
-def tune(
+def tune_clip(
     clip: str | Path,
     prompt: str,
     *,
@@ -15,7 +15,7 @@ def tune(
     overrides: Sequence[str] = (),
     show: bool = True,
 ) -> Path:
-    """Tune on ``clip``, described by ``prompt``; returns the run folder for :func:`edit`.
+    """Tune on ``clip``, described by ``prompt``; returns the run folder for :func:`edit_clip`.
 
     ``overrides`` are those of the command line: ``["tuning.steps=300", "backbone=folder", "backbone.path=weights"]``.
     Raises ValueError with one line that names the input and the remedy.
@@ -34,7 +34,7 @@ def tune(
     return train(typed(cfg), place, config=OmegaConf.to_container(cfg, resolve=True), show=show)  # type: ignore[arg-type]
 
 
-def edit(
+def edit_clip(
     run: str | Path,
     target_image: str | Path,
     prompt: str,
@@ -47,12 +47,11 @@ def edit(
     from omegaconf import OmegaConf
 
     from tave.config import typed
-    from tave.edit import edit as make
-    from tave.edit import recorded
+    from tave.edit import edit, recorded
 
     cfg = recorded(Path(run))
     cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = str(target_image), prompt, name
-    (made,) = make(Path(run), typed(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))), show=show)  # type: ignore[arg-type]
+    (made,) = edit(Path(run), typed(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))), show=show)  # type: ignore[arg-type]
     return Path(run) / "edits" / made
 
 

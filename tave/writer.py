@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from tave.editor import Edit
 from tave.sampling import resize_mask
 from tave.stages import Stages
 from tave.video import contact_sheet, side_by_side, write_image, write_mask_video, write_video
+
+log = logging.getLogger(__name__)
 
 
 class RunWriter(BasePredictionWriter):
@@ -79,8 +82,18 @@ def _write_files(folder: Path, edit: Edit, truth: str | None) -> None:
             alpha=opacity_bytes(alpha[:, 0]),
         )
     write_json(folder / "edit.json", {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.reference.mode})
-    if truth is not None:
+    if truth is not None and _fits(Path(truth), source):
         shutil.copytree(truth, folder / "truth")
+
+
+def _fits(truth: Path, source: Tensor) -> bool:
+    """Whether the known answer is of these frames: it was drawn for one choice of frames and size."""
+    with np.load(truth / "truth.npz") as stored:
+        known = stored["source_mask"].shape
+    same = known == (len(source), *source.shape[-2:])
+    if not same:
+        log.warning("%s: drawn for frames %s, so there is nothing to measure this edit against", truth, known)
+    return same
 
 
 def opacity_bytes(alpha: Tensor) -> np.ndarray:

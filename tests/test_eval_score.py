@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -284,10 +283,3 @@ def test_config_composes_and_writes_nothing_of_its_own() -> None:
         config = compose("score", overrides=["run=somewhere"], return_hydra_config=True)
     assert (config.run, config.judge) == ("somewhere", "shipped")
     assert config.hydra.output_subdir is None and config.hydra.run.dir == "."
-
-
-def test_from_the_shell_a_fault_is_one_line_and_a_failure(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "eval.score", f"run={tmp_path / 'nowhere'}"]
-    ended = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=120)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: there is no run folder") and ended.stderr.count("\n") == 1

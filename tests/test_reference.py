@@ -46,8 +46,8 @@ def target(width: int = 128, height: int = 96, color: tuple[int, int, int] = RED
 
 def clip(count: int = 6, size: int = 64, speed: int = 6, length: int = 20) -> tuple[Tensor, Tensor, Tensor]:
     """A grey block drives over a still gradient: frames, its exact mask `f 1 H W`, and the bare background `3 H W`."""
-    column, row = torch.linspace(-0.8, 0.8, size), torch.linspace(-0.5, 0.9, size)
-    background = torch.stack([column.expand(size, size), row[:, None].expand(size, size), -column.expand(size, size)])
+    column, row = torch.linspace(-0.8, 0.8, size), torch.linspace(-0.5, 0.9, size)[:, None]
+    background = torch.stack([plane.expand(size, size) for plane in (column / 4, row, -column)])  # nowhere red
     frames, mask = background.repeat(count, 1, 1, 1), torch.zeros(count, 1, size, size)
     for i in range(count):
         place = (slice(None), slice(30, 46), slice(4 + speed * i, 4 + speed * i + length))
@@ -73,7 +73,7 @@ def is_red(picture: Tensor) -> Tensor:
 # --- matte ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(128, 96), (96, 160), (400, 301), (64, 64)])
+@pytest.mark.parametrize("size", [(128, 96), (96, 160), (301, 200), (64, 64)])
 @pytest.mark.parametrize("color", [RED, (40, 160, 70), (245, 245, 245)])
 def test_the_object_is_cut_out_of_a_picture_without_alpha(size: tuple[int, int], color: tuple[int, int, int]) -> None:
     rgb, truth = target(*size, color)
@@ -85,7 +85,7 @@ def test_the_object_is_cut_out_of_a_picture_without_alpha(size: tuple[int, int],
 
 
 def test_cutting_out_twice_gives_the_same_bits() -> None:
-    rgb, _ = target(300, 200)
+    rgb, _ = target()
     assert torch.equal(matte(rgb), matte(rgb))
 
 

@@ -81,8 +81,9 @@ def encode(path: Path, frames: Tensor, codec: str, pixel_format: str, ticks: lis
     """A file that `write_video` wouldn't write; ``ticks`` are times of 1/100 s."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=10 if ticks is None else 100)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[-2:]
-        stream.pix_fmt, stream.options = pixel_format, options
+        stream.pix_fmt, stream.options = pixel_format, {**options}
         file.start_encoding()  # writes the header even if no frame follows
         for i, frame in enumerate(frames):
             pixels = ((frame + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
@@ -97,6 +98,7 @@ def silence(path: Path) -> None:
     """A sound file."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream("aac", rate=44_100)
+        assert isinstance(stream, av.AudioStream)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
         frame.sample_rate = 44_100
         file.mux(stream.encode(frame))

@@ -36,10 +36,11 @@ def write_video(
 ) -> None:
     """Write ``frames`` `f 3 H W` in [-1, 1] as H.264 mp4, all or nothing, the same bytes each time.
 
-    The default keeps colour at full resolution: 4:2:0 halves it, which on saturated thin lines costs 25 dB
-    however low ``crf`` is, so that no 4:2:0 file could hold an untouched background. Chromium plays 4:4:4;
-    players bound to hardware decoders may want ``chroma="420"`` (odd sides are written as 4:4:4, which 4:2:0
-    can't hold). ``lossless`` keeps every bit as RGB. ``comment`` goes into the file's metadata.
+    The default keeps colour at full resolution: 4:2:0 halves it, which on saturated thin lines costs 25 dB at any
+    ``crf``, so that no 4:2:0 file could hold an untouched background. Chromium plays 4:4:4 in the right colours;
+    for players bound to hardware decoders there is ``chroma="420"`` (which can't hold odd sides: those stay 4:4:4).
+    ``lossless`` keeps every bit as RGB, for files that are read again: browsers show them in false colours.
+    ``comment`` goes into the file's metadata.
 
     Raises:
         VideoError: no ``.mp4`` path, wrong shape or rate, pixels that aren't finite, or a place that can't be

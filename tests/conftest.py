@@ -1,0 +1,36 @@
+"""What all tests share: no network, and one tiny backbone."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from tave.backbone import Backbone, tiny_backbone
+from tave.conditions import Condition, encode_condition
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Backbone:
+    """Shared by the whole session, so left as it is: who inflates or tunes takes ``unet``."""
+    return tiny_backbone()
+
+
+@pytest.fixture
+def unet(tiny: Backbone) -> UNet2DConditionModel:
+    """A copy of the tiny image UNet, to do with as one likes."""
+    return copy.deepcopy(tiny.unet)
+
+
+@pytest.fixture(scope="session")
+def condition(tiny: Backbone) -> Condition:
+    """One prompt with one picture, b = 1."""
+    generator = torch.Generator().manual_seed(1)
+    picture = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
+    return encode_condition(tiny, "a white bus on the road", picture, generator=generator)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tave.backbone import Backbone, BackboneError, load_backbone, tiny_backbone
+from tave.options import OptionError
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny parts as the library saves them, with the scheduler class of the real checkpoints."""
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=len(tiny.normalizer_mean))
+    normalizer.mean = nn.Parameter(tiny.normalizer_mean[None])
+    normalizer.std = nn.Parameter(tiny.normalizer_std[None])
+    folder = tmp_path_factory.mktemp("saved")
+    StableUnCLIPImg2ImgPipeline(
+        feature_extractor=tiny.feature_extractor,
+        image_encoder=tiny.image_encoder,
+        image_normalizer=normalizer,
+        image_noising_scheduler=tiny.image_noising_scheduler,  # type: ignore[arg-type]
+        tokenizer=tiny.tokenizer,
+        text_encoder=tiny.text_encoder,
+        unet=tiny.unet,
+        scheduler=PNDMScheduler.from_config(tiny.scheduler.config),  # type: ignore[arg-type]
+        vae=tiny.vae,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the saved folder, to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "backbone"))
+
+
+def test_a_saved_folder_comes_back_whole(tiny: Backbone, saved: Path):
+    loaded = load_backbone(saved)
+    for part in ("unet", "vae", "text_encoder", "image_encoder"):
+        mine, theirs = getattr(tiny, part).state_dict(), getattr(loaded, part).state_dict()
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert not getattr(loaded, part).training
+        assert not any(parameter.requires_grad for parameter in getattr(loaded, part).parameters())
+    assert torch.equal(loaded.normalizer_mean, tiny.normalizer_mean)
+    assert torch.equal(loaded.normalizer_std, tiny.normalizer_std)
+    assert loaded.tokenizer("a red bus").input_ids == tiny.tokenizer("a red bus").input_ids
+    assert loaded.feature_extractor.crop_size == tiny.feature_extractor.crop_size
+    assert loaded.name == str(saved) and loaded.vae_factor == 4
+
+
+def test_hashes_are_those_of_the_weight_files(saved: Path):
+    hashes = load_backbone(saved).hashes
+    assert {file.split("/")[0] for file in hashes} == {
+        "text_encoder",
+        "image_encoder",
+        "image_normalizer",
+        "unet",
+        "vae",
+    }
+    assert hashes[UNET] == hashlib.sha256((saved / UNET).read_bytes()).hexdigest()
+
+
+def test_ddim_takes_over_another_scheduler(tiny: Backbone, saved: Path):
+    assert json.loads((saved / "scheduler/scheduler_config.json").read_text())["_class_name"] == "PNDMScheduler"
+    scheduler = load_backbone(saved).scheduler
+    assert isinstance(scheduler, DDIMScheduler)
+    assert torch.equal(scheduler.alphas_cumprod, tiny.scheduler.alphas_cumprod)
+    for key in ("prediction_type", "set_alpha_to_one", "steps_offset", "timestep_spacing"):
+        assert scheduler.config[key] == tiny.scheduler.config[key], key
+
+
+def test_what_pndm_leaves_unsaid_is_not_ddims_default(folder: Path):
+    file = folder / "scheduler/scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["set_alpha_to_one"]
+    file.write_text(json.dumps(config))
+    scheduler = load_backbone(folder).scheduler
+    assert scheduler.config["set_alpha_to_one"] is False and scheduler.config["clip_sample"] is False
+
+
+@pytest.mark.parametrize("named", ["", ".fp16"])
+def test_half_precision_files_are_cast(folder: Path, named: str):
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        file = folder / part / f"{stem}.safetensors"
+        half = {name: tensor.half() for name, tensor in load_file(file).items()}
+        file.unlink()
+        save_file(half, folder / part / f"{stem}{named}.safetensors", metadata={"format": "pt"})
+    loaded = load_backbone(folder)
+    assert loaded.unet.dtype == loaded.text_encoder.dtype == torch.float32
+    assert load_backbone(folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+    assert any(f"{named}.safetensors" in file for file in loaded.hashes)
+
+
+def test_sharded_weights_are_read_and_hashed(tiny: Backbone, folder: Path):
+    (folder / UNET).unlink()
+    tiny.unet.save_pretrained(folder / "unet", max_shard_size="500KB")
+    loaded = load_backbone(folder)
+    assert sum(file.startswith("unet/") for file in loaded.hashes) > 1
+    assert torch.equal(loaded.unet.conv_out.weight, tiny.unet.conv_out.weight)
+    next((folder / "unet").glob("*-of-*.safetensors")).unlink()
+    with pytest.raises(BackboneError, match="unet lacks diffusion_pytorch_model-00001-of"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nobody/nothing", "/nowhere/at/all"])
+def test_a_missing_folder_says_what_belongs_there(path: str):
+    with pytest.raises(BackboneError, match=rf"^backbone {path} not found: put the folder that .*") as caught:
+        load_backbone(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("unet", "unet lacks config.json: copy the subfolder unet"),
+        ("image_normalizer", "image_normalizer lacks config.json"),
+        ("scheduler", "scheduler lacks scheduler_config.json"),
+        ("tokenizer", "tokenizer lacks tokenizer.json or vocab.json"),
+        (UNET, r"unet lacks diffusion_pytorch_model.safetensors \(weights in another format"),
+        ("feature_extractor/preprocessor_config.json", "feature_extractor lacks preprocessor_config.json"),
+    ],
+)
+def test_a_missing_part_is_named(folder: Path, lost: str, message: str):
+    shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
+    with pytest.raises(BackboneError, match=message) as caught:
+        load_backbone(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", [UNET, "image_encoder/model.safetensors", "unet/config.json"])
+def test_a_cut_file_is_named(folder: Path, file: str):
+    (folder / file).write_bytes((folder / file).read_bytes()[:100])
+    with pytest.raises(BackboneError, match=f"{Path(file).parent}.*copy it again") as caught:
+        load_backbone(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", [UNET, "text_encoder/model.safetensors"])
+def test_weights_with_gaps_are_refused(folder: Path, file: str):
+    weights = load_file(folder / file)
+    del weights[sorted(weights)[0]]
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="weights lack"):
+        load_backbone(folder)
+
+
+def test_another_family_is_refused(folder: Path):
+    config = json.loads((folder / "unet/config.json").read_text())
+    config["class_embed_type"] = None
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match="use an SD-unCLIP checkpoint"):
+        load_backbone(folder)
+
+
+def test_parts_of_two_checkpoints_are_refused(folder: Path):
+    file = folder / "image_normalizer/diffusion_pytorch_model.safetensors"
+    save_file({"mean": torch.zeros(1, 8), "std": torch.ones(1, 8)}, file)
+    with pytest.raises(BackboneError, match="differ in width"):
+        load_backbone(folder)
+
+
+def test_tiny_backbone_is_its_seed_alone(tiny: Backbone):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again, other = tiny_backbone(), tiny_backbone(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.hashes == tiny.hashes and again.name == tiny.name
+    assert other.hashes["unet"] != tiny.hashes["unet"] and other.name != tiny.name
+    assert tiny_backbone(prediction_type="epsilon").scheduler.config["prediction_type"] == "epsilon"
+    with pytest.raises(OptionError, match="prediction_type"):
+        tiny_backbone(prediction_type="x0")
+
+
+def test_tiny_tokenizer_takes_any_text(tiny: Backbone):
+    words = tiny.tokenizer
+    for prompt in ("driving a white bus down a mountain road", "Señor Ünal's 3 café-racers?", ""):
+        ids = words(prompt).input_ids
+        assert words.unk_token_id not in ids[1:-1]
+        assert str(words.decode(ids, skip_special_tokens=True)).replace(" ", "") == prompt.lower().replace(" ", "")

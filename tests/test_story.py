@@ -1,0 +1,206 @@
+"""The user's story on the tiny backbone: a clip in, its edit out, another edit, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import tave
+from eval.score import score_run
+from tave.cache import StoredError, read_tensors
+from tave.config import CONF, TrainOptions, typed
+from tave.options import OptionError
+from tave.roadside.cases import NAMED, write_case
+from tave.train import train
+from tave.video import ReadOptions, VideoError, read_clip, write_image, write_video
+
+WHOLE = ReadOptions(frames=None, multiple=1)
+
+CLIP = "+video=bus_to_suv"
+PROMPTS = ('video.source_prompt="a white bus"', 'video.target_prompt="a red car"')
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A named clip drawn at the tiny backbone's size, so that its truth fits."""
+    folder = tmp_path_factory.mktemp("clip")
+    write_case(NAMED["bus_to_suv"], folder, 32)
+    edit = f"video.edits.suv.target_image={folder / 'target.png'}"
+    return [CLIP, f"video.path={folder / 'source.mp4'}", edit, f"video.edits.suv.truth={folder / 'truth'}"]
+
+
+def options(*overrides: str, cache: Path) -> TrainOptions:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(compose("train", ["backbone=tiny", f"cache={cache}", "metrics.judge=null", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(clip: list[str], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(options(*clip, cache=cache), tmp_path_factory.mktemp("run"), show=False)
+
+
+def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"run.json", "tuned.safetensors", "tuned.json", "metrics.json", "trajectory.safetensors", "source.mp4"} <= names
+    made = {path.name for path in (run / "edits" / "suv").iterdir()}
+    pictures = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
+    assert pictures | {"soft_mask.npz", "truth", "edit.json"} == made
+    assert not list(run.rglob(".*"))
+
+
+def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"reconstruction_psnr", "autoencoder_psnr"} <= set(metrics)
+    for stage in ("encoding", "tuning", "inversion", "masking", "sampling", "decoding", "writing"):
+        assert metrics["stages"][stage]["seconds"] >= 0
+        assert metrics["stages"][stage]["peak_mb"] > 0
+    figures = metrics["edits"]["suv"]
+    promised = {
+        "background_psnr_outside_mask",
+        "background_psnr",
+        "mask_area_ratio",
+        "residue",
+        "mask_recall",
+        "mask_iou_union",
+    }
+    assert promised | {"ideal_psnr", "ideal_psnr_aligned"} <= set(figures)
+
+
+def test_the_record_says_how_it_was_made(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    assert record["config"]["mask"]["threshold"] == "otsu"
+    assert record["seed"] == 33
+    assert record["weights"]["unet"]
+    assert len(record["inputs"]) == 2
+
+
+def test_the_background_is_the_sources_own(run: Path) -> None:
+    source, edited = read_clip(run / "source.mp4", WHOLE).frames, read_clip(run / "edits/suv/edited.mp4", WHOLE).frames
+    with np.load(run / "edits/suv/soft_mask.npz") as stored:
+        outside = torch.from_numpy(stored["alpha"] == 0)[:, None].expand_as(source)
+    assert outside.any()
+    assert (source - edited)[outside].abs().mean() < 0.03
+
+
+def test_two_runs_with_one_seed_are_the_same_to_the_bit(run: Path, clip: list[str], tmp_path: Path) -> None:
+    again = train(options(*clip, cache=tmp_path / "cache"), tmp_path / "run", show=False)
+    for name in ("tuned.safetensors", "trajectory.safetensors"):
+        one, other = read_tensors(run / name)[0], read_tensors(again / name)[0]
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (run / "edits/suv/edited.mp4").read_bytes() == (again / "edits/suv/edited.mp4").read_bytes()
+
+
+def test_the_truth_has_no_part_in_the_edit(run: Path, clip: list[str], cache: Path, tmp_path: Path) -> None:
+    blind = train(options(*clip, "video.edits.suv.truth=null", cache=cache), tmp_path, show=False)
+    assert not (blind / "edits/suv/truth").exists()
+    for name in ("edited.mp4", "mask.mp4"):
+        assert (blind / "edits/suv" / name).read_bytes() == (run / "edits/suv" / name).read_bytes()
+
+
+def test_what_is_remembered_is_not_made_again(run: Path, clip: list[str], cache: Path, tmp_path: Path) -> None:
+    again = train(options(*clip, "correction=none", cache=cache), tmp_path, show=False)
+    stages = json.loads((again / "metrics.json").read_text())["stages"]
+    assert not {"tuning", "inversion", "reconstruction"} & set(stages)
+    assert (again / "tuned.safetensors").read_bytes() == (run / "tuned.safetensors").read_bytes()
+
+
+def test_another_edit_of_a_tuned_clip(run: Path, tmp_path: Path) -> None:
+    image = torch.full((3, 40, 60), 0.8)
+    image[:, 12:30, 10:50] = torch.tensor([0.9, -0.8, -0.8])[:, None, None]
+    write_image(tmp_path / "car.png", image)
+    before = (run / "edits/suv/edited.mp4").read_bytes()
+    made = tave.edit_clip(
+        run, tmp_path / "car.png", "a red car on a mountain road", overrides=["metrics.judge=null"], show=False
+    )
+    assert made == run / "edits" / "car"
+    assert (made / "edited.mp4").is_file()
+    second = tave.edit_clip(run, tmp_path / "car.png", "a red car", overrides=["metrics.judge=null"], show=False)
+    assert second == run / "edits" / "car-2"  # nothing that was there is lost
+    assert (run / "edits/suv/edited.mp4").read_bytes() == before
+    assert set(score_run(run, None)) == {"suv", "car", "car-2"}
+
+
+def test_a_killed_tuning_goes_on_where_it_stopped(cache: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tave.train", CLIP, "backbone=tiny", "metrics=none", "tuning.steps=120"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(where: str) -> subprocess.Popen[bytes]:
+        folders = [f"cache={tmp_path / where / 'cache'}", f"hydra.run.dir={tmp_path / where / 'run'}"]
+        return subprocess.Popen([*command, *folders], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    killed = start("killed")
+    checkpoint, deadline = tmp_path / "killed" / "cache", time.monotonic() + 300
+    while not list(checkpoint.glob("tuned-*/last.ckpt")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert list(checkpoint.glob("tuned-*/last.ckpt")), "the run ended before it could be killed"
+    assert not list(checkpoint.glob("tuned-*.safetensors"))
+    runs = [start("killed"), start("whole")]
+    assert [process.wait(timeout=300) for process in runs] == [0, 0]
+    one, other = (read_tensors(tmp_path / where / "run" / "tuned.safetensors")[0] for where in ("killed", "whole"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("size", "fps"),
+    [((48, 80), 24.0), ((80, 48), 12.5), ((63, 47), 29.97)],
+    ids=["landscape", "portrait", "odd"],
+)
+def test_anybodys_clip_of_any_shape(size: tuple[int, int], fps: float, cache: Path, tmp_path: Path) -> None:
+    frames = torch.rand(6, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_video(tmp_path / "mine.mp4", frames, fps)
+    write_image(tmp_path / "car.png", frames[0])
+    mine = ["+video=custom", f"video.path={tmp_path / 'mine.mp4'}", f"video.target_image={tmp_path / 'car.png'}", *PROMPTS]
+    own = ["video.frames=3", "video.stride=2", "video.width=null", "video.height=null", "tuning.steps=1", "inversion.steps=2"]
+    with pytest.warns(UserWarning):  # noise has no object that could be cut out
+        made = train(options(*mine, *own, cache=cache), tmp_path / "run", show=False)
+    edited = read_clip(made / "edits/car/edited.mp4", WHOLE)
+    assert edited.frames.shape == (3, 3, size[0] // 8 * 8, size[1] // 8 * 8)
+    assert edited.fps == pytest.approx(fps / 2, rel=1e-3)
+
+
+def test_wrong_input_is_refused_before_anything_is_made(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(VideoError, match=r"nowhere\.mp4"):
+        train(options(CLIP, "video.path=nowhere.mp4", cache=cache), out, show=False)
+    with pytest.raises(VideoError, match=r"nobody\.png"):
+        train(options(CLIP, "video.edits.suv.target_image=nobody.png", cache=cache), out, show=False)
+    with pytest.raises(VideoError, match="frames"):
+        train(options(CLIP, "video.frames=99", cache=cache), out, show=False)
+    assert not out.exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoredError, match=r"run\.json"):
+        tave.edit_clip(tmp_path, "car.png", "a car")
+
+
+def test_an_edit_name_must_be_a_folder_name(cache: Path) -> None:
+    asked = options("+video=custom", "video.path=a.mp4", "video.target_image=b.png", "video.edit=../x", *PROMPTS, cache=cache)
+    with pytest.raises(OptionError, match="folder name"):
+        asked.video.requests()
+
+
+def test_the_door_ends_in_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tave.train", CLIP, "backbone=tiny", "video.path=nowhere.mp4", f"hydra.run.dir={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: nowhere.mp4")
+    assert "Traceback" not in ended.stderr
