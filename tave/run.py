@@ -70,6 +70,9 @@ class Run:
         self.options, self.folder, self.clip, self.stages, self.config = options, folder, clip, stages, config
         L.seed_everything(options.seed, workers=True, verbose=False)
         self.backbone: Backbone = instantiate(options.backbone)
+        device = self._trainer([], logger=False).strategy.root_device
+        for part in (self.backbone.vae, self.backbone.text_encoder, self.backbone.image_encoder):
+            part.to(device)  # type: ignore[arg-type]
         schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
         unet = inflate(self.backbone.unet, len(clip.frames), options.inflation)
         self.trained = select_trainables(unet, options.tuning.trainables, options.tuning.lora_rank)
@@ -90,6 +93,7 @@ class Run:
             reference=options.reference,
             inversion=options.inversion.condition,
             seed=options.seed,
+            device=device,
             stages=stages,
         )
         self.tuned_key = digest(
@@ -145,9 +149,15 @@ class Run:
         """Make the edits one after another; each is on disk before the next begins."""
         self.data.ask([_request(name, entry) for name, entry in requests.items()], self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
-        trainer = self._trainer([RunWriter(self.folder, truths, self.stages)], logger=False)
+        about = {name: self._about(entry) for name, entry in requests.items()}
+        trainer = self._trainer([RunWriter(self.folder, truths, about, self.stages)], logger=False)
         with _without_advice():
             trainer.predict(self.editor, self.data, return_predictions=False)
+
+    def _about(self, entry: EditEntry) -> dict[str, Any]:
+        """What ``edit.json`` keeps of how an edit was asked for."""
+        image = {"target_image": entry.target_image, "sha256": file_digest(entry.target_image)}
+        return {**image, "seed": self.options.seed, "options": asdict(self.options.editing)}
 
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -195,7 +205,11 @@ class Run:
             if path.is_file():
                 tensors, about = read_tensors(path)
                 if about.get("key") == self.inversion_key:
-                    made = Inverted(Trajectory(tensors["latents"]), about["reconstruction_psnr"], about["autoencoder_psnr"])
+                    made = Inverted(
+                        Trajectory(tensors["latents"].to(self.data.device)),
+                        about["reconstruction_psnr"],
+                        about["autoencoder_psnr"],
+                    )
                     break
         else:
             made = make()

@@ -26,12 +26,13 @@ log = logging.getLogger(__name__)
 class RunWriter(BasePredictionWriter):
     """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, reference.png, edit.json.
 
-    ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics.
+    ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to
+    what ``edit.json`` keeps of how it was asked for.
     """
 
-    def __init__(self, folder: Path, truths: dict[str, str], stages: Stages):
+    def __init__(self, folder: Path, truths: dict[str, str], about: dict[str, dict[str, Any]], stages: Stages):
         super().__init__(write_interval="batch")
-        self.folder, self.truths, self.stages = folder, truths, stages
+        self.folder, self.truths, self.about, self.stages = folder, truths, about, stages
 
     def write_on_batch_end(
         self,
@@ -44,16 +45,17 @@ class RunWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         with self.stages.stage("writing", f"writing {prediction.name}"):
-            write_edit(self.folder / "edits" / prediction.name, prediction, self.truths.get(prediction.name))
+            name = prediction.name
+            write_edit(self.folder / "edits" / name, prediction, self.about.get(name, {}), self.truths.get(name))
 
 
-def write_edit(folder: Path, edit: Edit, truth: str | None = None) -> None:
+def write_edit(folder: Path, edit: Edit, about: dict[str, Any], truth: str | None = None) -> None:
     """Write one edit into ``folder`` under a temporary name, then move it there in one step."""
     waiting = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(waiting, ignore_errors=True)
     waiting.mkdir(parents=True)
     try:
-        _write_files(waiting, edit, truth)
+        _write_files(waiting, edit, about, truth)
         if folder.exists():
             shutil.rmtree(folder)
         waiting.rename(folder)
@@ -61,7 +63,7 @@ def write_edit(folder: Path, edit: Edit, truth: str | None = None) -> None:
         shutil.rmtree(waiting, ignore_errors=True)
 
 
-def _write_files(folder: Path, edit: Edit, truth: str | None) -> None:
+def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | None) -> None:
     source, fps = edit.clip.frames.cpu(), edit.clip.fps
     edited, alpha = edit.frames.cpu(), edit.alpha.cpu()
     mask = resize_mask(edit.mask.mask, *source.shape[-2:]).cpu()
@@ -81,7 +83,8 @@ def _write_files(folder: Path, edit: Edit, truth: str | None) -> None:
             per_step=edit.mask.per_step.cpu().numpy().astype(np.float16),
             alpha=opacity_bytes(alpha[:, 0]),
         )
-    write_json(folder / "edit.json", {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.reference.mode})
+    told = {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.reference.mode, "note": edit.reference.note}
+    write_json(folder / "edit.json", told | about)
     if truth is not None and _fits(Path(truth), source):
         shutil.copytree(truth, folder / "truth")
 

@@ -66,7 +66,7 @@ class PretrainOptions:
 ConfigStore.instance().store(name="pretrain_schema", node=PretrainOptions)
 
 
-def fit(part: training.Part, folder: Path, options: PretrainOptions, *, average: bool = False) -> None:
+def fit(part: training.Part, folder: Path, *, average: bool = False) -> None:
     """Train ``part`` in ``folder``, from its last checkpoint if there is one; ends with ``weights.safetensors``."""
     done = folder / "weights.safetensors"
     callbacks: list[Any] = [
@@ -87,7 +87,8 @@ def fit(part: training.Part, folder: Path, options: PretrainOptions, *, average:
         default_root_dir=folder,
         enable_model_summary=False,
     )
-    trainer.fit(part, DataLoader(range(part.steps), batch_size=1), ckpt_path="last")
+    counted: Any = DataLoader(list(range(part.steps)), batch_size=1)  # type: ignore[arg-type]
+    trainer.fit(part, counted, ckpt_path="last")
     save_file({k: v.contiguous() for k, v in part.network.state_dict().items()}, done)
 
 
@@ -152,6 +153,7 @@ def encode_lessons(folder: Path, lessons: Lessons, options: PretrainOptions) -> 
         embeds.append(embed(small, ["a car"])[0])
         views.append(embed(training.to_signed(lessons.views[start : start + 100]), ["a car"])[0])
     data = {"latents": torch.cat(latents), "embeds": torch.cat(embeds), "views": torch.cat(views)}
+    data = {key: value.contiguous() for key, value in data.items()}
     save_file(data, kept)
     return data["latents"], data["embeds"], data["views"]
 
@@ -190,7 +192,7 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
         seed=options.seed,
         **vars(options.unet),
     )
-    fit(part, folder / "unet", options, average=True)
+    fit(part, folder / "unet", average=True)
 
 
 def unet_weights(folder: Path) -> dict[str, Tensor]:
@@ -231,7 +233,9 @@ def ship(folder: Path, target: Path, lessons: Lessons, options: PretrainOptions)
         "vae": vae,
     }
     for name, part in made.items():
-        (part.half() if isinstance(part, nn.Module) else part).save_pretrained(str(target / "backbone" / name))
+        if isinstance(part, nn.Module):
+            part.half()
+        part.save_pretrained(str(target / "backbone" / name))
     ship_judge(folder / "judge", target / "judge")
     examine(folder, target, options)
 
@@ -295,18 +299,18 @@ def main(cfg: DictConfig) -> None:
         settings = {"seed": options.seed, **vars(getattr(options, stage, PartOptions()))}
         if stage == "autoencoder":
             part = training.AutoencoderPart(parts.autoencoder(size), lessons, options.crop, **settings)
-            fit(part, folder / stage, options)
+            fit(part, folder / stage)
         elif stage == "clip":
             words = parts.tokenizer()
             network = parts.clip(words)
             part = training.ClipPart(network, lessons, embedder(network, words), parts.VISION_SIZE, False, **settings)
-            fit(part, folder / stage, options)
+            fit(part, folder / stage)
         elif stage == "judge":
             settings["seed"] += 17  # another draw than the conditioning CLIP's
             torch.manual_seed(settings["seed"])
             network = judge_model(folder / stage)
             part = training.ClipPart(network, lessons, judge_embedder(network), 64, True, **settings)
-            fit(part, folder / stage, options)
+            fit(part, folder / stage)
         elif stage == "unet":
             train_unet(folder, lessons, options)
         elif stage == "ship":

@@ -53,8 +53,8 @@ def _through_codec(frames: np.ndarray, crf: int) -> np.ndarray:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     sink.seek(0)
-    with av.open(sink) as container:
-        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    with av.open(sink, "r") as coded:
+        return np.stack([f.to_ndarray(format="rgb24") for f in coded.decode(video=0)])
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -26,6 +26,7 @@ def tokenizer() -> CLIPTokenizer:
 
 def clip(words: CLIPTokenizer) -> CLIPModel:
     """Both towers of the conditioning CLIP; pre-training splits it into text model and image encoder."""
+    specials: dict[str, Any] = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=TEXT_WIDTH,
@@ -34,9 +35,7 @@ def clip(words: CLIPTokenizer) -> CLIPModel:
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
         projection_dim=PROJECTION,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        **specials,
     )
     vision = CLIPVisionConfig(
         hidden_size=192,
@@ -57,37 +56,39 @@ def feature_extractor() -> CLIPImageProcessor:
 
 def autoencoder(size: int) -> AutoencoderKL:
     """Factor 4, 8 latent channels, no attention: what it does is local, so it is the same at every size."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=8,
-        layers_per_block=1,
-        norm_num_groups=8,
-        block_out_channels=(24, 48, 96),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        mid_block_add_attention=False,
-        sample_size=size,
-    )
+    shape: dict[str, Any] = {  # the library annotates its tuples as being of one element
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 8,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "block_out_channels": (24, 48, 96),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "mid_block_add_attention": False,
+        "sample_size": size,
+    }
+    return AutoencoderKL(**shape)
 
 
 def unet(latent_size: int, widths: tuple[int, int, int] = (48, 96, 160)) -> UNet2DConditionModel:
     """v-prediction UNet with a projected image condition; attention at the two coarser levels only."""
-    return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=8,
-        out_channels=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=widths,
-        layers_per_block=1,
-        norm_num_groups=8,
-        attention_head_dim=(2, 4, 5),  # the number of heads of each level, by diffusers' old misnomer
-        cross_attention_dim=TEXT_WIDTH,
-        use_linear_projection=True,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=2 * PROJECTION,
-    )
+    shape: dict[str, Any] = {
+        "sample_size": latent_size,
+        "in_channels": 8,
+        "out_channels": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": widths,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_head_dim": (2, 4, 5),  # the number of heads of each level, by diffusers' old misnomer
+        "cross_attention_dim": TEXT_WIDTH,
+        "use_linear_projection": True,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 2 * PROJECTION,
+    }
+    return UNet2DConditionModel(**shape)
 
 
 def schedulers() -> tuple[DDIMScheduler, DDPMScheduler]:
