@@ -1,0 +1,112 @@
+"""Pre-training: its losses against written-out references, batches that depend on the step alone, a fair examiner."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tave.roadside.pretrain import exam, parts, training
+from tave.roadside.pretrain.lessons import Lessons, Picture, box_of, square_crop
+from tave.roadside.scene import VEHICLES, Vehicle, caption
+
+
+@pytest.fixture(scope="module")
+def lessons() -> Lessons:
+    sheet = exam.questions(6, 48)
+    pictures = [Picture(s.vehicle, s.place, s.heading, box_of(m)) for s, m in zip(sheet.scenes, sheet.masks, strict=True)]
+    return Lessons(sheet.frames, sheet.frames[:, :32, :32].copy(), pictures)
+
+
+def test_contrastive_loss_with_one_positive_each_is_the_symmetric_cross_entropy() -> None:
+    images, texts = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor(7.0)
+    logits = 7 * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    expected = F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))
+    assert torch.allclose(training.contrastive(images, texts, torch.eye(5), scale), expected)
+
+
+def test_equal_captions_are_all_positives() -> None:
+    positive = training.same(["a red car", "a red bus"], ["a red car", "a red bus", "a red car"])
+    assert positive.tolist() == [[1, 0, 1], [0, 1, 0]]
+    images = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1)
+    texts = images[[0, 1, 0]]
+    sharp = training.contrastive(images, texts, positive, torch.tensor(100.0))
+    assert sharp == pytest.approx(np.log(2) / 2, abs=1e-4)  # half of the rows share their mass between two captions
+
+
+def test_a_step_draws_the_same_batch_whoever_asks(lessons: Lessons) -> None:
+    def loss(step: int) -> float:
+        torch.manual_seed(0)
+        part = training.AutoencoderPart(parts.autoencoder(32), lessons, 32, steps=4, batch=2, lr=1e-3, seed=1)
+        type(part).global_step = property(lambda _: step)  # type: ignore[assignment, method-assign]
+        try:
+            return float(part.loss().detach())
+        finally:
+            del type(part).global_step
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_the_unet_learns_velocity_and_drops_conditions(lessons: Lessons) -> None:
+    alphas = torch.linspace(0.999, 0.01, 1000)
+    seen: list[Tensor] = []
+
+    class Net(torch.nn.Module):
+        def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor):
+            seen.append(class_labels)
+            return type("Out", (), {"sample": torch.zeros_like(z)})
+
+    part = training.UNetPart(
+        Net(),
+        torch.randn(6, 8, 4, 4),
+        torch.ones(6, 3),
+        torch.ones(6, 3),
+        lessons.pictures,
+        alphas,
+        lambda captions: torch.zeros(len(captions), 2, 4),
+        lambda e, levels, noise: torch.cat([e, e], 1),
+        steps=1,
+        batch=400,
+        lr=1e-3,
+        seed=0,
+    )
+    assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
+    dropped = (seen[0] == 0).all(1).float().mean()
+    assert 0.05 < dropped < 0.2
+
+
+def test_the_judges_view_is_a_square_around_the_box() -> None:
+    frame = np.zeros((40, 40, 3), np.uint8)
+    frame[10:14, 20:30] = 255
+    view = square_crop(frame, (20, 10, 30, 14), 50)
+    mask = view[..., 0] > 127
+    assert box_of(mask) == pytest.approx((5, 17, 45, 33), abs=1)  # 10 of 12.5 px wide, in the middle
+
+
+def test_examiner_names_the_class_of_the_closest_caption() -> None:
+    known = {caption(Vehicle(kind, "red")): F.one_hot(torch.tensor(i), 6).float() for i, kind in enumerate(VEHICLES)}
+
+    def embed(pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+        return pictures, torch.stack([known[t] for t in texts])
+
+    classes = {kind: [caption(Vehicle(kind, "red"))] for kind in VEHICLES}
+    found, closeness = exam.answers(torch.eye(6), embed, classes)
+    assert found == list(VEHICLES)
+    assert torch.allclose(closeness, torch.ones(6))
+
+
+def test_any_text_encodes() -> None:
+    words = parts.tokenizer()
+    assert words.unk_token_id not in words("an unheard-of zeppelin", truncation=True).input_ids[1:-1]
+    assert words.decode(words("a red suv").input_ids, skip_special_tokens=True).strip() == "a red suv"
+
+
+def test_the_cards_bars_are_judged_by_the_figure() -> None:
+    text = exam.card([exam.Mark("a", 96.0, 95), exam.Mark("b", 94.9, 95), exam.Mark("c", 1.0)], {"seed": 0})
+    assert "| a | 96.0 % | 95 % | yes |" in text
+    assert "| b | 94.9 % | 95 % | no |" in text
+    assert "| c | 1.0 % |  |  |" in text
