@@ -54,7 +54,7 @@ class PretrainOptions:
     crop: int = 48
     threads: int = 0
     workers: int = 2
-    ship: str = "tave/roadside/weights"  # where the `ship` stage writes
+    target: str = "tave/roadside/weights"  # where the `ship` stage writes
     questions: int = 300  # held-out frames for the exam of autoencoder, CLIP and judge
     paintings: int = 60  # pictures that the UNet's exam samples for each kind of condition
     autoencoder: PartOptions = field(default_factory=PartOptions)
@@ -74,7 +74,8 @@ def fit(part: training.Part, folder: Path, *, average: bool = False) -> None:
         TQDMProgressBar(refresh_rate=20),
     ]
     if average:
-        callbacks.append(EMAWeightAveraging(decay=0.998))
+        # Not from the first step: the random start would stay in the average for thousands of steps.
+        callbacks.append(EMAWeightAveraging(decay=0.998, update_starting_at_step=part.steps // 3))
     trainer = L.Trainer(
         max_steps=part.steps,
         max_epochs=-1,
@@ -314,7 +315,7 @@ def main(cfg: DictConfig) -> None:
         elif stage == "unet":
             train_unet(folder, lessons, options)
         elif stage == "ship":
-            ship(folder, Path(options.ship), lessons, options)
+            ship(folder, Path(options.target), lessons, options)
 
 
 if __name__ == "__main__":
