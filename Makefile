@@ -27,7 +27,7 @@ edit: setup ## set up and run the main job: the bus becomes a red SUV
 	@$(PY) -m tave.train +video=bus_to_suv
 
 test: setup ## set up and run the fast tests
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q
 
 test-slow: setup ## the tests that run the Roadside backbone
 	$(PY) -m pytest -q -m slow

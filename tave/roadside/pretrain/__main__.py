@@ -235,7 +235,7 @@ def ship(folder: Path, target: Path, lessons: Lessons, options: PretrainOptions)
     }
     for name, part in made.items():
         if isinstance(part, nn.Module):
-            part.half()
+            part.to(torch.float16)
         part.save_pretrained(str(target / "backbone" / name))
     ship_judge(folder / "judge", target / "judge")
     examine(folder, target, options)
