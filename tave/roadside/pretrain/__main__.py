@@ -234,9 +234,8 @@ def ship(folder: Path, target: Path, lessons: Lessons, options: PretrainOptions)
         "vae": vae,
     }
     for name, part in made.items():
-        if isinstance(part, nn.Module):
-            part.to(torch.float16)
-        part.save_pretrained(str(target / "backbone" / name))
+        shipped: Any = part.half() if isinstance(part, nn.Module) else part
+        shipped.save_pretrained(str(target / "backbone" / name))
     ship_judge(folder / "judge", target / "judge")
     examine(folder, target, options)
 
