@@ -67,14 +67,26 @@ class StoredError(ValueError):
     """A stored product that can't be read; the message names the file and the remedy."""
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """The description alone of a file that :func:`write_tensors` made; its tensors are not read."""
+    with _stored(path) as stored:
+        return json.loads((stored.metadata() or {}).get("about", "{}"))
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and description of a file that :func:`write_tensors` made."""
+    with _stored(path) as stored:
+        # Copied: memory mapped at odd offsets takes other CPU kernels, and seeds would no longer fix the bits.
+        tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - not a mapping
+    return tensors, read_about(path)
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise StoredError(f"{path}: no such file; is this the folder of a finished run?")
     try:
         with safe_open(path, "pt") as stored:
-            about = json.loads((stored.metadata() or {}).get("about", "{}"))
-            # Copied: memory mapped at odd offsets takes other CPU kernels, and seeds would no longer fix the bits.
-            return {key: stored.get_tensor(key).clone() for key in stored.keys()}, about  # noqa: SIM118 - not a mapping
+            yield stored
     except SafetensorError as error:
         raise StoredError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error

@@ -78,6 +78,10 @@ class MetricsOptions:
     enabled: bool = True
     judge: str | None = None
 
+    @property
+    def judge_folder(self) -> Path | None:
+        return Path(self.judge) if self.judge else None
+
 
 @dataclass
 class TrainOptions:

@@ -38,7 +38,7 @@ def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]
     run.load(folder / "tuned.safetensors")
     run.predict(named)
     if options.metrics.enabled:
-        score_run(folder, Path(options.metrics.judge) if options.metrics.judge else None, list(named))
+        score_run(folder, options.metrics.judge_folder, list(named))
     return list(named)
 
 

@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from tave.backbone import Backbone
-from tave.cache import StoredError, digest, file_digest, read_tensors, write_json, write_tensors
+from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
 from tave.config import EditEntry, TrainOptions
 from tave.data import ClipData, Request
 from tave.denoiser import Denoiser
@@ -106,7 +106,10 @@ class Run:
             options.video.source_prompt,
             options.seed,
         )
-        self.inversion_key = digest(self.tuned_key, options.inversion, options.condition, options.reference.frame, options.seed)
+        # The scheduler's configuration is in no weight file, yet it decides the levels.
+        levels = (schedule.timesteps, schedule.alphas)
+        told = (options.condition, options.reference.frame, options.seed)
+        self.inversion_key = digest(self.tuned_key, *levels, options.inversion, *told)
 
     @classmethod
     def begin(cls, options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Run:
@@ -201,32 +204,26 @@ class Run:
         """The inversion from this run folder, else from the cache, else made and kept in both."""
         here = self.folder / "trajectory.safetensors"
         kept = Path(self.options.cache) / f"trajectory-{self.inversion_key}.safetensors"
-        for path in (here, kept):
-            if path.is_file():
-                tensors, about = read_tensors(path)
-                if about.get("key") == self.inversion_key:
-                    made = Inverted(
-                        Trajectory(tensors["latents"].to(self.data.device)),
-                        about["reconstruction_psnr"],
-                        about["autoencoder_psnr"],
-                    )
-                    break
-        else:
+        lacking = [path for path in (here, kept) if not path.is_file() or read_about(path).get("key") != self.inversion_key]
+        if len(lacking) == 2:
             made = make()
+        else:
+            tensors, about = read_tensors(kept if here in lacking else here)
+            trajectory = Trajectory(tensors["latents"].to(self.data.device))
+            made = Inverted(trajectory, about["reconstruction_psnr"], about["autoencoder_psnr"])
         about = {
             "key": self.inversion_key,
             "reconstruction_psnr": round(made.reconstruction_psnr, 4),
             "autoencoder_psnr": round(made.autoencoder_psnr, 4),
         }
-        for path in (kept, here):
-            if not path.is_file() or read_tensors(path)[1].get("key") != self.inversion_key:
-                write_tensors(path, {"latents": made.trajectory.latents}, about)
+        for path in lacking:
+            write_tensors(path, {"latents": made.trajectory.latents}, about)
         return made
 
     def record(self) -> None:
         """``run.json``: how all of it was made; ``metrics.json``: stages and reconstruction beside the edits' numbers."""
         found = self.folder / "trajectory.safetensors"
-        about = read_tensors(found)[1] if found.is_file() else {}
+        about = read_about(found) if found.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         metrics = self.folder / "metrics.json"
         before = json.loads(metrics.read_text()) if metrics.is_file() else {}

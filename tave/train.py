@@ -31,7 +31,7 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
     run.predict(options.video.requests())
     if options.metrics.enabled:
         with run.stages.stage("metrics", "measuring"):
-            score_run(folder, Path(options.metrics.judge) if options.metrics.judge else None)
+            score_run(folder, options.metrics.judge_folder)
     run.record()
     return folder
 

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from tave.backbone import Backbone, BackboneError, load_backbone, tiny_backbone
 from tave.options import OptionError
@@ -21,23 +19,11 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def saved(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny parts as the library saves them, with the scheduler class of the real checkpoints."""
-    normalizer = StableUnCLIPImageNormalizer(embedding_dim=len(tiny.normalizer_mean))
-    normalizer.mean = nn.Parameter(tiny.normalizer_mean[None])
-    normalizer.std = nn.Parameter(tiny.normalizer_std[None])
     folder = tmp_path_factory.mktemp("saved")
-    StableUnCLIPImg2ImgPipeline(
-        feature_extractor=tiny.feature_extractor,
-        image_encoder=tiny.image_encoder,
-        image_normalizer=normalizer,
-        image_noising_scheduler=tiny.image_noising_scheduler,  # type: ignore[arg-type]
-        tokenizer=tiny.tokenizer,
-        text_encoder=tiny.text_encoder,
-        unet=tiny.unet,
-        scheduler=PNDMScheduler.from_config(tiny.scheduler.config),  # type: ignore[arg-type]
-        vae=tiny.vae,
-    ).save_pretrained(folder)
+    scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    StableUnCLIPImg2ImgPipeline(**{**pipeline.components, "scheduler": scheduler}).save_pretrained(folder)
     return folder
 
 

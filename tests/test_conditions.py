@@ -5,9 +5,7 @@ import logging
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
-from torch import nn
 
 from tave.backbone import Backbone
 from tave.conditions import (
@@ -21,25 +19,6 @@ from tave.conditions import (
     stack,
 )
 from tave.options import OptionError
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny: Backbone) -> StableUnCLIPImg2ImgPipeline:
-    """The library's own way from picture and prompt to condition, over the same parts."""
-    normalizer = StableUnCLIPImageNormalizer(embedding_dim=len(tiny.normalizer_mean))
-    normalizer.mean = nn.Parameter(tiny.normalizer_mean[None])
-    normalizer.std = nn.Parameter(tiny.normalizer_std[None])
-    return StableUnCLIPImg2ImgPipeline(
-        feature_extractor=tiny.feature_extractor,
-        image_encoder=tiny.image_encoder,
-        image_normalizer=normalizer,
-        image_noising_scheduler=tiny.image_noising_scheduler,  # type: ignore[arg-type]
-        tokenizer=tiny.tokenizer,
-        text_encoder=tiny.text_encoder,
-        unet=tiny.unet,
-        scheduler=tiny.scheduler,  # type: ignore[arg-type]
-        vae=tiny.vae,
-    )
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from tave.roadside.pretrain import exam, parts, training
 from tave.roadside.pretrain.lessons import Lessons, Picture, box_of, square_crop
-from tave.roadside.scene import VEHICLES, Vehicle, caption
+from tave.roadside.scene import VEHICLES, Vehicle, caption, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,7 @@ def test_the_unet_learns_velocity_and_drops_conditions(lessons: Lessons) -> None
         alphas,
         lambda captions: torch.zeros(len(captions), 2, 4),
         lambda e, levels, noise: torch.cat([e, e], 1),
+        cell=12,
         steps=1,
         batch=400,
         lr=1e-3,
@@ -74,6 +77,26 @@ def test_the_unet_learns_velocity_and_drops_conditions(lessons: Lessons) -> None
     assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
     dropped = (seen[0] == 0).all(1).float().mean()
     assert 0.05 < dropped < 0.2
+
+
+def test_what_is_inside_the_box_counts_more_and_the_scale_of_the_loss_stays() -> None:
+    weight = training.object_weight(np.array([[2, 4, 6, 6], [-5, -5, -1, -1]]), 8)
+    assert torch.allclose(weight.mean(dim=(1, 2, 3)), torch.ones(2))
+    assert float(weight[0, 0, 4, 2] / weight[0, 0, 3, 2]) == pytest.approx(training.OBJECT_WEIGHT)
+    assert box_of((weight[0, 0] > weight[0, 0].min()).numpy()) == (2, 4, 6, 6)
+    assert torch.equal(weight[1], torch.ones(1, 8, 8))  # no vehicle in this crop
+
+
+def test_windows_hold_the_vehicles_middle_and_move_its_box_along(lessons: Lessons) -> None:
+    size, boxes = 24, np.array([[1.0, 15.0, 9.0, 19.0], [18.0, 14.0, 24.0, 18.0]])
+    latents = torch.arange(float(size * size)).view(1, 1, size, size).repeat(2, 1, 1, 1)
+    part = training.UNetPart.__new__(training.UNetPart)
+    cut, moved = part._windows(latents, boxes, np.random.default_rng(0))
+    assert cut.shape == (2, 1, training.WINDOW, training.WINDOW)
+    for i in range(2):
+        x, y = np.floor((moved[i, :2] + moved[i, 2:]) / 2).astype(int)
+        expected = np.floor((boxes[i, :2] + boxes[i, 2:]) / 2).astype(int)
+        assert cut[i, 0, y, x] == latents[i, 0, expected[1], expected[0]]
 
 
 def test_the_judges_view_is_a_square_around_the_box() -> None:
@@ -100,6 +123,16 @@ def test_any_text_encodes() -> None:
     words = parts.tokenizer()
     assert words.unk_token_id not in words("an unheard-of zeppelin", truncation=True).input_ids[1:-1]
     assert str(words.decode(words("a red suv").input_ids, skip_special_tokens=True)).strip() == "a red suv"
+
+
+def test_every_caption_is_read_whole() -> None:
+    """A word is one token, so no caption loses its place at the end, where the tokenizer cuts."""
+    words = parts.tokenizer()
+    for word in vocabulary():
+        pieces = re.split("(-)", word)
+        assert len(words(word).input_ids) == 2 + len(pieces), word
+    longest = caption(Vehicle("truck", "white", "two-tone", "orange"), -1, "mountain", pattern=True)
+    assert len(words(longest).input_ids) <= parts.TOKENS
 
 
 def test_the_cards_bars_are_judged_by_the_figure() -> None:

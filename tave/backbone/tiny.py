@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,21 +54,35 @@ def tiny_backbone(seed: int = 0, prediction_type: str = "v_prediction") -> Backb
 
 
 def byte_tokenizer(words: tuple[str, ...], length: int) -> CLIPTokenizer:
-    """CLIP's tokenizer with a token for each of ``words`` (two letters or more) and for each byte: any text encodes."""
+    """CLIP's tokenizer with one token for each of ``words`` and one for each byte, so that any text encodes.
+
+    A word's merges go behind those of the words before it: what these already make of it is joined from left to right.
+    So no merge is applied ahead of one that an earlier word needs, and every word ends as one token.
+    """
     letters = _byte_alphabet()
     symbols, merges = letters + [letter + "</w>" for letter in letters], []
-    for word in words:  # merged from left to right, the last merge carries the end-of-word mark
-        left = word[0]
-        for i, letter in enumerate(word[1:], 1):
-            right = letter + ("</w>" if i == len(word) - 1 else "")
-            if (left, right) not in merges:
-                merges.append((left, right))
-            left += right
-            if left not in symbols:
-                symbols.append(left)
+    for word in words:
+        pieces = _merged([*word[:-1], word[-1] + "</w>"], merges)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            symbols.append(pieces[0] + pieces[1])
+            pieces = _merged(pieces, merges)
     # the two specials are the last ids, since CLIPTextModel pools at the largest id; "!" pads, as in SD 2
-    vocab = {symbol: i for i, symbol in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
+    vocab = {symbol: i for i, symbol in enumerate([*dict.fromkeys(symbols), "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token="!", model_max_length=length)
+
+
+def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: of the pairs that stand side by side, the one that was learnt first is joined first."""
+    rank = {pair: i for i, pair in enumerate(merges)}
+    while len(pieces) > 1:
+        pairs = list(pairwise(pieces))
+        best = min(pairs, key=lambda pair: rank.get(pair, len(rank)))
+        if best not in rank:
+            break
+        at = pairs.index(best)
+        pieces = [*pieces[:at], pieces[at] + pieces[at + 1], *pieces[at + 2 :]]
+    return pieces
 
 
 def _byte_alphabet() -> list[str]:

@@ -14,6 +14,7 @@ import hydra
 import lightning as L
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from hydra.core.config_store import ConfigStore
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
@@ -53,6 +54,8 @@ class PretrainOptions:
     count: int = 24000
     crop: int = 48
     threads: int = 0
+    precision: str = "32-true"  # Lightning's: bf16-mixed is twice as fast where the processor multiplies in bf16
+    start: str = ""  # folder of a backbone whose autoencoder is trained on, instead of a random one
     workers: int = 2
     target: str = "tave/roadside/weights"  # where the `ship` stage writes
     questions: int = 300  # held-out frames for the exam of autoencoder, CLIP and judge
@@ -66,7 +69,7 @@ class PretrainOptions:
 ConfigStore.instance().store(name="pretrain_schema", node=PretrainOptions)
 
 
-def fit(part: training.Part, folder: Path, *, average: bool = False) -> None:
+def fit(part: training.Part, folder: Path, precision: Any, *, average: bool = False) -> None:
     """Train ``part`` in ``folder``, from its last checkpoint if there is one; ends with ``weights.safetensors``."""
     done = folder / "weights.safetensors"
     callbacks: list[Any] = [
@@ -81,6 +84,7 @@ def fit(part: training.Part, folder: Path, *, average: bool = False) -> None:
         max_epochs=-1,
         accelerator="auto",
         devices=1,
+        precision=precision,
         gradient_clip_val=1.0,
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=20,
@@ -181,6 +185,7 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
 
     torch.manual_seed(options.seed)
     network = parts.unet(latents.shape[-1])
+    network.set_attn_processor(AttnProcessor())  # at most 144 cells: the fused kernel's backward is slower on a CPU
     part = training.UNetPart(
         network,
         scaled,
@@ -190,10 +195,11 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
         denoising.alphas_cumprod,
         text,
         noised,
+        cell=options.size // latents.shape[-1],
         seed=options.seed,
         **vars(options.unet),
     )
-    fit(part, folder / "unet", average=True)
+    fit(part, folder / "unet", options.precision, average=True)
 
 
 def unet_weights(folder: Path) -> dict[str, Tensor]:
@@ -298,19 +304,22 @@ def main(cfg: DictConfig) -> None:
             continue
         settings = {"seed": options.seed, **vars(getattr(options, stage, PartOptions()))}
         if stage == "autoencoder":
-            part = training.AutoencoderPart(parts.autoencoder(size), lessons, options.crop, **settings)
-            fit(part, folder / stage)
+            network = parts.autoencoder(size)
+            if options.start:
+                network.load_state_dict(load_backbone(Path(options.start)).vae.state_dict())
+            part = training.AutoencoderPart(network, lessons, options.crop, **settings)
+            fit(part, folder / stage, options.precision)
         elif stage == "clip":
             words = parts.tokenizer()
             network = parts.clip(words)
             part = training.ClipPart(network, lessons, embedder(network, words), parts.VISION_SIZE, False, **settings)
-            fit(part, folder / stage)
+            fit(part, folder / stage, options.precision)
         elif stage == "judge":
             settings["seed"] += 17  # another draw than the conditioning CLIP's
             torch.manual_seed(settings["seed"])
             network = judge_model(folder / stage)
             part = training.ClipPart(network, lessons, judge_embedder(network), 64, True, **settings)
-            fit(part, folder / stage)
+            fit(part, folder / stage, options.precision)
         elif stage == "unet":
             train_unet(folder, lessons, options)
         elif stage == "ship":

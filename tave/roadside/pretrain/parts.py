@@ -16,7 +16,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from tave.backbone import byte_tokenizer
 from tave.roadside.scene import vocabulary
 
-TOKENS, PROJECTION, TEXT_WIDTH, VISION_SIZE = 16, 128, 128, 64
+TOKENS, PROJECTION, TEXT_WIDTH, VISION_SIZE = 32, 128, 128, 96
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -43,10 +43,12 @@ def clip(words: CLIPTokenizer) -> CLIPModel:
         num_hidden_layers=4,
         num_attention_heads=6,
         image_size=VISION_SIZE,
-        patch_size=8,
+        patch_size=12,
         projection_dim=PROJECTION,
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=PROJECTION))
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=PROJECTION)
+    config._attn_implementation = "eager"  # a few dozen tokens: the fused kernel's backward is twice as slow on a CPU
+    return CLIPModel(config)
 
 
 def feature_extractor() -> CLIPImageProcessor:
@@ -71,7 +73,7 @@ def autoencoder(size: int) -> AutoencoderKL:
     return AutoencoderKL(**shape)
 
 
-def unet(latent_size: int, widths: tuple[int, int, int] = (48, 96, 160)) -> UNet2DConditionModel:
+def unet(latent_size: int, widths: tuple[int, int, int] = (64, 128, 192)) -> UNet2DConditionModel:
     """v-prediction UNet with a projected image condition; attention at the two coarser levels only."""
     shape: dict[str, Any] = {
         "sample_size": latent_size,
@@ -82,7 +84,7 @@ def unet(latent_size: int, widths: tuple[int, int, int] = (48, 96, 160)) -> UNet
         "block_out_channels": widths,
         "layers_per_block": 1,
         "norm_num_groups": 8,
-        "attention_head_dim": (2, 4, 5),  # the number of heads of each level, by diffusers' old misnomer
+        "attention_head_dim": (2, 4, 6),  # the number of heads of each level, by diffusers' old misnomer
         "cross_attention_dim": TEXT_WIDTH,
         "use_linear_projection": True,
         "class_embed_type": "projection",
@@ -112,7 +114,7 @@ def judge_config() -> dict[str, Any]:
         "model_cfg": {
             "embed_dim": 96,
             "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 32},
-            "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+            "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
         },
         "preprocess_cfg": {
             "mean": [0.5, 0.5, 0.5],

@@ -56,6 +56,18 @@ class Part(L.LightningModule):
         }
 
 
+OBJECT_WEIGHT = 4.0  # of a picture's loss, where the vehicle is: it covers a tenth of the frame and is what edits are about
+
+
+def object_weight(boxes: np.ndarray, size: int) -> Tensor:
+    """``n 1 size size`` of mean 1: ``OBJECT_WEIGHT`` times as high inside the boxes (``n 4``: x0 y0 x1 y1) as outside."""
+    at = torch.arange(size) + 0.5
+    x0, y0, x1, y1 = torch.from_numpy(np.asarray(boxes, np.float32))[:, :, None].unbind(1)
+    inside = ((at > y0) & (at < y1))[:, None, :, None] & ((at > x0) & (at < x1))[:, None, None, :]
+    weight = 1 + (OBJECT_WEIGHT - 1) * inside.float()
+    return weight / weight.mean(dim=(2, 3), keepdim=True)
+
+
 class AutoencoderPart(Part):
     """L1 + L2 + gradient loss on crops, three in four of them around the vehicle, and a faint pull to a unit normal."""
 
@@ -63,29 +75,34 @@ class AutoencoderPart(Part):
         super().__init__(network, **settings)
         self.lessons, self.crop = lessons, crop
 
-    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+    def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+        """A crop and where the vehicle is in it."""
         index = int(rng.integers(len(self.lessons)))
         frame, crop = self.lessons.frames[index], self.crop
         limit = frame.shape[0] - crop
+        x0, y0, x1, y1 = self.lessons.pictures[index].box
         if rng.random() < 0.25:
             x, y = rng.integers(0, limit + 1, size=2)
         else:
-            x0, y0, x1, y1 = self.lessons.pictures[index].box
             x, y = rng.integers(x0 - crop // 2, x1 - crop // 2 + 1), rng.integers(y0 - crop // 2, y1 - crop // 2 + 1)
         x, y = int(np.clip(x, 0, limit)), int(np.clip(y, 0, limit))
         piece = frame[y : y + crop, x : x + crop]
-        return piece[:, ::-1] if rng.random() < 0.5 else piece
+        if rng.random() < 0.5:
+            return piece[:, ::-1], (crop - (x1 - x), y0 - y, crop - (x0 - x), y1 - y)
+        return piece, (x0 - x, y0 - y, x1 - x, y1 - y)
 
     def loss(self) -> Tensor:
         rng = self.rng()
-        truth = to_signed(np.stack([self._crop(rng) for _ in range(self.batch)])).to(self.device)
+        crops, boxes = zip(*(self._crop(rng) for _ in range(self.batch)), strict=True)
+        truth = to_signed(np.stack(crops)).to(self.device)
+        weight = object_weight(np.array(boxes), self.crop).to(self.device)
         posterior = self.network.encode(truth).latent_dist  # type: ignore[operator]
         drawn = torch.randn(posterior.mean.shape, generator=self.noise(), device=self.device)
         made = self.network.decode(posterior.mean + posterior.std * drawn).sample  # type: ignore[operator]
-        error = made - truth
-        slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        error = made.float() - truth
+        slopes = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (weight[..., 1:, :] * error.diff(dim=-2).abs()).mean()
         pull = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return error.abs().mean() + 2 * error.square().mean() + slopes + 1e-4 * pull
+        return (weight * (error.abs() + 2 * error.square())).mean() + slopes + 1e-4 * pull
 
 
 def same(left: list[str], right: list[str]) -> Tensor:
@@ -95,7 +112,8 @@ def same(left: list[str], right: list[str]) -> Tensor:
 
 def contrastive(images: Tensor, texts: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy ``n d`` x ``m d`` with several positives a row."""
-    logits = scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    with torch.autocast(images.device.type, enabled=False):  # a cosine in bf16, times a scale of up to 100, is noise
+        logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
     rows = positive / positive.sum(1, keepdim=True).clamp(min=1)
     columns = positive.T / positive.T.sum(1, keepdim=True).clamp(min=1)
     seen = positive.T.sum(1) > 0  # a caption of the bank that no picture shows has nothing to be drawn to
@@ -135,6 +153,8 @@ class ClipPart(Part):
             return square_crop(frame, tuple(np.array(picture.box) + jitter), self.size, float(rng.uniform(0.1, 0.7))), False
         if rng.random() < 0.4:
             return self.lessons.views[index], False
+        if frame.shape[:2] == (self.size, self.size):
+            return frame, True
         return square_crop(frame, (0, 0, frame.shape[1], frame.shape[0]), self.size, 0.0), True
 
     def loss(self) -> Tensor:
@@ -159,8 +179,14 @@ class ClipPart(Part):
         return made
 
 
+WINDOW, WINDOWED = 16, 0.45
+
+
 class UNetPart(Part):
     """The denoiser: v-prediction on cached latents, with a caption of any length and the picture's noised embedding.
+
+    The first ``WINDOWED`` of the steps see windows around the vehicle alone: a convolutional network learns there, at
+    half the cost, what vehicles look like; the rest see whole frames.
 
     The image vector is that of the picture itself, as SD-unCLIP was trained; for 3 in 10 it is another view of
     the same vehicle, so that the vehicle, not the place, is what the model learns to take from it.
@@ -176,11 +202,12 @@ class UNetPart(Part):
         alphas: Tensor,
         text: Callable[[list[str]], Tensor],
         noised: Callable[[Tensor, Tensor, Tensor], Tensor],
+        cell: int,
         **settings: Any,
     ):
         super().__init__(network, **settings)
         self.latents, self.embeds, self.view_embeds, self.pictures = latents, embeds, view_embeds, pictures
-        self.alphas, self.text, self.noised = alphas, text, noised
+        self.alphas, self.text, self.noised, self.cell = alphas, text, noised, cell
 
     def _caption(self, picture: Picture, rng: np.random.Generator) -> str:
         draw = rng.random()
@@ -189,10 +216,21 @@ class UNetPart(Part):
         place = picture.place if draw < 0.8 else None
         return caption(picture.vehicle, picture.heading, place, pattern=bool(rng.random() < 0.3))
 
+    def _windows(self, clean: Tensor, boxes: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+        """A square of ``WINDOW`` cells of each latent ``n c h w`` that holds the box's middle, and the box in it."""
+        middle, limit = (boxes[:, :2] + boxes[:, 2:]) / 2, clean.shape[-1] - WINDOW
+        corner = np.clip(middle - rng.uniform(0.2, 0.8, size=middle.shape) * WINDOW, 0, limit).round().astype(int)
+        cut = torch.stack([z[:, y : y + WINDOW, x : x + WINDOW] for z, (x, y) in zip(clean, corner, strict=True)])
+        return cut, boxes - np.tile(corner, 2)
+
     def loss(self) -> Tensor:
         rng, noise = self.rng(), self.noise()
         indices = rng.integers(len(self.pictures), size=self.batch)
-        clean = self.latents[indices].float().to(self.device)
+        clean = self.latents[indices].float()
+        boxes = np.array([self.pictures[int(i)].box for i in indices]) / self.cell
+        if self.global_step < WINDOWED * self.steps and clean.shape[-1] > WINDOW:
+            clean, boxes = self._windows(clean, boxes, rng)
+        clean, weight = clean.to(self.device), object_weight(boxes, clean.shape[-1]).to(self.device)
         elsewhere = torch.from_numpy(rng.random(self.batch) < 0.3)[:, None]
         embeds = torch.where(elsewhere, self.view_embeds[indices], self.embeds[indices]).to(self.device)
         # Half of the levels are low: editing runs at level 0, and a small training can't spend itself on noise.
@@ -208,4 +246,4 @@ class UNetPart(Part):
         made = self.network(
             a.sqrt() * clean + (1 - a).sqrt() * eps, t, encoder_hidden_states=text, class_labels=image * kept
         ).sample
-        return F.mse_loss(made, a.sqrt() * eps - (1 - a).sqrt() * clean)
+        return (weight * (made.float() - (a.sqrt() * eps - (1 - a).sqrt() * clean)).square()).mean()
