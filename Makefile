@@ -29,8 +29,9 @@ edit: setup ## set up and run the main job: the bus becomes a red SUV
 test: setup ## set up and run the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q
 
-test-slow: setup ## the tests that run the Roadside backbone
+test-slow: setup ## the tests that run the Roadside backbone, and the notebooks with few steps
 	$(PY) -m pytest -q -m slow
+	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake notebooks
 
 check: setup ## format, lint, types
 	$(VENV)/bin/ruff format --check .

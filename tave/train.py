@@ -22,14 +22,19 @@ log = logging.getLogger(__name__)
 
 
 def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Path:
-    """Tune and edit into ``folder``; returns it. ``config`` is what ``run.json`` keeps of how it was asked for."""
+    """Tune and edit into ``folder``; returns it. With no edits listed, tune alone.
+
+    ``config`` is what ``run.json`` keeps of how it was asked for.
+    """
     from eval.score import score_run
     from tave.run import Run
 
     run = Run.begin(options, folder, config=config, show=show)
     run.tune()
-    run.predict(options.video.requests())
-    if options.metrics.enabled:
+    requests = options.video.requests()
+    if requests:
+        run.predict(requests)
+    if requests and options.metrics.enabled:
         with run.stages.stage("metrics", "measuring"):
             score_run(folder, options.metrics.judge_folder)
     run.record()

@@ -136,6 +136,15 @@ def test_another_edit_of_a_tuned_clip(run: Path, tmp_path: Path) -> None:
     assert set(score_run(run, None)) == {"suv", "car", "car-2"}
 
 
+def test_three_lines_of_a_notebook(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    source = Path(clip[1].removeprefix("video.path="))
+    small = ["backbone=tiny", f"cache={cache}", "tuning.steps=1", "inversion.steps=2", "metrics.judge=null"]
+    run = tave.tune_clip(source, "a white bus", folder=tmp_path / "run", overrides=small, show=False)
+    assert (run / "tuned.safetensors").is_file() and not (run / "edits").exists()
+    made = tave.edit_clip(run, source.parent / "target.png", "a red car", show=False)
+    assert (made / "edited.mp4").is_file()
+
+
 def test_a_killed_tuning_goes_on_where_it_stopped(cache: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tave.train", CLIP, "backbone=tiny", "metrics=none", "tuning.steps=120"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -179,7 +179,7 @@ class ClipPart(Part):
         return made
 
 
-WINDOW, WINDOWED = 16, 0.45
+WINDOW, WINDOWED = 16, 0.5
 
 
 class UNetPart(Part):
