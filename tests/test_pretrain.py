@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tave.backbone import load_backbone
+from tave.config import PACKAGE
 from tave.roadside.pretrain import exam, parts, training
+from tave.roadside.pretrain.__main__ import judge_model, load, take_over
 from tave.roadside.pretrain.lessons import Lessons, Picture, box_of, square_crop
 from tave.roadside.scene import VEHICLES, Vehicle, caption, vocabulary
 
@@ -133,6 +137,22 @@ def test_every_caption_is_read_whole() -> None:
         assert len(words(word).input_ids) == 2 + len(pieces), word
     longest = caption(Vehicle("truck", "white", "two-tone", "orange"), -1, "mountain", pattern=True)
     assert len(words(longest).input_ids) <= parts.TOKENS
+
+
+def test_what_is_shipped_can_be_trained_on(tmp_path: Path) -> None:
+    shipped = PACKAGE / "roadside" / "weights"
+    backbone = load_backbone(shipped / "backbone")
+    take_over(shipped, tmp_path, ["autoencoder", "unet"])
+    assert not (tmp_path / "autoencoder").exists()  # it is trained, so it starts from the backbone instead
+    words = parts.tokenizer()
+    clip = load(parts.clip(words), tmp_path / "clip")
+    ids = words(["a red suv"], padding="max_length", return_tensors="pt").input_ids
+    assert words.get_vocab() == backbone.tokenizer.get_vocab()
+    with torch.no_grad():
+        expected = backbone.text_encoder(ids).last_hidden_state
+        assert torch.allclose(clip.text_model(ids).last_hidden_state, expected, atol=1e-5)
+    load(judge_model(tmp_path / "judge"), tmp_path / "judge")
+    parts.unet(backbone.unet.config["sample_size"]).load_state_dict(backbone.unet.state_dict())
 
 
 def test_the_cards_bars_are_judged_by_the_figure() -> None:

@@ -41,15 +41,17 @@ def test_the_clip_comes_back_from_its_inversion(metrics: dict) -> None:
     assert metrics["reconstruction_psnr"] >= metrics["autoencoder_psnr"] - 3
 
 
-# The bar is missed by a wide margin: the backbone is young, see its model card. Strict, so that passing it is noticed.
-@pytest.mark.xfail(strict=True, reason="the shipped UNet does not paint vehicles yet")
-def test_it_is_a_red_suv(metrics: dict) -> None:
-    figures = metrics["edits"]["suv"]
-    assert figures["judge_vehicle_accuracy"] >= 0.85
-    assert figures["judge_color_accuracy"] >= 0.95
+def test_it_is_red(metrics: dict) -> None:
+    assert metrics["edits"]["suv"]["judge_color_accuracy"] >= 0.95
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped UNet does not paint vehicles yet")
+# Missed: the backbone is young and paints a low car, see its model card. Strict, so that passing it is noticed.
+@pytest.mark.xfail(strict=True, reason="the shipped UNet paints a car where an suv is asked for")
+def test_it_is_an_suv(metrics: dict) -> None:
+    assert metrics["edits"]["suv"]["judge_vehicle_accuracy"] >= 0.85
+
+
+@pytest.mark.xfail(strict=True, reason="0.089: traces of the bus's outline where the mask ends")
 def test_nothing_of_the_bus_is_left(metrics: dict) -> None:
     assert metrics["edits"]["suv"]["residue"] <= 0.05
 

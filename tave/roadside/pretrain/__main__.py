@@ -31,6 +31,7 @@ from tave.conditions import level_embedding, noise_levels
 from tave.roadside.pretrain import exam, parts, training
 from tave.roadside.pretrain.lessons import Lessons, draw_lessons, load_lessons
 
+TEXT_PROJECTION = "text_projection.safetensors"  # the one weight of the CLIP that no part of a backbone holds
 STAGES = ("lessons", "autoencoder", "clip", "judge", "unet", "ship")
 
 
@@ -55,7 +56,7 @@ class PretrainOptions:
     crop: int = 48
     threads: int = 0
     precision: str = "32-true"  # Lightning's: bf16-mixed is twice as fast where the processor multiplies in bf16
-    start: str = ""  # folder of a backbone whose autoencoder is trained on, instead of a random one
+    start: str = ""  # a shipped folder (backbone/, judge/): its autoencoder and UNet train on, what isn't trained is taken over
     workers: int = 2
     target: str = "tave/roadside/weights"  # where the `ship` stage writes
     questions: int = 300  # held-out frames for the exam of autoencoder, CLIP and judge
@@ -136,6 +137,25 @@ def judge_embedder(network: Any) -> Any:
     return embed
 
 
+def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
+    """Put the parts of a shipped set that ``stages`` don't train into ``folder``, as if they had been trained there.
+
+    Raises ``FileNotFoundError`` or ``BackboneError`` naming what the set lacks.
+    """
+    backbone = load_backbone(shipped / "backbone")
+    clip = {f"text_model.{k}": v for k, v in backbone.text_encoder.state_dict().items()}
+    clip |= dict(backbone.image_encoder.state_dict()) | load_file(shipped / TEXT_PROJECTION)
+    whole = {
+        "autoencoder": dict(backbone.vae.state_dict()),
+        "clip": {"logit_scale": torch.tensor(1.0), **clip},
+        "judge": load_file(shipped / "judge" / "open_clip_model.safetensors"),
+    }
+    for name, state in whole.items():
+        if name not in stages and not (folder / name / "weights.safetensors").exists():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            save_file({k: v.float().contiguous() for k, v in state.items()}, folder / name / "weights.safetensors")
+
+
 def load(network: nn.Module, folder: Path) -> Any:
     network.load_state_dict(load_file(folder / "weights.safetensors"))
     return network.eval().requires_grad_(False)
@@ -149,14 +169,16 @@ def encode_lessons(folder: Path, lessons: Lessons, options: PretrainOptions) -> 
         data = load_file(kept)
         return data["latents"], data["embeds"], data["views"]
     vae, words = load(parts.autoencoder(options.size), folder / "autoencoder"), parts.tokenizer()
+    vae.to(memory_format=torch.channels_last)
     embed = embedder(load(parts.clip(words), folder / "clip"), words)
     latents, embeds, views = [], [], []
     for start in track(range(0, len(lessons), 100), description="encoding the lessons"):
-        frames = training.to_signed(lessons.frames[start : start + 100])
-        latents.append(vae.encode(frames).latent_dist.mean.half())
+        frames = training.to_signed(lessons.frames[start : start + 100]).contiguous(memory_format=torch.channels_last)
         small = nn.functional.interpolate(frames, parts.VISION_SIZE, mode="bicubic", antialias=True).clamp(-1, 1)
-        embeds.append(embed(small, ["a car"])[0])
-        views.append(embed(training.to_signed(lessons.views[start : start + 100]), ["a car"])[0])
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in options.precision):
+            latents.append(vae.encode(frames).latent_dist.mean.half())
+            embeds.append(embed(small, ["a car"])[0].float())
+            views.append(embed(training.to_signed(lessons.views[start : start + 100]), ["a car"])[0].float())
     data = {"latents": torch.cat(latents), "embeds": torch.cat(embeds), "views": torch.cat(views)}
     data = {key: value.contiguous() for key, value in data.items()}
     save_file(data, kept)
@@ -185,6 +207,8 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
 
     torch.manual_seed(options.seed)
     network = parts.unet(latents.shape[-1])
+    if options.start:
+        network.load_state_dict(load_backbone(Path(options.start) / "backbone").unet.state_dict())
     network.set_attn_processor(AttnProcessor())  # at most 144 cells: the fused kernel's backward is slower on a CPU
     part = training.UNetPart(
         network,
@@ -242,6 +266,7 @@ def ship(folder: Path, target: Path, lessons: Lessons, options: PretrainOptions)
     for name, part in made.items():
         shipped: Any = part.half() if isinstance(part, nn.Module) else part
         shipped.save_pretrained(str(target / "backbone" / name))
+    save_file({"text_projection.weight": trained.text_projection.weight.half().contiguous()}, target / TEXT_PROJECTION)
     ship_judge(folder / "judge", target / "judge")
     examine(folder, target, options)
 
@@ -273,7 +298,8 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
     exam.picture_sheet(pictures).save(target / "samples.png")
     about = {
         "pictures": f"{options.count} of {options.size} px, seed {options.seed}",
-        "steps": ", ".join(f"{name} {steps_taken(folder / name)}" for name in STAGES[1:5]),
+        "steps": ", ".join(f"{name} {steps_taken(folder / name)}" for name in STAGES[1:5])
+        + (f" on top of {options.start}" if options.start else ""),
         "questions": f"{len(many.scenes)} held-out frames, {len(few.scenes)} paintings of 25 steps at guidance 3",
         "rows of samples.png": ", ".join(pictures),
     }
@@ -283,6 +309,9 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
 
 
 def steps_taken(folder: Path) -> int:
+    """Optimizer steps of the last training; 0 for a part that was taken over."""
+    if not (folder / "last.ckpt").exists():
+        return 0
     return int(torch.load(folder / "last.ckpt", weights_only=True, map_location="cpu")["global_step"])
 
 
@@ -297,6 +326,8 @@ def main(cfg: DictConfig) -> None:
         for _ in track(counted, total=-(-options.count // 500), description="drawing the lessons"):
             pass
     lessons = load_lessons(folder / "lessons", options.count)
+    if options.start:
+        take_over(Path(options.start), folder, options.stages)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         np.random.seed(options.seed)
@@ -306,7 +337,7 @@ def main(cfg: DictConfig) -> None:
         if stage == "autoencoder":
             network = parts.autoencoder(size)
             if options.start:
-                network.load_state_dict(load_backbone(Path(options.start)).vae.state_dict())
+                network.load_state_dict(load_backbone(Path(options.start) / "backbone").vae.state_dict())
             part = training.AutoencoderPart(network, lessons, options.crop, **settings)
             fit(part, folder / stage, options.precision)
         elif stage == "clip":
