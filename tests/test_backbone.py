@@ -19,10 +19,10 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def saved(pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tiny: Backbone, pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny parts as the library saves them, with the scheduler class of the real checkpoints."""
     folder = tmp_path_factory.mktemp("saved")
-    scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    scheduler = PNDMScheduler.from_config(tiny.scheduler.config)
     StableUnCLIPImg2ImgPipeline(**{**pipeline.components, "scheduler": scheduler}).save_pretrained(folder)
     return folder
 
