@@ -1,23 +1,28 @@
-"""A run folder's files, read back: one :class:`Case` for each edit.
+"""Files, read back: one :class:`Case` for each edit of a run folder, or for bare files of any system.
 
 Everything is what the files hold. ``RUN/source.mp4`` holds the frames that were edited, ``RUN/edits/NAME/edited.mp4`` the
-result as anybody would play it, ``soft_mask.npz`` the mask in numbers; on drawn clips ``truth/`` holds the known answer.
+result as anybody would play it, ``soft_mask.npz`` the mask in numbers, ``edit.json`` what was asked for; on drawn clips
+``truth/`` holds the known answer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from eval.annotations import WHOLE, read_annotations, read_mask
 from eval.ideal import IdealLayers
-from tave.video import ReadOptions, read_clip
+from tave.video import Image4, ReadOptions, read_clip, read_image, read_matte
 
 
 class RunError(ValueError):
@@ -35,23 +40,89 @@ class Truth:
     layers: IdealLayers
     target: dict[str, str]  # vehicle, color, pattern, accent, place
     inside: list[float]  # f, share of the target's silhouette inside the picture
+    track: list[list[float]] | None  # f, x and y of the wheels' middle and the scale, in pixels; None in older truths
+    still_camera: bool  # whether the background stands still
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the edit was asked for, as far as the files say."""
+
+    source_prompt: str | None = None
+    target_prompt: str | None = None
+    image: Image4 | None = None  # the target image; alpha is its matte
+    missing: str = ""  # why there is no image
 
 
 @dataclass(frozen=True)
 class Case:
-    """One edit. Frames are ``f 3 H W`` in [-1, 1], decoded from the run's videos."""
+    """One edit. Frames are ``f 3 H W`` in [-1, 1], decoded from the videos."""
 
     name: str
     source: Tensor
     edited: Tensor
-    alpha: Tensor  # f H W uint8, the composite's: 255 all edit, 0 all source
-    binary: Tensor  # f h w bool at the latent grid, before dilation
-    mask: Tensor  # f h w bool at the latent grid, final
-    truth: Truth | None
+    alpha: Tensor | None  # f H W uint8, the composite's: 255 all edit, 0 all source; None where nobody has kept it
+    binary: Tensor | None  # f h w bool at the latent grid, before dilation
+    mask: Tensor | None  # f h w bool at the latent grid (or f H W), final
+    truth: Truth | None = None
+    asked: Asked = Asked()
+    annotation: Tensor | None = None  # f H W bool, the source object as a person has drawn it
+    autoencoder_psnr: float | None = None  # dB of the backbone's round trip over whole frames
+    backbone: Path | None = None  # the folder that the edit's backbone came from
 
 
-def read_cases(run: Path, names: Collection[str] | None = None) -> Iterator[Case]:
+def read_files(
+    edited: Path,
+    source: Path,
+    mask: Path | None = None,
+    target_image: Path | None = None,
+    matte: Path | None = None,
+    source_prompt: str | None = None,
+    target_prompt: str | None = None,
+    annotations: Path | None = None,
+) -> Case:
+    """Bare files of any system as a case, named after the edited clip.
+
+    Args:
+        edited: the edited clip: a video, or a folder of numbered pictures.
+        source: the source clip, with the same frames at the same size.
+        mask: where the edit is: a video or a folder of pictures, white inside.
+        target_image: the image of the target object; its alpha is its matte.
+        matte: the object's silhouette in the target image.
+        source_prompt: what the source shows.
+        target_prompt: what the edit should show.
+        annotations: folder of the source object's masks, one a frame.
+
+    Raises:
+        ValueError: one line that names the file and what is wrong with it.
+    """
+    frames, before = read_clip(edited, WHOLE).frames, read_clip(source, WHOLE).frames
+    if frames.shape != before.shape:
+        raise RunError(
+            f"{source} is {_size(before[:, 0].shape)}, but {edited} is {_size(frames[:, 0].shape)}:"
+            " give the frames that were edited, at the edit's size"
+        )
+    return Case(
+        name=edited.stem,
+        source=before,
+        edited=frames,
+        alpha=None,
+        binary=None,
+        mask=read_mask(mask, frames) if mask else None,
+        asked=Asked(
+            source_prompt,
+            target_prompt,
+            _picture(target_image, matte) if target_image else None,
+            "" if target_image else "give target_image=...",
+        ),
+        annotation=read_annotations(annotations, frames) if annotations else None,
+    )
+
+
+def read_cases(run: Path, names: Collection[str] | None = None, annotations: Path | None = None) -> Iterator[Case]:
     """The edits of a run folder in the order of their names, only those in ``names`` if it is given.
+
+    ``annotations``: folder of the source object's masks in the clip as it was before the run has cut it to size.
 
     Raises:
         RunError: the folder, an edit, a file or an array is missing, unreadable or of another size than the clip.
@@ -66,11 +137,12 @@ def read_cases(run: Path, names: Collection[str] | None = None) -> Iterator[Case
         raise RunError(f"{run} has no edit {', '.join(unknown)}: it has {', '.join(found)}")
     for name in found:
         if names is None or name in names:
-            yield _read_case(run, run / "edits" / name)
+            yield _read_case(run, run / "edits" / name, annotations)
 
 
-def _read_case(run: Path, folder: Path) -> Case:
+def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     path = folder / "soft_mask.npz"
+    config = _json(run / "run.json").get("config", {}) if (run / "run.json").is_file() else {}
     arrays = _arrays(path, ("binary", "mask", "alpha"))
     if any(array.ndim != 3 or len(array) != len(arrays["alpha"]) for array in arrays.values()):
         raise RunError(f"{path}: binary, mask and alpha must have three axes and as many frames each")
@@ -94,7 +166,64 @@ def _read_case(run: Path, folder: Path) -> Case:
         binary=torch.from_numpy(arrays["binary"] > 0),
         mask=torch.from_numpy(arrays["mask"] > 0),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
+        asked=_read_asked(folder, config),
+        annotation=read_annotations(annotations, edited, _cut(run, config)) if annotations else None,
+        autoencoder_psnr=_floor(run / "trajectory.safetensors"),
+        backbone=_backbone(config),
     )
+
+
+def _read_asked(folder: Path, config: dict[str, Any]) -> Asked:
+    """``edit.json``, where there is one; the target image counts if it is still the one that was used."""
+    if not (folder / "edit.json").is_file():
+        return Asked(missing=f"{folder / 'edit.json'} is missing")
+    told = _json(folder / "edit.json")
+    source_prompt = told.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
+    path, image, missing = told.get("target_image"), None, "edit.json names no target image"
+    if path and not Path(path).is_file():
+        missing = f"the target image {path} is no longer there"
+    elif path and hashlib.sha256(Path(path).read_bytes()).hexdigest() != told.get("sha256"):
+        missing = f"the target image {path} is another one today"
+    elif path:
+        matte = told.get("matte")
+        image, missing = _picture(Path(path), Path(matte) if matte and Path(matte).is_file() else None), ""
+    return Asked(source_prompt, told.get("target_prompt"), image, missing)
+
+
+def _picture(path: Path, matte: Path | None) -> Image4:
+    rgb, alpha = read_image(path)
+    if matte is None:
+        return Image4(rgb, alpha)
+    given = read_matte(matte)
+    if given.shape[1:] != rgb.shape[1:]:
+        raise RunError(f"{matte} isn't as large as {path}: a matte belongs to its image pixel by pixel")
+    return Image4(rgb, given)
+
+
+def _cut(run: Path, config: dict[str, Any]) -> ReadOptions:
+    """How the run has cut its clip from the file, from ``run.json``."""
+    video = config.get("video")
+    if not isinstance(video, dict):
+        raise RunError(f"{run / 'run.json'} doesn't say how the clip was cut, so annotations can't be fitted to it")
+    names = {field.name for field in fields(ReadOptions)}
+    return ReadOptions(**{name: value for name, value in video.items() if name in names})
+
+
+def _floor(path: Path) -> float | None:
+    """PSNR of the autoencoder's round trip, which a run keeps beside its trajectory."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as stored:
+            found = json.loads((stored.metadata() or {}).get("about", "{}")).get("autoencoder_psnr")
+    except (SafetensorError, ValueError) as error:
+        raise RunError(f"{path} isn't a trajectory that can be read: {error}") from error
+    return None if found is None else float(found)
+
+
+def _backbone(config: dict[str, Any]) -> Path | None:
+    path = (config.get("backbone") or {}).get("path")
+    return Path(path) if path else None
 
 
 def _read_truth(folder: Path, edited: Tensor) -> Truth:
@@ -116,8 +245,11 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
     try:
         target = {str(key): str(value) for key, value in told["target"].items()}
         inside = [float(share) for share in told["target_inside"]]
+        track = [[float(number) for number in place] for place in told["track"]] if "track" in told else None
+        if track is not None and (len(track) != frames or any(len(place) != 3 for place in track)):
+            raise ValueError("one place a frame")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder / 'truth.json'} lacks a sound target or target_inside: write it again") from error
+        raise RunError(f"{folder / 'truth.json'} lacks a sound target, target_inside or track: write it again") from error
     return Truth(
         source=_frames(arrays["source"]),
         ideal=_frames(arrays["ideal"]),
@@ -130,6 +262,8 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
         ),
         target=target,
         inside=inside,
+        track=track,
+        still_camera=bool(told.get("still_camera", False)),
     )
 
 
@@ -147,7 +281,7 @@ def _layer(array: np.ndarray) -> Tensor:
 
 def _video(path: Path) -> Tensor:
     _require_file(path)
-    return read_clip(path, ReadOptions(frames=None, multiple=1)).frames
+    return read_clip(path, WHOLE).frames
 
 
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

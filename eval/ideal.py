@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.preservation import (
-    MetricError,
-    psnr,
-    psnr_of_sum,
-    require_same_shape,
-    squared_error,
-)
+from eval.metric import ClipMetric, MetricError
+from eval.preservation import psnr, psnr_of_sum, require_same_shape, squared_error
 
 
 @dataclass(frozen=True)
@@ -151,6 +147,25 @@ def ideal_psnr_aligned(edited: Tensor, ideal: Tensor, source_mask: Tensor, targe
         if score is not None and (best.psnr is None or score > best.psnr):
             best = Aligned(score, dx, dy)
     return best
+
+
+def _aligned_psnr(*args: Any, **kwargs: Any) -> float | None:
+    return ideal_psnr_aligned(*args, **kwargs).psnr
+
+
+class Residue(ClipMetric):
+    figure = staticmethod(residue)
+    name, unit, over, higher_is_better = "residue", "share", "pixels of all frames pooled", False
+
+
+class IdealPsnr(ClipMetric):
+    figure = staticmethod(ideal_psnr)
+    name, unit, over, higher_is_better = "ideal_psnr", "dB", "pixels of all frames pooled", True
+
+
+class IdealPsnrAligned(ClipMetric):
+    figure = staticmethod(_aligned_psnr)
+    name, unit, over, higher_is_better = "ideal_psnr_aligned", "dB", "pixels of all frames pooled, best shift", True
 
 
 def _over(layer: Tensor, below: Tensor) -> Tensor:

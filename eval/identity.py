@@ -7,6 +7,7 @@ those of the source clip the floor: an edit is read between the two.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eval.features import Embedder, OpenClip
+from eval.features import Encoder, OpenClip
+from eval.metric import ClipMetric
 from eval.preservation import require_region
 
 KINDS = ("vehicle", "color", "pattern")
@@ -35,7 +37,7 @@ class JudgeError(ValueError):
 class Judge:
     """An encoder and, for each of :data:`KINDS`, class -> captions."""
 
-    embedder: Embedder
+    encoder: Encoder
     classes: Mapping[str, Mapping[str, Sequence[str]]]
 
     def __post_init__(self) -> None:
@@ -44,13 +46,19 @@ class Judge:
             if not named or not all(named.values()):
                 raise JudgeError(f"the judge's classes have no captions for every {kind}: complete classes.json")
 
+    @property
+    def id(self) -> str:
+        """The encoder's id and a hash of the captions: both decide what is seen."""
+        words = json.dumps({kind: dict(self.classes[kind]) for kind in KINDS}, sort_keys=True)
+        return f"{self.encoder.id}+{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
     def see(self, pictures: Tensor, kind: str) -> list[str]:
         """``n 3 size size`` in [-1, 1] -> for each picture the class whose best caption has the highest cosine."""
         names, captions = [], []
         for name, wordings in self.classes[kind].items():
             names += [name] * len(wordings)
             captions += wordings
-        cosines = self.embedder.images(pictures) @ self.embedder.texts(captions).T
+        cosines = self.encoder.images(pictures) @ self.encoder.texts(captions).T
         return [names[best] for best in cosines.argmax(dim=1).tolist()]
 
 
@@ -105,12 +113,29 @@ def judge_accuracies(
     scores: dict[str, float | int | None] = {"judge_frames": int(counted.sum())}
     for suffix, frames in clips.items():
         require_region(region, frames)
-        pictures = object_crops(frames[counted], region[counted], judge.embedder.size)
+        pictures = object_crops(frames[counted], region[counted], judge.encoder.size)
         for kind in KINDS:
             seen = judge.see(pictures, kind) if len(pictures) else []
-            hits = sum(name == target[kind] for name in seen)
-            scores[f"judge_{kind}_accuracy{suffix}"] = hits / len(seen) if seen else None
+            scores[f"judge_{kind}_accuracy{suffix}"] = accuracy(seen, target[kind])
     return scores
+
+
+def accuracy(seen: Sequence[str], wanted: str) -> float | None:
+    """Share of ``seen`` that is ``wanted``; None where nothing was seen."""
+    return sum(name == wanted for name in seen) / len(seen) if seen else None
+
+
+class JudgeVehicleAccuracy(ClipMetric):
+    figure = staticmethod(accuracy)
+    name, unit, over, higher_is_better = "judge_vehicle_accuracy", "share", "frames", True
+
+
+class JudgeColorAccuracy(JudgeVehicleAccuracy):
+    name = "judge_color_accuracy"
+
+
+class JudgePatternAccuracy(JudgeVehicleAccuracy):
+    name = "judge_pattern_accuracy"
 
 
 def object_crops(frames: Tensor, region: Tensor, size: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eval.preservation import MetricError, require_same_shape
+from eval.metric import ClipMetric, MetricError
+from eval.preservation import require_same_shape
 
 CELL_PERCENT = 30
 """A latent cell belongs to an object that covers at least this share of its pixels, in percent (compared in integers)."""
@@ -48,6 +49,19 @@ def mask_iou_union(binary: Tensor, source_mask: Tensor, target_mask: Tensor) -> 
     return _share(binary & truth, binary | truth)
 
 
+def mask_iou_source(mask: Tensor, source_mask: Tensor) -> float | None:
+    """Intersection over union of the mask with the source object alone, in [0, 1]; no direction is better.
+
+    A mask that knows the target's shape should not equal the source's: read it beside :func:`mask_recall`.
+
+    Args:
+        mask: ``f H W`` bool, the final edit mask at pixel size.
+        source_mask: ``f H W`` bool.
+    """
+    require_same_shape(mask=mask, source_mask=source_mask)
+    return _share(mask & source_mask, mask | source_mask)
+
+
 def cells(region: Tensor, height: int, width: int) -> Tensor:
     """``f H W`` bool -> ``f height width`` bool: cells with at least :data:`CELL_PERCENT` of their pixels in ``region``.
 
@@ -81,3 +95,23 @@ def _cell_size(picture_height: int, picture_width: int, height: int, width: int)
 def _share(part: Tensor, whole: Tensor) -> float | None:
     total = int(torch.count_nonzero(whole))
     return int(torch.count_nonzero(part)) / total if total else None
+
+
+class MaskAreaRatio(ClipMetric):
+    figure = staticmethod(mask_area_ratio)
+    name, unit, over = "mask_area_ratio", "ratio", "pixels of all frames pooled"
+
+
+class MaskRecall(ClipMetric):
+    figure = staticmethod(mask_recall)
+    name, unit, over, higher_is_better = "mask_recall", "share", "pixels of all frames pooled", True
+
+
+class MaskIouUnion(ClipMetric):
+    figure = staticmethod(mask_iou_union)
+    name, unit, over, higher_is_better = "mask_iou_union", "share", "latent cells of all frames pooled", True
+
+
+class MaskIouSource(ClipMetric):
+    figure = staticmethod(mask_iou_source)
+    name, unit, over = "mask_iou_source", "share", "pixels of all frames pooled"

@@ -1,7 +1,9 @@
-"""Door: one run folder -> its ``metrics.json``. ``python -m eval.score run=RUN_FOLDER``
+"""Door: files -> figures, for a run folder or for bare files of any system.
 
-The figures of an edit: :mod:`eval.preservation` always; :mod:`eval.regions`, :mod:`eval.ideal` and :mod:`eval.identity` where
-the run holds a drawn clip's truth.
+    python -m eval.score run=RUN_FOLDER
+    python -m eval.score edited=a.mp4 source=b.mp4 mask=m.mp4 target_image=t.png target_prompt="..." [out=figures.json]
+
+What is measured, and where: :mod:`eval.figures`. A run's figures are merged into its ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -9,40 +11,131 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from eval import ideal, preservation, regions
-from eval.cases import Case, RunError, Truth, read_cases
-from eval.identity import Judge, judge_accuracies, load_judge
+from eval.cases import Case, RunError, read_cases, read_files
+from eval.extras import Dino, PickScore
+from eval.features import load_encoder
+from eval.figures import Sheet, Tools, measure
+from eval.identity import Judge, load_judge
+from eval.metric import Figure
+from eval.perceptual import Lpips, find_trunk
+from eval.weights import WeightsError
 
-SHIPPED = "shipped"
+SHIPPED, JUDGE = "shipped", "judge"
 
 
 @dataclass
 class ScoreConfig:
-    """Keys of ``conf/score.yaml``."""
+    """Keys of ``conf/score/score.yaml``."""
 
-    run: str = MISSING  # the run folder
+    run: str | None = None  # the run folder, or instead of it bare files:
+    edited: str | None = None  # the edited clip: a video or a folder of numbered pictures
+    source: str | None = None  # the clip that was edited, same frames and size
+    mask: str | None = None  # where the edit is, white inside
+    target_image: str | None = None
+    matte: str | None = None  # the object's silhouette in the target image, if that has no alpha
+    source_prompt: str | None = None
+    target_prompt: str | None = None
+    annotations: str | None = None  # folder of the source object's masks, one picture a frame, as DAVIS has them
     judge: str | None = SHIPPED  # "shipped": the judge that comes with tave; a folder; null: no judge
+    clip: str | None = JUDGE  # "judge": the judge's encoder; or what load_encoder takes; null: none
+    clip_sha256: str | None = None  # the hash that the encoder's weights must have
+    dino: str | None = None  # folder or cached hub name of a DINO; null: none
+    pickscore: str | None = None  # folder or cached hub name of PickScore; null: none
+    out: str | None = None  # a JSON file for the figures, laid out like metrics.json
 
 
 ConfigStore.instance().store(name="score_schema", node=ScoreConfig)
 
+FILES = ("edited", "source", "mask", "target_image", "matte", "source_prompt", "target_prompt")
 
-def score_run(run: Path, judge: Path | None, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+
+@dataclass
+class Scores:
+    """Figures of several edits: ``edits`` name -> metric -> value, ``metrics`` metric -> id, direction and unit."""
+
+    edits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, name: str, figures: dict[str, Figure], notes: list[str]) -> None:
+        self.edits[name] = {key: found.value for key, found in figures.items()}
+        for key, found in figures.items():
+            about = {"id": found.id, "higher_is_better": found.higher_is_better, "unit": found.unit}
+            if self.metrics.setdefault(key, about) != about:
+                raise RunError(f"{name}: {key} would be {found.id} beside {self.metrics[key]['id']}: score them apart")
+        self.notes[name] = notes
+
+
+class Toolbox:
+    """Loads what measures when the first edit needs it, once.
+
+    Args:
+        judge: the judge's folder; None: no judge.
+        clip: "judge" for the judge's encoder, what :func:`eval.features.load_encoder` takes, or None.
+        clip_sha256: the hash that the encoder's weights must have.
+        dino: folder or cached hub name.
+        pickscore: folder or cached hub name.
+    """
+
+    def __init__(
+        self,
+        judge: Path | None,
+        clip: str | None = JUDGE,
+        clip_sha256: str | None = None,
+        dino: str | None = None,
+        pickscore: str | None = None,
+    ) -> None:
+        self.judge, self.clip, self.clip_sha256, self.dino, self.pickscore = judge, clip, clip_sha256, dino, pickscore
+        self._tools: Tools | None = None
+
+    def measure(self, case: Case) -> Sheet:
+        """All figures of one edit."""
+        self._tools = self._tools or self._loaded()
+        sheet = measure(case, self._tools)
+        if self.clip == JUDGE and self._tools.clip and not case.truth:
+            sheet.notes.append("the judge's encoder has seen drawn vehicles only: for footage give clip=NAME, as in vit-l-14")
+        return sheet
+
+    def _loaded(self) -> Tools:
+        judge: Judge | None = load_judge(self.judge) if self.judge else None
+        why = {"clip": "no encoder; give clip=NAME" if self.clip != JUDGE else "no judge; give clip=NAME or a judge"}
+        why["dino"] = "not asked for; give dino=FOLDER, weights that are on this disk"
+        why["pickscore"] = "not asked for; give pickscore=FOLDER, weights that are on this disk"
+        lpips = None
+        try:
+            lpips = Lpips(find_trunk())
+        except WeightsError as error:
+            why["lpips"] = str(error)
+        clip = judge.encoder if judge and self.clip == JUDGE else None
+        return Tools(
+            judge=judge,
+            clip=load_encoder(self.clip, self.clip_sha256) if self.clip and self.clip != JUDGE else clip,
+            lpips=lpips,
+            dino=Dino(self.dino) if self.dino else None,
+            pickscore=PickScore(self.pickscore) if self.pickscore else None,
+            why=why,
+        )
+
+
+def score_run(
+    run: Path, judge: Path | None, names: Collection[str] | None = None, clip: str | None = JUDGE
+) -> dict[str, dict[str, Any]]:
     """Score a run's edits from its files alone, and merge the figures into ``RUN/metrics.json``.
 
     Args:
         run: the run folder.
-        judge: folder of the judge; loaded only where an edit has a truth to be judged against. None: no judge.
+        judge: folder of the judge. None: no judge.
         names: the edits to score; all of them by default.
+        clip: the encoder, as for :class:`Toolbox`.
 
     Returns:
         The ``edits`` part: edit name -> metric name -> figure (None where no pixel or frame counts).
@@ -50,69 +143,78 @@ def score_run(run: Path, judge: Path | None, names: Collection[str] | None = Non
     Raises:
         ValueError: one line that names the file, array or class that is missing or doesn't fit.
     """
-    edits: dict[str, dict[str, Any]] = {}
-    loaded: Judge | None = None
-    for case in read_cases(run, names):
-        if case.truth and judge and loaded is None:
-            loaded = load_judge(judge)
+    scores = score_cases(read_cases(run, names), Toolbox(judge, clip), run / "edits")
+    merge_metrics(run / "metrics.json", scores.edits, scores.metrics)
+    return scores.edits
+
+
+def score_cases(cases: Iterable[Case], tools: Toolbox, place: Path | None = None) -> Scores:
+    """Figures of all ``cases``; what is wrong with one is said with its name, under ``place`` if that is given."""
+    scores = Scores()
+    for case in cases:
         try:
-            edits[case.name] = score_case(case, loaded)
+            sheet = tools.measure(case)
+            scores.add(case.name, sheet.figures, sheet.notes)
+        except WeightsError:
+            raise
         except ValueError as error:
-            raise RunError(f"{run / 'edits' / case.name}: {error}") from error
-    merge_metrics(run / "metrics.json", edits)
-    return edits
-
-
-def score_case(case: Case, judge: Judge | None) -> dict[str, Any]:
-    """All figures of one edit; those that need a truth or a judge only where there is one."""
-    scores: dict[str, Any] = {
-        "background_psnr_outside_mask": preservation.background_psnr_outside_mask(case.edited, case.source, case.alpha)
-    }
-    if case.truth:
-        scores |= _against_truth(case, case.truth)
-        if judge:
-            clips = {"": case.edited, "_ceiling": case.truth.ideal, "_floor": case.source}
-            union = case.truth.source_mask | case.truth.target_mask
-            scores |= judge_accuracies(judge, clips, union, case.truth.inside, case.truth.target)
+            raise RunError(f"{place / case.name if place else case.name}: {error}") from error
     return scores
 
 
-def _against_truth(case: Case, truth: Truth) -> dict[str, Any]:
-    edited, old, new = case.edited, truth.source_mask, truth.target_mask
-    mask = regions.pixels(case.mask, edited.shape[2], edited.shape[3])
-    aligned = ideal.ideal_psnr_aligned(edited, truth.ideal, old, new, truth.layers)
-    return {
-        "background_psnr": preservation.background_psnr(edited, case.source, old, new),
-        "mask_area_ratio": regions.mask_area_ratio(mask, old, new),
-        "mask_recall": regions.mask_recall(mask, old),
-        "mask_iou_union": regions.mask_iou_union(case.binary, old, new),
-        # Source and ideal both as drawn: a codec's traces in the source clip would pull the edit towards it.
-        "residue": ideal.residue(edited, truth.source, truth.ideal, old, new),
-        "ideal_psnr": ideal.ideal_psnr(edited, truth.ideal, old, new),
-        "ideal_psnr_aligned": aligned.psnr,
-        "ideal_shift": [aligned.dx, aligned.dy],
-    }
+def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]] | None = None) -> list[str]:
+    """Put the figures under ``edits.NAME`` of a ``metrics.json`` and what they are under ``metrics``; what else it holds stays.
 
+    One name has one id in the whole file: where it gets another, the other edits' figures of that name are taken out. The file
+    is replaced at once.
 
-def merge_metrics(path: Path, edits: dict[str, dict[str, Any]]) -> None:
-    """Put the figures under ``edits.NAME`` of a ``metrics.json``; what else it holds stays. The file is replaced at once.
+    Returns:
+        EDIT.METRIC of what was taken out: to have it back, score the whole run.
 
     Raises:
         RunError: the file is there but doesn't hold a JSON object (with one under ``edits``).
     """
+    metrics, stale = metrics or {}, []
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        known = metrics.setdefault("edits", {})
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known, told = stored.setdefault("edits", {}), stored.get("metrics", {})
+        changed = {name for name, about in metrics.items() if told.get(name, {}).get("id") != about["id"]}
+        for other in set(known) - set(edits):
+            stale += [f"{other}.{name}" for name in sorted(changed & set(known[other]))]
+            known[other] = {name: value for name, value in known[other].items() if name not in changed}
         for name, scores in edits.items():
             known[name] = {**known.get(name, {}), **scores}
+        if metrics:
+            stored["metrics"] = {**told, **metrics}
     except (ValueError, AttributeError, TypeError) as error:
         raise RunError(f"{path} doesn't hold metrics: move it away and score again ({error})") from error
+    _write(path, stored)
+    return sorted(stale)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} can't be written: there is no folder {path.parent}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def table(scores: Scores) -> str:
+    """The figures as text: name, value, unit and which direction is better; below them what was not measured."""
+    lines = []
+    for edit, found in scores.edits.items():
+        lines.append(edit)
+        for key, value in found.items():
+            about = scores.metrics[key]
+            better = {True: "higher is better", False: "lower is better", None: ""}[about["higher_is_better"]]
+            shown = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+            lines.append(f"  {key:<40}{shown:>10}  {about['unit']:<22}{better}".rstrip())
+        lines += [f"  {note}" for note in scores.notes[edit]]
+    return "\n".join(lines)
 
 
 def conf_folder() -> Path:
@@ -133,23 +235,50 @@ def _package() -> Path:
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="score")
+def score(config: DictConfig) -> None:
+    """Score what ``config`` asks for, print the table and say where the figures are.
+
+    Raises:
+        ValueError: one line for the user.
+    """
+    known = [entry.name for entry in fields(ScoreConfig)]
+    if unknown := set(config) - set(known):
+        raise RunError(f"unknown key {', '.join(map(str, sorted(unknown)))}: score takes {', '.join(known)}")
+    asked = ScoreConfig(**OmegaConf.to_container(config))  # type: ignore[arg-type]
+    paths = {key: getattr(asked, key) for key in FILES}
+    judge = shipped_judge() if asked.judge == SHIPPED else Path(asked.judge) if asked.judge else None
+    tools = Toolbox(judge, asked.clip, asked.clip_sha256, asked.dino, asked.pickscore)
+    annotations = Path(asked.annotations) if asked.annotations else None
+    stale: list[str] = []
+    if asked.run is not None:
+        if given := [key for key, value in paths.items() if value is not None]:
+            raise RunError(f"{', '.join(given)} given beside run: a run folder has its own; drop one or the other")
+        run = Path(asked.run)
+        scores = score_cases(read_cases(run, annotations=annotations), tools, run / "edits")
+        stale = merge_metrics(run / "metrics.json", scores.edits, scores.metrics)
+    elif asked.edited is not None and asked.source is not None:
+        prompts = {key: paths.pop(key) for key in ("source_prompt", "target_prompt")}
+        files = {key: Path(value) for key, value in paths.items() if value is not None}
+        scores = score_cases([read_files(**files, **prompts, annotations=annotations)], tools)
+    else:
+        raise RunError("run is missing: say python -m eval.score run=RUN_FOLDER, or give edited=CLIP source=CLIP")
+    print(table(scores))
+    if stale:
+        print(f"taken out, measured under other ids: {', '.join(stale)}")
+    if asked.out:
+        _write(Path(asked.out), {"edits": scores.edits, "metrics": scores.metrics})
+    for path in (Path(asked.run) / "metrics.json" if asked.run is not None else None, asked.out):
+        if path:
+            print(path)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder() / "score"), config_name="score")
 def main(config: DictConfig) -> None:
-    """Score the run folder ``run`` and say where the figures are."""
+    """The door: what a user can mend ends in one line."""
     try:
-        unknown = set(config) - {field.name for field in fields(ScoreConfig)}
-        if unknown:
-            raise RunError(f"unknown key {', '.join(map(str, sorted(unknown)))}: score takes run and judge")
-        if OmegaConf.is_missing(config, "run"):
-            raise RunError("run is missing: say python -m eval.score run=RUN_FOLDER")
-        run, judge = Path(config.run), config.judge
-        edits = score_run(run, shipped_judge() if judge == SHIPPED else Path(judge) if judge else None)
+        score(config)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    for name, scores in edits.items():
-        for key, value in scores.items():
-            print(f"{name}.{key}: {round(value, 3) if isinstance(value, float) else value}")
-    print(run / "metrics.json")
 
 
 if __name__ == "__main__":

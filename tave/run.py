@@ -159,8 +159,13 @@ class Run:
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
-        image = {"target_image": entry.target_image, "sha256": file_digest(entry.target_image)}
-        return {**image, "seed": self.options.seed, "options": asdict(self.options.editing)}
+        image = {"target_image": entry.target_image, "sha256": file_digest(entry.target_image), "matte": entry.matte}
+        return {
+            "source_prompt": self.options.video.source_prompt,
+            **image,
+            "seed": self.options.seed,
+            "options": asdict(self.options.editing),
+        }
 
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -227,7 +232,9 @@ class Run:
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         metrics = self.folder / "metrics.json"
         before = json.loads(metrics.read_text()) if metrics.is_file() else {}
-        write_json(metrics, {**psnr, "stages": self.stages.record} | {k: v for k, v in before.items() if k == "edits"})
+        write_json(
+            metrics, {**psnr, "stages": self.stages.record} | {k: v for k, v in before.items() if k in ("edits", "metrics")}
+        )
         write_json(
             self.folder / "run.json",
             {

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from eval.ideal import IdealLayers, ideal_psnr, ideal_psnr_aligned, residue
-from eval.preservation import PSNR_CAP, MetricError, psnr
+from eval.metric import MetricError
+from eval.preservation import PSNR_CAP, psnr
 
 HEIGHT, WIDTH = 32, 48
 MY, MX = 2, 6

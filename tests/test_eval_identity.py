@@ -25,7 +25,7 @@ TARGET = {"vehicle": "car", "color": "red", "pattern": "plain", "accent": "white
 class ColourEye:
     """Sees the mean colour of a picture, and of a caption the colour that it names."""
 
-    size = 8
+    id, size, fit = "colour-eye@0", 8, "stretch"
 
     def images(self, pictures: Tensor) -> Tensor:
         assert pictures.shape[1:] == (3, self.size, self.size)

@@ -7,9 +7,19 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from eval.preservation import PSNR_CAP, MetricError, background_psnr, background_psnr_outside_mask, grow, psnr
+from eval.metric import MetricError
+from eval.preservation import (
+    PSNR_CAP,
+    BackgroundPsnr,
+    BackgroundSsim,
+    background_psnr,
+    background_psnr_outside_mask,
+    background_ssim,
+    grow,
+    psnr,
+)
 
 
 def noise(seed: int, *shape: int) -> Tensor:
@@ -92,3 +102,44 @@ def test_refuses_clips_that_do_not_match() -> None:
         psnr(FRAMES, OTHER, torch.ones(2, 24, 32))
     with pytest.raises(MetricError, match="region"):
         psnr(FRAMES, OTHER, torch.ones(2, 24, 16, dtype=torch.bool))
+
+
+def test_ssim_over_everything_is_torchmetrics_ssim() -> None:
+    everywhere = torch.ones(2, 24, 32, dtype=torch.bool)
+    expected = structural_similarity_index_measure((FRAMES + 1) / 2, (OTHER + 1) / 2, data_range=1.0, return_full_image=True)
+    assert background_ssim(FRAMES, OTHER, everywhere) == pytest.approx(expected[1].mean().item(), abs=1e-5)
+    assert background_ssim(FRAMES, FRAMES, everywhere) == pytest.approx(1)
+
+
+def test_ssim_of_one_pixel_written_out() -> None:
+    region = box(slice(2, 13), slice(5, 16))  # holds one whole window, around (7, 10), in each frame
+    steps = torch.arange(-5, 6).double()
+    bell = torch.exp(-steps.square() / (2 * 1.5**2))
+    weights = bell[:, None] * bell / (bell[:, None] * bell).sum()
+    values = []
+    for frame in range(2):
+        for channel in range(3):
+            x, y = ((clip[frame, channel, 2:13, 5:16].double() + 1) / 2 for clip in (FRAMES, OTHER))
+            mx, my = (weights * x).sum(), (weights * y).sum()
+            vx, vy = (weights * x * x).sum() - mx**2, (weights * y * y).sum() - my**2
+            covariance = (weights * x * y).sum() - mx * my
+            top = (2 * mx * my + 0.01**2) * (2 * covariance + 0.03**2)
+            values.append(top / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2)))
+    assert background_ssim(FRAMES, OTHER, region) == pytest.approx(sum(map(float, values)) / 6, abs=1e-5)
+
+
+def test_ssim_neither_sees_the_edit_nor_a_blanked_area() -> None:
+    region = ~box(slice(8, 14), slice(8, 14))
+    assert background_ssim(torch.where(region[:, None], FRAMES, OTHER), FRAMES, region) == pytest.approx(1)
+    assert background_ssim(FRAMES, OTHER, box(slice(0, 6), slice(8, 12))) is None
+    with pytest.raises(MetricError, match="region"):
+        background_ssim(FRAMES, OTHER, region[:1])
+
+
+def test_metrics_average_the_figures_of_clips() -> None:
+    old = box(slice(10, 12), slice(10, 12))
+    metric = BackgroundPsnr()
+    for edited in (FRAMES, OTHER):
+        metric.update(edited, FRAMES, old, old)
+    assert metric.compute().item() == pytest.approx((PSNR_CAP + (background_psnr(OTHER, FRAMES, old, old) or 0)) / 2)
+    assert BackgroundPsnr.higher_is_better and BackgroundSsim.higher_is_better

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_jaccard_index, binary_recall
 
-from eval.preservation import MetricError
+from eval.metric import MetricError
 from eval.regions import cells, mask_area_ratio, mask_iou_union, mask_recall, pixels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import save_file
 
 import eval.score
 from eval.cases import RunError, read_cases
 from eval.identity import Judge
-from eval.score import conf_folder, main, merge_metrics, score_run, shipped_judge
-from tave.video import write_video
+from eval.score import ScoreConfig, conf_folder, main, merge_metrics, score_run, shipped_judge
+from tave.video import write_image, write_mask_video, write_video
 from tests.test_eval_identity import CLASSES, ColourEye
 
 FRAMES, HEIGHT, WIDTH, MY, MX = 3, 32, 64, 2, 8
@@ -103,7 +105,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
     scores = score_run(run, judge)["ideal"]
-    assert scores == {
+    expected = {
         "background_psnr_outside_mask": 100,
         "background_psnr": 100,
         "mask_area_ratio": 1,
@@ -123,7 +125,13 @@ def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
         "judge_vehicle_accuracy_floor": 0,
         "judge_color_accuracy_floor": 0,
         "judge_pattern_accuracy_floor": 1,
+        "background_ssim": 1,
+        "background_ssim_outside_mask": 1,
+        "frame_consistency_adjacent": 1,
+        "frame_consistency_pairs": 1,
     }
+    assert scores.pop("ideal_shift") == expected.pop("ideal_shift")
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_untouched_source_scores_its_floor(run: Path, judge: Path) -> None:
@@ -157,8 +165,10 @@ def test_footage_without_truth_needs_no_judge(run: Path) -> None:
     for folder in (run / "edits").glob("*/truth"):
         shutil.rmtree(folder)
     (run / "metrics.json").unlink()
-    edits = score_run(run, Path("no such judge"))
-    assert edits["ideal"] == {"background_psnr_outside_mask": 100}
+    figures = score_run(run, None)["ideal"]
+    assert figures["background_psnr_outside_mask"] == 100
+    assert {"warp_error_in_mask", "gradient_energy_in_mask", "mask_temporal_iou_flow"} <= set(figures)
+    assert not [name for name in figures if name.startswith(("judge", "ideal", "residue", "background_psnr_f"))]
 
 
 def test_a_mask_over_everything_leaves_no_background(run: Path) -> None:
@@ -229,6 +239,146 @@ def test_merging_replaces_the_file_at_once(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
 
 
+def test_every_figure_has_an_id_a_direction_and_a_unit(run: Path, judge: Path) -> None:
+    (run / "metrics.json").unlink()
+    edits = score_run(run, judge)
+    told = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert set(told) == set(edits["ideal"]) == set(edits["source"])
+    assert told["residue"] == {
+        "id": "residue/-/64x32/pixels of all frames pooled/v1",
+        "higher_is_better": False,
+        "unit": "share",
+    }
+    assert told["judge_color_accuracy"]["id"].startswith("judge_color_accuracy/colour-eye@0+")
+    assert told["mask_iou_union"]["id"] == "mask_iou_union/-/16x8/latent cells of all frames pooled/v1"
+    directions = {name: about["higher_is_better"] for name, about in told.items()}
+    assert directions["judge_color_accuracy"] is True and directions["judge_color_accuracy_ceiling"] is None
+    assert len({about["id"] for about in told.values()}) == len(told)
+
+
+def test_a_name_has_one_id_in_a_file(tmp_path: Path) -> None:
+    path, about = tmp_path / "metrics.json", {"unit": "share", "higher_is_better": False}
+    merge_metrics(path, {"suv": {"residue": 0.5, "note": 1}}, {"residue": {"id": "residue/v1", **about}})
+    assert merge_metrics(path, {"van": {"residue": 0.2}}, {"residue": {"id": "residue/v1", **about}}) == []
+    assert merge_metrics(path, {"car": {"residue": 0.1}}, {"residue": {"id": "residue/v2", **about}}) == [
+        "suv.residue",
+        "van.residue",
+    ]
+    stored = json.loads(path.read_text())
+    assert stored["edits"] == {"suv": {"note": 1}, "van": {}, "car": {"residue": 0.1}}
+    assert stored["metrics"]["residue"]["id"] == "residue/v2"
+
+
+def ask(run: Path, name: str, **changes: object) -> None:
+    """Write what an edit was asked for, as a run does."""
+    image = run / "target.png"
+    write_image(image, torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 12, 20))
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    told = {"target_prompt": "a red car", "source_prompt": "a blue bus", "target_image": str(image), "sha256": digest}
+    (run / "edits" / name / "edit.json").write_text(json.dumps(told | changes))
+
+
+def test_alignment_prefers_the_right_answer(run: Path, judge: Path) -> None:
+    for name in ("ideal", "source"):
+        ask(run, name)
+    edits = score_run(run, judge, ["ideal", "source"])
+    for name in ("clip_text", "clip_text_crop", "clip_image", "clip_image_crop"):
+        assert edits["ideal"][name] > edits["source"][name]
+        assert edits["source"][name] == pytest.approx(edits["source"][f"{name}_source"])
+    assert (edits["ideal"]["frame_accuracy"], edits["source"]["frame_accuracy"]) == (1, 0)
+
+
+def test_a_target_image_that_has_changed_is_not_compared(run: Path, judge: Path) -> None:
+    ask(run, "ideal", sha256="0" * 64)
+    figures = score_run(run, judge, ["ideal"])["ideal"]
+    assert "clip_text" in figures and "clip_image" not in figures
+    ask(run, "ideal", target_image="gone.png")
+    (case,) = read_cases(run, ["ideal"])
+    assert case.asked.missing == "the target image gone.png is no longer there"
+
+
+def test_the_true_motion_measures_the_object(run: Path) -> None:
+    for name in ("ideal", "source"):
+        path = run / "edits" / name / "truth" / "truth.json"
+        told = json.loads(path.read_text()) | {"track": [[28.0, 20.0, 1.0]] * FRAMES, "still_camera": True}
+        path.write_text(json.dumps(told))
+    edits = score_run(run, None, ["ideal", "source"])
+    told = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert told["warp_error_object"]["id"].split("/")[1] == "true motion"
+    assert edits["ideal"]["warp_error_object"] == edits["ideal"]["warp_error_background"] == 0
+    assert edits["ideal"]["mask_temporal_iou"] == edits["ideal"]["mask_temporal_iou_source"] == 1
+    assert edits["ideal"]["object_gradient_energy"] == edits["ideal"]["object_gradient_energy_ideal"] == 0
+    path.write_text(json.dumps(told | {"target_inside": [1.0] * FRAMES, "target": {}, "track": [[1.0, 2.0, 3.0]]}))
+    with pytest.raises(RunError, match="or track"):
+        score_run(run, None, ["source"])
+
+
+def test_annotated_masks_serve_where_there_is_no_truth(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (run / "edits").glob("*/truth"):
+        shutil.rmtree(folder)
+    ids = np.zeros((FRAMES + 1, HEIGHT, WIDTH), np.uint8)
+    ids[1:][region(OLD)] = 1  # the clip begins at the second picture
+    for index, picture in enumerate(ids):
+        write_image(tmp_path / "annotations" / f"{index:05d}.png", torch.from_numpy(picture)[None].expand(3, -1, -1) * 2.0 - 1)
+    words = (f"run={run}", "judge=null", f"annotations={tmp_path / 'annotations'}")
+    with pytest.raises(SystemExit, match=r"run\.json doesn't say how the clip was cut"):
+        call_door(monkeypatch, *words)
+    video = {"path": "clip.mp4", "start": 1, "frames": FRAMES, "width": None, "height": None, "multiple": 8}
+    (run / "run.json").write_text(json.dumps({"config": {"video": video}}))
+    call_door(monkeypatch, *words)
+    figures = json.loads((run / "metrics.json").read_text())["edits"]["ideal"]
+    assert figures["mask_recall"] == figures["mask_iou_source"] == 1
+    assert figures["mask_temporal_iou_flow_source"] == pytest.approx(1, abs=0.05)
+
+
+def test_the_floor_is_the_autoencoders(run: Path) -> None:
+    about = {"about": json.dumps({"autoencoder_psnr": 33.5})}
+    save_file({"latents": torch.zeros(1)}, run / "trajectory.safetensors", about)
+    assert score_run(run, None, ["ideal"])["ideal"]["background_psnr_floor"] == 33.5
+    (run / "trajectory.safetensors").write_bytes(b"cut")
+    with pytest.raises(RunError, match="trajectory"):
+        score_run(run, None)
+
+
+def test_bare_files_of_any_system(
+    run: Path, judge: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(run, "ideal")
+    inside = torch.from_numpy(region((slice(6, 22), slice(14, 46))))[:, None].float()
+    write_mask_video(tmp_path / "mask.mp4", inside, 8)
+    words = (
+        f"edited={run / 'edits/ideal/edited.mp4'}",
+        f"source={run / 'source.mp4'}",
+        f"mask={tmp_path / 'mask.mp4'}",
+        f"target_image={run / 'target.png'}",
+        "source_prompt=a blue bus",
+        "target_prompt=a red car",
+        f"out={tmp_path / 'figures.json'}",
+    )
+    before = sorted(run.rglob("*"))
+    call_door(monkeypatch, *words)
+    stored = json.loads((tmp_path / "figures.json").read_text())
+    figures = stored["edits"]["edited"]
+    assert figures["background_psnr_outside_mask"] == 100 and figures["background_ssim_outside_mask"] == pytest.approx(1)
+    assert figures["clip_text_in_mask"] > figures["clip_text_in_mask_source"]
+    assert figures["clip_image"] > figures["clip_image_source"] and figures["frame_accuracy"] == 1
+    assert figures["warp_error_in_mask"] == figures["warp_error_outside_mask"] == 0
+    assert set(stored["metrics"]) == set(figures)
+    said = capsys.readouterr().out
+    for note in ("background_lpips", "dino_image", "pickscore", "has seen drawn vehicles only"):
+        assert note in said
+    assert sorted(run.rglob("*")) == before
+    call_door(monkeypatch, *words[:2], "judge=null", f"out={tmp_path / 'few.json'}")
+    assert set(json.loads((tmp_path / "few.json").read_text())["edits"]["edited"]) == set()
+    assert "give mask=..." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"mask\.mp4: 3 masks of 64x32 for a clip of 2 frames of 32x32"):
+        short = tmp_path / "short.mp4"
+        write_video(short, torch.zeros(2, 3, 32, 32), 8)
+        call_door(monkeypatch, f"edited={short}", f"source={short}", words[2])
+    with pytest.raises(SystemExit, match=r"source\.mp4 is 3 frames of 64x32, but .*short\.mp4 is 2 frames of 32x32"):
+        call_door(monkeypatch, f"edited={short}", words[1])
+
+
 def test_cases_hold_what_the_files_hold(run: Path) -> None:
     case = next(case for case in read_cases(run) if case.name == "ideal")
     assert torch.equal(case.edited, torch.from_numpy(IDEAL).permute(0, 3, 1, 2) / 127.5 - 1)
@@ -248,22 +398,30 @@ def test_the_door_prints_figures_and_leaves_no_litter(
     monkeypatch.chdir(tmp_path / "elsewhere")
     call_door(monkeypatch, "run=../run", "judge=null")
     lines = capsys.readouterr().out.splitlines()
-    assert "beside.ideal_shift: [-2, 0]" in lines and lines[-1] == "../run/metrics.json"
+    assert lines[0] == "beside" and lines[-1] == "../run/metrics.json"
+    assert "  ideal_shift                                [-2, 0]  px" in lines
+    assert any(line.startswith("  residue") and line.endswith("lower is better") for line in lines)
+    assert any(line.startswith("  not measured: clip_text") for line in lines)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "error: run is missing: say python -m eval.score run=RUN_FOLDER"),
+        ((), "error: run is missing: say python -m eval.score run=RUN_FOLDER, or give edited=CLIP source=CLIP"),
         (("run=nowhere",), "error: there is no run folder nowhere: give one that a run has written"),
-        (("run=x", "+jugde=y"), "error: unknown key jugde: score takes run and judge"),
+        (("run=x", "+jugde=y"), f"error: unknown key jugde: score takes {', '.join(ScoreConfig.__annotations__)}"),
+        (("run=x", "mask=m.mp4"), "error: mask given beside run: a run folder has its own; drop one or the other"),
+        (
+            ("edited=a.mp4", "source=b.mp4", "judge=null", "clip=vit-x-99"),
+            "error: a.mp4: no such file; check the path (it is relative to {here})",
+        ),
     ],
 )
 def test_the_door_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         call_door(monkeypatch, *words)
-    assert caught.value.code == message
+    assert caught.value.code == message.format(here=Path.cwd())
 
 
 def test_the_shipped_judge_is_the_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +437,7 @@ def test_the_shipped_judge_is_the_default(run: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_config_composes_and_writes_nothing_of_its_own() -> None:
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder() / "score"), version_base="1.3"):
         config = compose("score", overrides=["run=somewhere"], return_hydra_config=True)
     assert (config.run, config.judge) == ("somewhere", "shipped")
     assert config.hydra.output_subdir is None and config.hydra.run.dir == "."

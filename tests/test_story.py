@@ -78,7 +78,9 @@ def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
         "mask_recall",
         "mask_iou_union",
     }
-    assert promised | {"ideal_psnr", "ideal_psnr_aligned"} <= set(figures)
+    assert promised | {"ideal_psnr", "ideal_psnr_aligned", "warp_error_object", "background_psnr_floor"} <= set(figures)
+    assert set(metrics["metrics"]) == set(figures)
+    assert all({"id", "higher_is_better", "unit"} == set(about) for about in metrics["metrics"].values())
 
 
 def test_the_record_says_how_it_was_made(run: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
-from tave.roadside.scene import FIRST_HELD_OUT_SEED, Scene, Vehicle, caption, portrait, with_vehicle
+from tave.roadside.scene import FIRST_HELD_OUT_SEED, UNITS, Scene, Vehicle, caption, portrait, with_vehicle
 from tave.video import write_video
 
 SIZE, FPS = 96, 8.0
@@ -122,6 +122,7 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
     ``source``, ``ideal``, ``background`` ``f H W 3`` uint8; ``source_mask``, ``target_mask`` ``f H W`` bool (visible);
     ``target_layer`` RGBA with margins of H/16 and W/8, so that the ideal clip can be put together at any small shift;
     ``occluder`` RGBA. ``target_inside``: share of the target's silhouette that lies inside the picture, per frame.
+    ``track``: x and y of the wheels' middle in pixels and the scale, per frame; ``still_camera``: the background stays.
     """
     ideal, moments = case.ideal, range(case.source.frames)
     margin = size // 8, size // 16
@@ -141,10 +142,18 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
         "source": {**asdict(case.source.vehicle), "place": case.source.place},
         "target": {**asdict(case.target), "place": case.source.place},
         "target_inside": [round(share, 4) for share in inside],
+        "track": track_of(case.source, size),
+        "still_camera": case.source.pan == 0,
     }
     for part in (described["source"], described["target"]):
         part["vehicle"] = part.pop("kind")  # type: ignore[union-attr]
     return arrays, described
+
+
+def track_of(scene: Scene, size: int = SIZE) -> list[list[float]]:
+    """For each frame where the vehicle stands, x and y in pixels, and its scale: the clip's true motion."""
+    poses = [scene.pose(i) for i in range(scene.frames)]
+    return [[round(x * size / UNITS, 6), round(y * size / UNITS, 6), round(scale, 6)] for x, y, scale in poses]
 
 
 def target_image(case: Case, size: int = SIZE) -> Image.Image:

@@ -1,0 +1,175 @@
+"""Motion, warp error, sharpness and the mask's steadiness: by hand, by loops, and on clips whose answer is plain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from torchmetrics.functional.classification import binary_jaccard_index
+
+from eval.metric import MetricError
+from eval.motion import Motion, optical_flow, still, track_motion, warp
+from eval.steadiness import (
+    MaskTemporalIou,
+    ObjectGradientEnergy,
+    WarpErrorObject,
+    gradient_energy,
+    temporal_iou,
+    warp_error,
+)
+from tave.roadside.cases import NAMED, track_of
+from tave.roadside.draw import silhouette, vehicle_layer
+
+HEIGHT, WIDTH = 40, 56
+
+
+def texture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> Tensor:
+    """Smooth noise: something that an optical flow can hold on to."""
+    noise = torch.rand(1, 3, height + 4, width + 4, generator=torch.Generator().manual_seed(seed))
+    return (avg_pool2d(noise, 5, stride=1) - 0.5)[0] * 4
+
+
+def sliding(step: tuple[int, int], frames: int = 3) -> Tensor:
+    """A window that a wide texture passes under, ``step`` pixels (x, y) a frame."""
+    wide = texture(0, HEIGHT + 32, WIDTH + 32)
+    rows, columns = (16 - step[1] * i for i in range(frames)), (16 - step[0] * i for i in range(frames))
+    return torch.stack([wide[:, y : y + HEIGHT, x : x + WIDTH] for x, y in zip(columns, rows, strict=True)]).clamp(-1, 1)
+
+
+def everywhere(frames: int) -> Tensor:
+    return torch.ones(frames, HEIGHT, WIDTH, dtype=torch.bool)
+
+
+def moving(step: tuple[int, int], frames: int = 3) -> Motion:
+    return track_motion([[10.0 + step[0] * i, 10.0 + step[1] * i, 1.0] for i in range(frames)], HEIGHT, WIDTH)
+
+
+def test_a_track_says_where_each_pixel_was() -> None:
+    motion = moving((3, -2))
+    assert torch.equal(motion.flow, torch.tensor([-3.0, 2.0])[None, :, None, None].expand(2, 2, HEIGHT, WIDTH))
+    seen = everywhere(2)
+    seen[:, :, :3] = seen[:, -2:] = False
+    assert torch.equal(motion.seen, seen)
+
+
+def test_a_growing_object_moves_away_from_its_anchor() -> None:
+    motion = track_motion([[20.0, 30.0, 1.0], [22.0, 30.0, 2.0]], HEIGHT, WIDTH)
+    # The anchor itself lies between pixels: pixel 21 spans 21 to 22, its middle is half a unit left of it.
+    x, y = motion.flow[0, :, 29, 21].tolist()
+    assert x == pytest.approx(20 - 0.25 - 21.5) and y == pytest.approx(30 - 0.25 - 29.5)
+
+
+@pytest.mark.parametrize("name", ["bus_to_suv", "bus_to_dotted_bus", "truck_to_car"])
+def test_the_drawn_vehicle_moves_as_its_track_says(name: str) -> None:
+    scene = NAMED[name].source
+    drawn = torch.stack([torch.from_numpy(vehicle_layer(scene, i, 96)) for i in (2, 3)]).permute(0, 3, 1, 2)
+    inside = torch.stack([torch.from_numpy(silhouette(scene, i, 96) >= 0.99) for i in (2, 3)])
+    motion = track_motion(track_of(scene)[2:4], 96, 96)
+    along = warp_error(drawn[:, :3] * 2 - 1, motion, inside)
+    in_place = warp_error(drawn[:, :3] * 2 - 1, still(2, 96, 96), inside)
+    assert along is not None and in_place is not None and along < 0.5 * in_place
+
+
+def test_optical_flow_finds_a_translation() -> None:
+    motion = optical_flow(sliding((2, 1)))
+    inner = motion.flow[:, :, 8:-8, 8:-8]
+    assert inner[:, 0].median().item() == pytest.approx(-2, abs=0.1)
+    assert inner[:, 1].median().item() == pytest.approx(-1, abs=0.1)
+    assert motion.seen[:, 8:-8, 8:-8].float().mean() > 0.95
+
+
+def test_a_single_frame_has_no_motion() -> None:
+    assert optical_flow(sliding((1, 0), 1)).flow.shape == (0, 2, HEIGHT, WIDTH)
+
+
+def test_warping_brings_a_frame_to_the_next_ones_place() -> None:
+    clip, motion = sliding((3, -2)), moving((3, -2))
+    assert torch.allclose(warp(clip, motion)[:, :, :-2, 3:], clip[1:, :, :-2, 3:], atol=1e-4)
+
+
+def test_warp_error_by_a_loop() -> None:
+    clip = torch.rand(3, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    region = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) < 0.7
+    squares = []
+    for i in range(2):
+        for y in range(HEIGHT):
+            for x in range(WIDTH - 2):  # what is at x was at x + 2
+                if region[i + 1, y, x] and region[i, y, x + 2]:
+                    squares.append(((clip[i + 1, :, y, x] - clip[i, :, y, x + 2]) * 127.5).square().mean().item())
+    expected = (sum(squares) / len(squares)) ** 0.5
+    assert warp_error(clip, moving((-2, 0)), region) == pytest.approx(expected, rel=1e-4)
+
+
+def test_warp_error_of_plain_clips() -> None:
+    clip = sliding((3, -2))
+    along, in_place = warp_error(clip, moving((3, -2)), everywhere(3)), warp_error(clip, still(3, HEIGHT, WIDTH), everywhere(3))
+    assert along == pytest.approx(0, abs=0.05) and in_place is not None and in_place > 5
+    frozen = clip[:1].expand(3, -1, -1, -1)
+    assert warp_error(frozen, still(3, HEIGHT, WIDTH), everywhere(3)) == pytest.approx(0, abs=0.05)
+    # Frozen where the source moves: the metric isn't won by standing still.
+    assert (warp_error(frozen, moving((3, -2)), everywhere(3)) or 0) > 5
+    assert warp_error(clip, moving((3, -2)), ~everywhere(3)) is None
+
+
+def test_what_was_covered_does_not_count() -> None:
+    clip, motion = sliding((0, 0)).clone(), still(3, HEIGHT, WIDTH)
+    clip[1:, :, 10:20, 10:20] = 1
+    seen = motion.seen.clone()
+    seen[0, 10:20, 10:20] = False
+    assert (warp_error(clip, motion, everywhere(3)) or 0) > 1
+    assert warp_error(clip, Motion(motion.flow, seen, "known"), everywhere(3)) == pytest.approx(0, abs=0.05)
+
+
+def test_gradient_energy_by_a_loop() -> None:
+    frames = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    region = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(4)) < 0.6
+    steps = []
+    for f in range(2):
+        for y in range(6):
+            for x in range(7):
+                for other_y, other_x in ((y + 1, x), (y, x + 1)):
+                    if other_y < 6 and other_x < 7 and region[f, y, x] and region[f, other_y, other_x]:
+                        step = (frames[f, :, other_y, other_x] - frames[f, :, y, x]) * 127.5
+                        steps.append(step.square().mean().item())
+    assert gradient_energy(frames, region) == pytest.approx(sum(steps) / len(steps), rel=1e-5)
+    assert gradient_energy(frames, torch.zeros_like(region)) is None
+
+
+def test_a_blur_wins_the_warp_error_and_shows_in_the_energy() -> None:
+    flicker = (sliding((0, 0)) + torch.randn(3, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5)) * 0.1).clamp(
+        -1, 1
+    )
+    blurred = avg_pool2d(flicker, 5, stride=1, padding=2, count_include_pad=False)
+    motion, region = still(3, HEIGHT, WIDTH), everywhere(3)
+    assert (warp_error(blurred, motion, region) or 0) < (warp_error(flicker, motion, region) or 0)
+    assert (gradient_energy(blurred, region) or 0) < 0.5 * (gradient_energy(flicker, region) or 0)
+
+
+def test_temporal_iou_is_jaccards_index_along_the_motion() -> None:
+    masks = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(6)) < 0.5
+    expected = [binary_jaccard_index(masks[i + 1, :, 3:].int(), masks[i, :, :-3].int()).item() for i in range(2)]
+    assert temporal_iou(masks, moving((3, 0))) == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_a_mask_that_moves_with_the_object_is_steady() -> None:
+    masks = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.bool)
+    for i in range(3):
+        masks[i, 10:20, 10 + 4 * i : 22 + 4 * i] = True
+    assert temporal_iou(masks, moving((4, 0))) == 1
+    assert temporal_iou(masks, still(3, HEIGHT, WIDTH)) == pytest.approx(8 / 16)
+    assert temporal_iou(torch.zeros_like(masks), still(3, HEIGHT, WIDTH)) is None
+    assert temporal_iou(everywhere(3), still(3, HEIGHT, WIDTH)) == 1
+
+
+def test_directions_and_refusals() -> None:
+    clip, motion = sliding((1, 0)), moving((1, 0))
+    metric = WarpErrorObject()
+    metric.update(clip, motion, everywhere(3))
+    assert metric.compute().item() == pytest.approx(warp_error(clip, motion, everywhere(3)))
+    directions = (WarpErrorObject.higher_is_better, ObjectGradientEnergy.higher_is_better, MaskTemporalIou.higher_is_better)
+    assert directions == (False, None, True)
+    with pytest.raises(MetricError, match="region"):
+        warp_error(clip, motion, everywhere(2))
+    with pytest.raises(MetricError, match="motion"):
+        warp_error(clip[:2], motion, everywhere(2))

@@ -1,0 +1,251 @@
+"""Weights are found on this disk or not at all, and are what they should be; optional encoders on tiny models."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from eval.extras import Dino, PickScore, pickscore
+from eval.features import FeatureError, OpenClip, load_encoder
+from eval.perceptual import TRUNK, Lpips, background_lpips, find_trunk
+from eval.weights import Weights, WeightsError, verify
+from tave.backbone.tiny import byte_tokenizer
+from tests.test_eval_features import MODEL, folder  # noqa: F401 - a fixture
+
+
+def kept(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
+    """A snapshot as the hub's client keeps it: names that point to blobs named by their hash."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    for part in ("refs", "blobs", "snapshots/abc"):
+        (root / part).mkdir(parents=True)
+    (root / "refs" / "main").write_text("abc")
+    for name, content in files.items():
+        blob = root / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (root / "snapshots" / "abc" / name).symlink_to(blob)
+    return root
+
+
+@pytest.fixture
+def cache(folder: Path, tmp_path: Path) -> Path:  # noqa: F811
+    kept(tmp_path, "here/tiny", {path.name: path.read_bytes() for path in folder.iterdir()})
+    return tmp_path
+
+
+def test_a_cached_hub_name_loads_and_is_named_with_its_hash(folder: Path, cache: Path) -> None:  # noqa: F811
+    made, same = load_encoder("hf-hub:here/tiny", cache=cache), OpenClip(folder)
+    digest = hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
+    assert made.id == f"here/tiny@{digest[:12]}" and same.id == f"{folder.name}@{digest[:12]}"
+    picture = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.equal(made.images(picture), same.images(picture))
+    assert made.fit == "stretch"
+    assert load_encoder(str(folder), digest).id == same.id
+
+
+def test_a_damaged_cache_is_refused(cache: Path) -> None:
+    weights = next((cache / "models--here--tiny" / "blobs").iterdir())
+    for blob in (cache / "models--here--tiny" / "blobs").iterdir():
+        weights = blob if blob.stat().st_size > weights.stat().st_size else weights
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    with pytest.raises(WeightsError, match="damaged or another one"):
+        load_encoder("hf-hub:here/tiny", cache=cache)
+
+
+def test_a_file_for_an_architecture_of_open_clip(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from open_clip import factory
+
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Tiny-B-8", MODEL)
+    file = tmp_path / "mine.safetensors"
+    shutil.copy(folder / "open_clip_model.safetensors", file)
+    made = load_encoder(f"tiny-b-8:{file}")
+    assert made.id == f"Tiny-B-8:mine@{verify(file).sha256[:12]}" and made.fit == "crop"
+    with pytest.raises(WeightsError, match="not 0123"):
+        load_encoder(f"tiny-b-8:{file}", "0123")
+    save_file({"visual.proj": torch.zeros(2, 2)}, file)
+    with pytest.raises(FeatureError, match=r"mine\.safetensors isn't a model that open_clip can load"):
+        load_encoder(f"tiny-b-8:{file}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit-l-14", r"no weights of ViT-L-14 \(openai, .*in the local caches; .*nothing is downloaded"),
+        ("ViT-B-32:laion2b_s34b_b79k", r"no weights of ViT-B-32 \(laion2b_s34b_b79k\)"),
+        ("ViT-B-32:nowhere.pt", r"neither a file nor one of openai"),
+        ("hf-hub:nobody/nothing", r"not in the hub's local cache; put the weights there, nothing is downloaded"),
+        ("hf-hub:a/b/c", r"no name of the hub"),
+        ("my-clip", r"no folder, no hf-hub:OWNER/NAME and no architecture"),
+    ],
+)
+def test_what_is_not_here_is_said_in_one_line(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_encoder(name, cache=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from open_clip import factory, pretrained
+
+    content = (folder / "open_clip_model.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    told = {"hf_hub": "here/tagged/", "mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.1), "resize_mode": "squash"}
+    url = f"https://host/mlfoundations/tiny-{digest[:8]}.safetensors"
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Tiny-B-8", MODEL)
+    monkeypatch.setitem(pretrained._PRETRAINED, "Tiny-B-8", {"one": told, "two": {"url": url}})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept(tmp_path, "here/tagged", {"open_clip_model.safetensors": content})
+    made, picture = load_encoder("tiny-b-8", cache=tmp_path), torch.rand(1, 3, 32, 32)
+    assert made.id == f"Tiny-B-8:one@{digest[:12]}"
+    assert torch.equal(made.images(picture), OpenClip(folder).images(picture))
+    own = tmp_path / ".cache" / "clip" / url.rpartition("/")[2]
+    own.parent.mkdir(parents=True)
+    own.write_bytes(content)
+    assert load_encoder("tiny-b-8:two", cache=tmp_path).id == f"Tiny-B-8:two@{digest[:12]}"
+    own.write_bytes(b"cut")
+    with pytest.raises(WeightsError, match="damaged"):
+        load_encoder("tiny-b-8:two", cache=tmp_path)
+
+
+def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    encoder, key = OpenClip(folder), "vision_model.embeddings.patch_embedding.weight"
+    patches = encoder._model.visual.conv1.weight
+    (tmp_path / "image_encoder").mkdir()
+    assert not encoder.conditions(tmp_path)
+    save_file({key: patches.half()}, tmp_path / "image_encoder" / "model.safetensors")
+    assert encoder.conditions(tmp_path)
+    save_file({key: torch.randn_like(patches)}, tmp_path / "image_encoder" / "model.safetensors")
+    assert not encoder.conditions(tmp_path)
+
+
+# ---- the optional ones -------------------------------------------------------------------------------------------------
+
+
+def test_dino_is_the_class_token_of_transformers_own_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    ).eval()
+    processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pictures = (torch.rand(2, 3, 28, 28) * 255).round() / 127.5 - 1
+    with torch.no_grad():
+        pixels = processor(images=[((p + 1) * 127.5).round().to(torch.uint8) for p in pictures], return_tensors="pt")
+        expected = model(pixel_values=pixels["pixel_values"]).last_hidden_state[:, 0]
+    dino = Dino(str(tmp_path))
+    assert torch.allclose(dino.images(pictures), torch.nn.functional.normalize(expected, dim=1), atol=1e-5)
+    assert dino.id == f"{tmp_path.name}@{verify(tmp_path / 'model.safetensors').sha256[:12]}"
+
+
+def test_pickscore_is_the_models_own_logit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(("a", "red", "car"), 12)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 12},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    model = CLIPModel(config).eval()
+    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pictures = (torch.rand(3, 3, 16, 16) * 255).round() / 127.5 - 1
+    asked = processor(
+        images=[((p + 1) * 127.5).round().to(torch.uint8) for p in pictures],
+        text=["a red car"],
+        return_tensors="pt",  # type: ignore[call-arg]
+    )
+    with torch.no_grad():
+        expected = model(**asked).logits_per_image.mean().item()
+    scorer = PickScore(str(tmp_path))
+    assert pickscore(*scorer.embed(pictures, "a red car"), scorer.scale) == pytest.approx(expected, rel=1e-4)
+    scorer.embed(pictures, "a red car " * 40)  # longer than the model reads
+
+
+@pytest.mark.parametrize(("make", "key"), [(Dino, "dino"), (PickScore, "pickscore")])
+def test_optional_weights_that_are_missing_are_said_in_one_line(make: type, key: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"{key}=some/model: neither a folder nor in .* nothing is downloaded"):
+        make("some/model", tmp_path)
+    with pytest.raises(WeightsError, match=r"the folder has none of model\.safetensors"):
+        make(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(WeightsError, match=f"{key}=.*transformers can't load it"):
+        make(str(tmp_path))
+
+
+# ---- LPIPS -------------------------------------------------------------------------------------------------------------
+
+
+def test_lpips_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"{TRUNK}: no such weights; put the file there, nothing is downloaded"):
+        find_trunk(tmp_path)
+    (tmp_path / TRUNK).write_bytes(b"cut")
+    with pytest.raises(WeightsError, match="not 7be5be79"):
+        find_trunk(tmp_path)
+
+
+def test_lpips_of_the_background(tmp_path: Path) -> None:
+    from torch.nn.functional import interpolate
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    trunk = alexnet(weights=None).features.eval()
+    file = tmp_path / "trunk.pth"
+    torch.save({f"features.{name}": value for name, value in trunk.state_dict().items()}, file)
+    lpips = Lpips(Weights(file, "0" * 64))
+    source, edited = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(s)) * 2 - 1 for s in (1, 2))
+
+    def written_out(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The map as the paper writes it: unit features, weighted squared differences, upsampled and summed."""
+        import torchmetrics.functional.image.lpips as library
+
+        file = Path(library.__file__).parent / "lpips_models" / "alex.pth"
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        pair = [(x - shift[:, None, None]) / scale[:, None, None] for x in (one, other)]
+        total = torch.zeros(len(one), 64, 64)
+        for index, layer in enumerate(trunk):
+            pair = [layer(x) for x in pair]
+            if index in (1, 4, 7, 9, 11):
+                level = (1, 4, 7, 9, 11).index(index)
+                a, b = (x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt() for x in pair)
+                change = ((a - b).square() * weights[f"lin{level}.model.1.weight"]).sum(1, keepdim=True)
+                total += interpolate(change, (64, 64), mode="bilinear", align_corners=False)[:, 0]
+        return total
+
+    region = torch.zeros(2, 64, 64, dtype=torch.bool)
+    region[:, :, :40] = True
+    with torch.no_grad():
+        filled = torch.where(region[:, None], edited, source)
+        expected = written_out(filled, source)[region].mean().item()
+    assert background_lpips(edited, source, region, lpips) == pytest.approx(expected, rel=1e-4)
+    assert background_lpips(torch.where(region[:, None], source, edited), source, region, lpips) == 0
+    assert background_lpips(edited, source, ~region & region, lpips) is None
+    assert background_lpips(edited[..., :32], source[..., :32], region[..., :32], lpips) is None
+    torch.save({"features.0.weight": torch.zeros(1)}, file)
+    with pytest.raises(WeightsError, match="isn't torchvision's AlexNet"):
+        Lpips(Weights(file, "0" * 64))
