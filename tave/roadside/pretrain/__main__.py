@@ -57,6 +57,7 @@ class PretrainOptions:
     threads: int = 0
     precision: str = "32-true"  # Lightning's: bf16-mixed is twice as fast where the processor multiplies in bf16
     start: str = ""  # a shipped folder (backbone/, judge/): its autoencoder and UNet train on, what isn't trained is taken over
+    windowed: float = 0.5  # share of the UNet's steps, the first ones, on windows around the vehicle; 0 for a good `start`
     workers: int = 2
     target: str = "tave/roadside/weights"  # where the `ship` stage writes
     questions: int = 300  # held-out frames for the exam of autoencoder, CLIP and judge
@@ -220,6 +221,7 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
         text,
         noised,
         cell=options.size // latents.shape[-1],
+        windowed=options.windowed,
         seed=options.seed,
         **vars(options.unet),
     )

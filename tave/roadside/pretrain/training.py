@@ -179,13 +179,13 @@ class ClipPart(Part):
         return made
 
 
-WINDOW, WINDOWED = 16, 0.5
+WINDOW = 16  # cells
 
 
 class UNetPart(Part):
     """The denoiser: v-prediction on cached latents, with a caption of any length and the picture's noised embedding.
 
-    The first ``WINDOWED`` of the steps see windows around the vehicle alone: a convolutional network learns there, at
+    The first ``windowed`` (0..1) of the steps see windows around the vehicle alone: a convolutional network learns there, at
     half the cost, what vehicles look like; the rest see whole frames.
 
     The image vector is that of the picture itself, as SD-unCLIP was trained; for 3 in 10 it is another view of
@@ -203,9 +203,11 @@ class UNetPart(Part):
         text: Callable[[list[str]], Tensor],
         noised: Callable[[Tensor, Tensor, Tensor], Tensor],
         cell: int,
+        windowed: float,
         **settings: Any,
     ):
         super().__init__(network, **settings)
+        self.windowed = windowed
         self.latents, self.embeds, self.view_embeds, self.pictures = latents, embeds, view_embeds, pictures
         self.alphas, self.text, self.noised, self.cell = alphas, text, noised, cell
 
@@ -228,7 +230,7 @@ class UNetPart(Part):
         indices = rng.integers(len(self.pictures), size=self.batch)
         clean = self.latents[indices].float()
         boxes = np.array([self.pictures[int(i)].box for i in indices]) / self.cell
-        if self.global_step < WINDOWED * self.steps and clean.shape[-1] > WINDOW:
+        if self.global_step < self.windowed * self.steps and clean.shape[-1] > WINDOW:
             clean, boxes = self._windows(clean, boxes, rng)
         clean, weight = clean.to(self.device), object_weight(boxes, clean.shape[-1]).to(self.device)
         elsewhere = torch.from_numpy(rng.random(self.batch) < 0.3)[:, None]
