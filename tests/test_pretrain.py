@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.identity import load_judge
 from tave.backbone import load_backbone
 from tave.config import PACKAGE
 from tave.roadside.pretrain import exam, parts, training
@@ -73,6 +74,7 @@ def test_the_unet_learns_velocity_and_drops_conditions(lessons: Lessons) -> None
         lambda captions: torch.zeros(len(captions), 2, 4),
         lambda e, levels, noise: torch.cat([e, e], 1),
         cell=12,
+        windowed=0.0,
         steps=1,
         batch=400,
         lr=1e-3,
@@ -121,6 +123,35 @@ def test_examiner_names_the_class_of_the_closest_caption() -> None:
     found, closeness = exam.answers(torch.eye(6), embed, classes)
     assert found == list(VEHICLES)
     assert torch.allclose(closeness, torch.ones(6))
+
+
+def test_examiner_finds_what_stands_on_an_empty_road() -> None:
+    """True frames are read nearly as well as from their true boxes; an empty road is nothing, whoever is asked about it."""
+    backbone = load_backbone(PACKAGE / "roadside" / "weights" / "backbone")
+    judge = load_judge(PACKAGE / "roadside" / "weights" / "judge").encoder
+    sheet, classes = exam.questions(12, 96, seed=8), exam.captions_by_class()["vehicle"]
+    found = exam.holes(backbone, sheet)
+
+    def embed(pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+        return judge.images(pictures), judge.texts(texts)
+
+    truth = [scene.vehicle.kind for scene in sheet.scenes]
+    assert exam.share(exam.seen(sheet.frames, found, embed, 64, classes), truth) > 80
+    empty = ((found.empty + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    assert exam.seen(empty, found, embed, 64, classes) == ["nothing"] * 12
+    assert len({float(one.sum()) for one in found.cells}) == 1  # the hole's size tells nothing of the vehicle
+
+
+def test_holes_are_filled_and_the_road_is_kept() -> None:
+    backbone = load_backbone(PACKAGE / "roadside" / "weights" / "backbone")
+    sheet = exam.questions(2, 96, seed=8)
+    found = exam.holes(backbone, sheet)
+    condition = exam.conditions_for(backbone, sheet, text=True, image=True)
+    painted = training.to_signed(exam.paint(backbone, condition, steps=2, guidance_scale=1.0, seed=3, into=found))
+    inside = F.interpolate(found.cells[:, 0], painted.shape[-2:], mode="nearest-exact").expand_as(painted) > 0
+    change = (painted - found.empty).abs()
+    assert change[~inside].mean() < 0.02  # the decoder normalises over whole pictures, so not to the bit
+    assert change[inside].mean() > 0.05
 
 
 def test_any_text_encodes() -> None:
