@@ -59,13 +59,13 @@ class MaskOptions:
     smooth: int = 3  # side of the box, odd; 1 = none
     smooth_time: int = 1  # frames in the box, odd; 1 = none
     dilate: int = 1
-    union: str = "none"  # with the source object's own evidence: none | cross_attention | null
+    union: str = "none"  # with the source object's own evidence: none | cross_attention | unconditional (noise)
 
     def __post_init__(self) -> None:
         choice("mask.branches", self.branches, ("separate", "shared"))
         choice("mask.weight", self.weight, ("uniform", "per_step"))
         choice("mask.threshold", self.threshold, ("fixed", "otsu", "quantile"))
-        choice("mask.union", self.union, ("none", "cross_attention", "null"))
+        choice("mask.union", self.union, ("none", "cross_attention", "unconditional"))
         check_part("mask.steps", self.steps)
         within("mask.guidance_scale", self.guidance_scale, 0, 100)
         within("mask.fixed", self.fixed, 0, 1)
@@ -143,7 +143,7 @@ def find_mask(
     proofs = [reading.evidence for reading in readings if reading.evidence is not None]
     if proofs:
         # attention is no difference of two noises: any of it counts
-        floor = magnitudes if options.union == "null" else torch.zeros_like(magnitudes)
+        floor = magnitudes if options.union == "unconditional" else torch.zeros_like(magnitudes)
         proof, found = binarise(weigh(proofs, floor, options.weight).mean(0), options)
         binary = torch.maximum(binary, found) if per_step.any() else binary
     return EditMask(
@@ -167,7 +167,7 @@ def _readings(
     """Both branches, and the null branch of the evidence, in one batch per step; read at the chosen steps."""
     total, levels = schedule.steps, part_of(options.steps, schedule.steps)
     branches = [source, target]
-    if options.union == "null":  # eps(null) is asked at the source branch's latents: it has no trajectory of its own
+    if options.union == "unconditional":  # eps(null) is asked at the source branch's latents: it has no trajectory of its own
         branches.append(source.null)
     condition = stack(*branches)
     origin, edited = trajectory.level(total), trajectory.level(total)
@@ -180,7 +180,7 @@ def _readings(
         if level in levels:
             wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
             proof = None
-            if options.union == "null":
+            if options.union == "unconditional":
                 proof = (wide[0] - wide[2]).abs().mean(1)
             elif options.union == "cross_attention" and evidence is not None:
                 proof = evidence(origin, schedule.timesteps[level])[0, :, 0].to(wide)

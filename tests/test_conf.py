@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from itertools import chain
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from tave.config import CONF, TrainOptions, typed
+from tave.config import CONF, PACKAGE, TrainOptions, typed
 from tave.options import OptionError
 
 CLIPS = sorted(p.stem for p in (CONF / "video").glob("*_to_*.yaml"))
@@ -35,6 +36,31 @@ def test_named_clips_compose_and_their_files_are_there(clip: str) -> None:
 @pytest.mark.parametrize("choice", [*CHOICES, "backbone=roadside", "backbone=tiny"])
 def test_every_choice_of_every_group_composes(choice: str) -> None:
     composed("+video=bus_to_suv", choice)
+
+
+def named_choices() -> list[str]:
+    """``key=value`` for every value that an option's own check spells out."""
+    calls = [
+        node for path in PACKAGE.glob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    found = [
+        f"{call.args[0].value}={value.value}"
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "choice" and isinstance(call.args[0], ast.Constant)
+        for value in (call.args[2].elts if isinstance(call.args[2], ast.Tuple) else [])
+        if isinstance(value, ast.Constant) and "." in str(call.args[0].value)
+    ]
+    return sorted(found)
+
+
+def test_every_named_choice_can_be_said_on_the_command_line() -> None:
+    """The union's second kind was once called null, which the command line reads as nothing at all."""
+    choices = named_choices()
+    assert "mask.union=unconditional" in choices
+    composed("+video=bus_to_suv")
+    for said in choices:
+        options, (group, key) = composed("+video=bus_to_suv", said), said.partition("=")[0].split(".")
+        assert getattr(getattr(options, group), key) == said.partition("=")[2]
 
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))

@@ -83,7 +83,11 @@ def found(options: MaskOptions, predictor: Disagreeing | None = None, target: fl
 
 @pytest.mark.parametrize(
     "branches, weight, threshold, union",
-    list(itertools.product(("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "null"))),
+    list(
+        itertools.product(
+            ("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "unconditional")
+        )
+    ),
 )
 def test_equal_conditions_give_an_empty_mask(branches: str, weight: str, threshold: str, union: str) -> None:
     options = MaskOptions(branches=branches, weight=weight, threshold=threshold, union=union)
@@ -179,7 +183,7 @@ def test_union_with_null_covers_the_old_object_that_a_smaller_target_leaves_behi
     old = torch.zeros(1, FRAMES, 1, SIDE, SIDE)
     old[..., 2:10, 1:11] = 1
     small = regions() * old
-    options = MaskOptions(union="null", smooth=1, dilate=0, branches=branches)
+    options = MaskOptions(union="unconditional", smooth=1, dilate=0, branches=branches)
     predictor = Partial(small, old)
     mask = find_mask(predictor, schedule(), trajectory(), condition(0.5), condition(1.5), options)
     assert torch.equal(mask.binary, torch.maximum(old, small)) and mask.evidence is not None
