@@ -149,7 +149,7 @@ def draw_noise(backbone: Backbone, generator: torch.Generator) -> Tensor:
 def encode_condition(
     backbone: Backbone,
     prompt: str,
-    images: Tensor,
+    images: Tensor | None,
     *,
     level: int = 0,
     noise: Tensor | None = None,
@@ -158,14 +158,18 @@ def encode_condition(
 ) -> Condition:
     """One prompt with its picture(s) -> :class:`Condition` of b = 1.
 
-    images: `n 3 H W` in [-1, 1]; n is 1, or the number of frames for a picture per frame.
+    images: `n 3 H W` in [-1, 1]; n is 1, or the number of frames for a picture per frame. None: words alone, the image
+        vector is the unconditional one.
     noise: `1 e` or `n e`; else it is drawn once from ``generator``. Raises :class:`ConditionError` if neither is given.
     """
+    text, null_text = encode_text(backbone, [prompt, negative_prompt]).split(1)
+    if images is None:
+        nothing = text.new_zeros(1, 1, 2 * len(backbone.normalizer_mean))
+        return Condition(text=text, image=nothing, null_text=null_text)
     if noise is None:
         if generator is None:
             raise ConditionError("the image condition needs its noise: pass noise, or a generator to draw it once")
         noise = draw_noise(backbone, generator)
     embeds = image_embedding(backbone, images)
-    text, null_text = encode_text(backbone, [prompt, negative_prompt]).split(1)
     image = noise_embedding(backbone, embeds, level, noise.to(embeds.device))
     return Condition(text=text, image=image.unsqueeze(0), null_text=null_text)

@@ -31,11 +31,15 @@ OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), rep
 
 @dataclass
 class EditEntry:
-    """One edit of a clip. ``matte``: a picture of the target's silhouette, for target images without alpha."""
+    """One edit of a clip. ``matte``: a picture of the target's silhouette, for target images without alpha.
+
+    ``mask``: where to edit, a clip or a folder of pictures that is white there; without it the region is found.
+    """
 
     target_image: str = MISSING
     target_prompt: str = MISSING
     matte: str | None = None
+    mask: str | None = None
     truth: str | None = None  # folder with the known answer; read by the metrics alone
 
 
@@ -49,6 +53,7 @@ class VideoOptions(ReadOptions):
     target_image: str | None = None
     target_prompt: str | None = None
     matte: str | None = None
+    mask: str | None = None
     edit: str | None = None  # the name of the edit given by target_image; made from that file's name if absent
     edits: dict[str, EditEntry] = field(default_factory=dict)
 
@@ -59,7 +64,7 @@ class VideoOptions(ReadOptions):
             raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
         if self.target_image is not None and self.target_prompt is not None:
             name = self.edit or slug(Path(self.target_image).stem)
-            wanted[name] = EditEntry(self.target_image, self.target_prompt, self.matte)
+            wanted[name] = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
         for name in wanted:
             if slug(name) != name:
                 raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")

@@ -26,6 +26,7 @@ from tave.editor import EditTask, Inverted, Lesson, Source
 from tave.evidence import missing_tokens
 from tave.inversion import inversion_condition
 from tave.latents import decode, encode
+from tave.masking import to_cells
 from tave.reference import Reference, ReferenceOptions, reference_images, source_frames
 from tave.stages import Stages
 from tave.video import Clip
@@ -37,13 +38,17 @@ Remember = Callable[[Callable[[], Inverted]], Inverted]
 
 @dataclass(frozen=True)
 class Request:
-    """An edit that is asked for: target image ``3 H W`` in [-1, 1] with its alpha or matte ``1 H W`` if there is one."""
+    """An edit that is asked for: target image ``3 H W`` in [-1, 1] with its alpha or matte ``1 H W`` if there is one.
+
+    ``region``: where to edit, ``f 1 H W``, 1 = edit; None: it is found.
+    """
 
     name: str
     prompt: str
     image: Tensor
     alpha: Tensor | None = None
     matte: Tensor | None = None
+    region: Tensor | None = None
 
 
 class _Items(Dataset[Any]):
@@ -101,8 +106,8 @@ class ClipData(L.LightningDataModule):
             self.source = self._encode(inversion)
             self.lesson = self._lesson()
 
-    def condition(self, prompt: str, pictures: Tensor) -> Condition:
-        """Prompt and pictures ``n 3 H W`` -> condition with the run's own noise."""
+    def condition(self, prompt: str, pictures: Tensor | None) -> Condition:
+        """Prompt and pictures ``n 3 H W`` (None: words alone) -> condition with the run's own noise."""
         options = self.options
         made = encode_condition(
             self.backbone,
@@ -153,6 +158,7 @@ class ClipData(L.LightningDataModule):
             partial(self.condition, request.prompt),
             self.decode,
             missing_tokens(self.backbone.tokenizer, self.prompt, request.prompt),
+            None if request.region is None else to_cells(request.region, *self.source.latents.shape[-2:]),
             inverted,
         )
 

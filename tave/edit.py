@@ -48,7 +48,8 @@ def recorded(folder: Path) -> DictConfig:
     if not path.is_file():
         raise StoredError(f"{folder}: no finished run (run.json is missing); give the folder that tave.train printed")
     stored = json.loads(path.read_text())["config"]
-    stored["video"] = {**stored["video"], "edits": {}, "target_image": None, "target_prompt": None, "edit": None}
+    asked = dict.fromkeys(("target_image", "target_prompt", "matte", "mask", "edit"))  # they were the old edit's own
+    stored["video"] = {**stored["video"], "edits": {}, **asked}
     return OmegaConf.merge(schema(TrainOptions), stored)  # type: ignore[return-value]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import lightning as L
 import torch
@@ -17,7 +17,7 @@ from tave.denoiser import Denoiser
 from tave.evidence import attention_evidence
 from tave.inflate import tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
-from tave.masking import EditMask, MaskOptions, find_mask
+from tave.masking import EditMask, MaskOptions, find_mask, given_mask
 from tave.options import OptionError, choice, within
 from tave.reference import Reference, ReferenceOptions
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TuningOptions:
-    """One-shot fine-tuning (METHOD 3). ``image_noise``: level of the reference's noise, None draws it anew each step."""
+    """One-shot fine-tuning (METHOD 3). ``image_noise``: level of the reference's noise, None draws it anew each step.
+
+    ``reference``: which source frame a step is told, one at random for the whole clip (``random_frame``) or each frame
+    itself (``own_frame``), which goes with ``reference.frame=per_frame``.
+    """
 
     steps: int = 300
     lr: float = 3e-5
@@ -41,8 +45,10 @@ class TuningOptions:
     image_dropout: float = 0.1
     prompt_dropout: float = 0.0
     image_noise: int | None = None
+    reference: str = "random_frame"
 
     def __post_init__(self) -> None:
+        choice("tuning.reference", self.reference, ("random_frame", "own_frame"))
         choice("tuning.trainables", self.trainables, ("patent", "temporal_only", "all_attention", "none", "lora"))
         within("tuning.steps", self.steps, 0, 1_000_000)
         within("tuning.gradient_clip", self.gradient_clip, 0, 1e6)
@@ -83,7 +89,7 @@ class Source:
 class Lesson:
     """What ``training_step`` draws from: latents ``1 f c h w``, the source condition, and ``embeds`` `f e` of all frames.
 
-    ``noised`` maps (embedding ``1 e``, level, noise ``1 e``) to the image vector ``1 2e``; ``levels`` counts the levels.
+    ``noised`` maps (embeddings ``n e``, level, noise ``1 e``) to image vectors ``n 2e``; ``levels`` counts the levels.
     """
 
     latents: Tensor
@@ -107,8 +113,9 @@ class EditTask:
     """One edit to make. The callables keep autoencoder and encoders out of the module.
 
     refer: (mask ``f 1 H W`` on pixels, matte), both None before there is one -> the pictures that the encoder shall
-    see. target: pictures ``n 3 H W`` -> the target condition.
+    see. target: pictures ``n 3 H W``, or None for words alone -> the target condition.
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
+    region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
     inverted: finds the inversion, made by the given function if it is not remembered.
     """
 
@@ -116,9 +123,10 @@ class EditTask:
     prompt: str
     source: Source
     refer: Callable[[Tensor | None, Tensor | None], Reference]
-    target: Callable[[Tensor], Condition]
+    target: Callable[[Tensor | None], Condition]
     decode: Callable[[Tensor], Tensor]
     lost_words: list[int]
+    region: Tensor | None
     inverted: Callable[[Callable[[], Inverted]], Inverted]
 
 
@@ -175,8 +183,10 @@ class Editor(L.LightningModule):
 
         t = draw(len(self.denoiser.alphas_cumprod))
         level = draw(lesson.levels) if self.tuning.image_noise is None else self.tuning.image_noise
-        embed = lesson.embeds[draw(len(lesson.embeds))][None]
-        image = lesson.noised(embed, level, torch.randn(embed.shape, generator=generator).to(embed))[None]
+        shown = lesson.embeds
+        if self.tuning.reference == "random_frame":
+            shown = shown[draw(len(shown))][None]
+        image = lesson.noised(shown, level, torch.randn(shown[:1].shape, generator=generator).to(shown))[None]
         drop_image, drop_prompt = torch.rand(2, generator=generator) < torch.tensor(
             [self.tuning.image_dropout, self.tuning.prompt_dropout]
         )
@@ -254,6 +264,11 @@ class Editor(L.LightningModule):
 
     def _mask(self, task: EditTask, trajectory: Trajectory, seen: Reference) -> tuple[Condition, EditMask]:
         target, source = task.target(seen.target), task.source.condition
+        region = torch.ones_like(trajectory.level(0)[:, :, :1]) if self.editing.mask.region == "whole" else task.region
+        if region is not None:
+            return target, given_mask(region.to(trajectory.latents))
+        if seen.target is None:  # words against words: a picture on one side alone would differ everywhere
+            source = replace(source, image=source.null_image)
         with self.stages.stage("masking", f"finding the region of {task.name}") as on_step:
             mask = find_mask(
                 self.denoiser,

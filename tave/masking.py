@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d, max_pool2d
+from torch.nn.functional import adaptive_max_pool2d, avg_pool3d, max_pool2d
 
 from tave.conditions import Condition, stack
 from tave.denoiser import NoisePredictor
@@ -60,8 +60,10 @@ class MaskOptions:
     smooth_time: int = 1  # frames in the box, odd; 1 = none
     dilate: int = 1
     union: str = "none"  # with the source object's own evidence: none | cross_attention | unconditional (noise)
+    region: str = "found"  # found: as above | whole: every cell is edited
 
     def __post_init__(self) -> None:
+        choice("mask.region", self.region, ("found", "whole"))
         choice("mask.branches", self.branches, ("separate", "shared"))
         choice("mask.weight", self.weight, ("uniform", "per_step"))
         choice("mask.threshold", self.threshold, ("fixed", "otsu", "quantile"))
@@ -92,6 +94,16 @@ class EditMask:
     mask: Tensor
     per_step: Tensor
     evidence: Tensor | None = None
+
+
+def given_mask(region: Tensor) -> EditMask:
+    """A region that is known beforehand, ``1 f 1 h w`` in {0, 1}, as a mask: nothing is measured, nothing grown."""
+    return EditMask(soft=region, binary=region, mask=region, per_step=region.new_zeros(0, *region[0, :, 0].shape))
+
+
+def to_cells(pixels: Tensor, h: int, w: int) -> Tensor:
+    """A region on the pixels ``f 1 H W``, 1 = edit -> ``1 f 1 h w`` in {0, 1}: a cell is edited where any pixel of it is."""
+    return (adaptive_max_pool2d(pixels, (h, w)) > 0).to(pixels)[None]
 
 
 class _Reading(NamedTuple):

@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
 
 from tave.backbone import Backbone
 from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
@@ -27,9 +28,10 @@ from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
 from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
+from tave.options import OptionError
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
-from tave.video import Clip, read_clip, read_image, read_matte, write_video
+from tave.video import Clip, ReadOptions, read_clip, read_image, read_matte, write_video
 from tave.writer import RunWriter
 
 log = logging.getLogger(__name__)
@@ -117,9 +119,9 @@ class Run:
 
         The target images are read as well, so that a wrong path fails now and not after the tuning.
         """
-        for entry in options.video.requests().values():
-            _request("", entry)
         clip = read_clip(options.video.path, options.video)
+        for entry in options.video.requests().values():
+            _request("", entry, clip, options.video)
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(options, folder, clip, Stages(show=show), config)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
@@ -150,7 +152,8 @@ class Run:
 
     def predict(self, requests: Mapping[str, EditEntry]) -> None:
         """Make the edits one after another; each is on disk before the next begins."""
-        self.data.ask([_request(name, entry) for name, entry in requests.items()], self._inverted)
+        asked = [_request(name, entry, self.clip, self.options.video) for name, entry in requests.items()]
+        self.data.ask(asked, self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
         trainer = self._trainer([RunWriter(self.folder, truths, about, self.stages)], logger=False)
@@ -160,6 +163,7 @@ class Run:
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
         image = {"target_image": entry.target_image, "sha256": file_digest(entry.target_image), "matte": entry.matte}
+        image["mask"] = entry.mask
         return {
             "source_prompt": self.options.video.source_prompt,
             **image,
@@ -258,10 +262,28 @@ class Run:
         )
 
 
-def _request(name: str, entry: EditEntry) -> Request:
+def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:
     image, alpha = read_image(entry.target_image)
     matte = None if entry.matte is None else read_matte(entry.matte)
-    return Request(name, entry.target_prompt, image, alpha, matte)
+    region = None if entry.mask is None else read_region(entry.mask, clip, cut)
+    return Request(name, entry.target_prompt, image, alpha, matte, region)
+
+
+def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
+    """The user's mask for ``clip``, ``f 1 H W``, 1 where it is white: a mask of the clip's frames, or of the whole file.
+
+    Raises :class:`OptionError` if it fits neither, cut as the clip was, and where nothing of it is white.
+    """
+    masks = read_clip(path, ReadOptions(frames=None, multiple=1)).frames
+    if masks.shape != clip.frames.shape:
+        masks = read_clip(path, cut).frames
+    if masks.shape != clip.frames.shape:
+        found, wanted = (f"{len(t)} frames of {t.shape[3]}x{t.shape[2]}" for t in (masks, clip.frames))
+        raise OptionError(f"video.mask={path} has {found}, the clip {wanted}: give a mask clip cut like the clip")
+    region = (masks.mean(1, keepdim=True) > 0).float()
+    if not region.any():
+        raise OptionError(f"video.mask={path} is black everywhere: make it white where to edit, or leave it out")
+    return region
 
 
 def _hashes(options: TrainOptions) -> dict[str, str]:

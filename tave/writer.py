@@ -73,7 +73,8 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
     write_video(folder / "side_by_side.mp4", side_by_side(rows), fps)
     heat = resize_mask(edit.mask.soft, *source.shape[-2:]).cpu().expand(-1, 3, -1, -1) * 2 - 1
     write_image(folder / "side_by_side.png", contact_sheet([source, heat, shaded(source, mask), edited]))
-    write_image(folder / "reference.png", edit.reference.target[len(edit.reference.target) // 2].cpu())
+    if (shown := edit.reference.target) is not None:
+        write_image(folder / "reference.png", shown[len(shown) // 2].cpu())
     with whole_file(folder / "soft_mask.npz") as waiting, waiting.open("wb") as sink:
         np.savez_compressed(
             sink,

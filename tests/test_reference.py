@@ -280,9 +280,9 @@ def test_two_passes_from_a_picture_without_alpha() -> None:
     assert torch.equal(first.source, frames[3:4])
     second = reference_images(frames, rgb, given=first.matte, mask=mask)
     assert second.mode == "in_context"
-    assert second.target.shape == second.source.shape == (1, 3, 64, 64)
+    assert second.target is not None and second.target.shape == second.source.shape == (1, 3, 64, 64)
     again = reference_images(frames, rgb, mask=mask)  # without the first pass's matte: the same, only slower
-    assert torch.equal(second.target, again.target)
+    assert again.target is not None and torch.equal(second.target, again.target)
     assert int(is_red(second.target[0]).sum()) > 100
 
 
@@ -292,14 +292,14 @@ def test_a_first_pass_that_finds_nothing_stays_neutral_and_says_so() -> None:
     reference = reference_images(frames, rgb, truth, mask=torch.zeros_like(mask))
     assert reference.mode == "neutral"
     assert "found nothing" in reference.note
-    assert torch.equal(reference.target[0], neutral(rgb, truth))
+    assert reference.target is not None and torch.equal(reference.target[0], neutral(rgb, truth))
 
 
 def test_per_frame_follows_the_object() -> None:
     rgb, truth = target()
     frames, mask, _ = clip()
     reference = reference_images(frames, rgb, truth, ReferenceOptions(frame="per_frame", height_scale=0.5), mask=mask)
-    assert reference.source.shape == reference.target.shape == (6, 3, 64, 64)
+    assert reference.target is not None and reference.source.shape == reference.target.shape == (6, 3, 64, 64)
     middles = [torch.nonzero(is_red(picture))[:, 1].float().mean() for picture in reference.target]
     steps = torch.stack(middles).diff()
     assert float((steps - 6).abs().max()) < 0.5
@@ -310,9 +310,9 @@ def test_as_is_and_neutral_ignore_the_mask() -> None:
     frames, mask, _ = clip()
     as_is = reference_images(frames, rgb, truth, ReferenceOptions(mode="as_is"), mask=mask)
     assert as_is.matte is None
-    assert torch.equal(as_is.target[0], rgb)
+    assert as_is.target is not None and torch.equal(as_is.target[0], rgb)
     plain = reference_images(frames, rgb, truth, ReferenceOptions(mode="neutral"), mask=mask)
-    assert torch.equal(plain.target[0], neutral(rgb, truth))
+    assert plain.target is not None and torch.equal(plain.target[0], neutral(rgb, truth))
 
 
 def test_nothing_that_came_in_is_changed() -> None:

@@ -16,7 +16,7 @@ from tave.options import choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
 from tave.reference.place import in_context, neutral
 
-MODES = ("as_is", "neutral", "in_context")
+MODES = ("as_is", "neutral", "in_context", "none")
 FRAMES = ("middle", "first", "per_frame")
 
 __all__ = [
@@ -39,9 +39,10 @@ class ReferenceOptions:
     """What the encoder sees of the target, and which source frames it sees.
 
     ``mode``: as_is (the target image) | neutral (the object on grey) | in_context (the object in a source
-    frame, once a first mask tells the place). ``frame``: middle | first | per_frame. ``height_scale``: the
-    object's height as a multiple of the source object's. ``matte``: auto | alpha | given | none. ``feather``:
-    blending of the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around
+    frame, once a first mask tells the place) | none (no picture: words alone). ``frame``: middle | first |
+    per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
+    alpha | given | none. ``feather``: blending of the pasted object's edge, standard deviation as a share of
+    its height. ``margin``: grey around
     the object, share of its size.
     """
 
@@ -66,12 +67,12 @@ class Reference:
     """The pictures of one pass.
 
     ``source`` `1 3 H W` or `f 3 H W`: the source frames. ``target`` `1 3 h w` or `f 3 H W`: the target, as
-    ``mode`` shows it. ``matte`` `1 H W` of the target image (None for as_is). ``note``: what went otherwise
-    than asked, or "".
+    ``mode`` shows it (None for none). ``matte`` `1 H W` of the target image (None for as_is and none). ``note``:
+    what went otherwise than asked, or "".
     """
 
     source: Tensor
-    target: Tensor
+    target: Tensor | None
     mode: str
     matte: Tensor | None
     note: str = ""
@@ -102,6 +103,8 @@ def reference_images(
     """
     options = options or ReferenceOptions()
     source = source_frames(frames, options.frame)
+    if options.mode == "none":
+        return Reference(source, None, "none", None)
     if options.mode == "as_is":
         return Reference(source, rgb[None], "as_is", None)
     cut = matte(rgb, alpha, given, options.matte)
