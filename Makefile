@@ -9,10 +9,10 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit test test-slow check format sheet bench clean
+.PHONY: help setup edit test test-slow check format sheet bench bench-quality clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.setup-done ## the environment in .venv, pinned by constraints.txt
 
@@ -45,6 +45,14 @@ format: setup ## format and fix what can be fixed
 sheet: setup ## edit all named clips and draw docs/contact_sheet.png
 	@$(PY) -m tave.train -m '+video=glob(*_to_*)' hydra.sweep.dir=outputs/named 'hydra.sweep.subdir=$${video.name}'
 	@$(PY) -m tave.roadside.sheet outputs/named docs
+
+bench-quality: setup ## the small benchmark and its leaderboard, in outputs/benchmark_small
+	@$(PY) -m tave.benchmark set=small; failed=$$?; \
+	 $(PY) -m eval.leaderboard runs='outputs/benchmark_small/**' out=outputs/benchmark_small && exit $$failed
+
+bench: setup ## the full benchmark and its leaderboard, in outputs/benchmark: hours on two cores, resumable
+	@$(PY) -m tave.benchmark; failed=$$?; \
+	 $(PY) -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark && exit $$failed
 
 clean: ## remove the environment and what tools left; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info

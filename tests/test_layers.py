@@ -37,9 +37,13 @@ ORDER = [
     "train",
     "edit",
     "story",
+    "listing",
+    "controls",
+    "rows",
+    "benchmark",
 ]
 LIGHTNING = {"editor", "data", "writer", "run", "train", "edit"}
-HYDRA = {"config", "run", "train", "edit", "story"}
+HYDRA = {"config", "run", "train", "edit", "story", "benchmark"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

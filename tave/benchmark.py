@@ -1,0 +1,187 @@
+"""The benchmark's door: every case of a set under every row, into folders from which ``eval.leaderboard`` makes its tables.
+
+    python -m tave.benchmark                          the drawn world's full list
+    python -m tave.benchmark set=small                one case of each group, fewer steps
+    python -m tave.benchmark set=folder set.folder=F  your own clips: docs/external_sets.md
+
+A case is tuned and inverted once, in the run folder FOLDER/CASE; each row is one more edit of it. What stands is not made
+again. What fails is listed in FOLDER/failed.json, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tave.cache import write_json
+from tave.config import CONF, schema, typed
+from tave.controls import CONTROLS
+from tave.listing import ListedCase, read_listing
+from tave.options import OptionError
+from tave.rows import Job, Method, changes_of, wanted
+from tave.story import quoted
+from tave.train import guarded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class BenchmarkOptions:
+    """The root of ``conf/benchmark.yaml``."""
+
+    set: dict[str, Any] = field(default_factory=dict)  # a `_target_` that returns the path of a listing
+    folder: str = MISSING  # where everything goes: cases, runs, failed.json
+    rows: list[str] = field(default_factory=list)  # names of methods and controls
+    methods: dict[str, Method] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)  # as for tave.train, for every case
+    seeds: list[int] = field(default_factory=lambda: [33])
+    only: list[str] = field(default_factory=list)  # names of cases; empty: all
+    clip: str | None = "judge"  # the encoder that measures alignment, as for eval.score
+
+    def chosen(self) -> dict[str, Method | None]:
+        """The rows: a method, or None for a control. Raises :class:`OptionError` for one that is neither, or is wrong."""
+        if unknown := [row for row in self.rows if row not in self.methods and row not in CONTROLS]:
+            known = ", ".join([*self.methods, *CONTROLS])
+            raise OptionError(f"rows={unknown} not known: choose of {known}, or define methods.NAME")
+        for name, method in self.methods.items():
+            changes_of(name, method)
+        return {row: self.methods.get(row) for row in self.rows}
+
+
+ConfigStore.instance().store(name="benchmark_schema", node=schema(BenchmarkOptions))
+
+
+def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str, str]]:
+    """Run the whole set; returns what failed, as ``failed.json`` lists it: case, method (or "tuning") and error."""
+    rows, failed = options.chosen(), []
+    cases = [case for case in read_listing(instantiate(options.set)) if not options.only or case.name in options.only]
+    if not cases:
+        raise OptionError(f"only={options.only} names no case of the set")
+    jobs = [job for case in cases for job in _jobs(case, options)]
+    measure = _measuring(jobs[0], options)
+    with _bars(show) as bars:
+        left = {job.home: _left(job, rows) for job in jobs}
+        bar = bars.add_task("", total=sum(left.values()))
+        for number, job in enumerate(jobs, 1):
+            bars.update(bar, description=f"{number}/{len(jobs)} {job.home.name}")
+            for row, error in _run(job, rows, measure):
+                if error is not None:
+                    failed.append({"case": job.home.name, "method": row, "error": _told(error)})
+                    bars.console.print(f"{job.home.name} {row} failed: {_told(error)}", highlight=False, markup=False)
+                bars.advance(bar, min(1, left[job.home]))
+                left[job.home] = max(0, left[job.home] - 1)
+            bars.advance(bar, left[job.home])
+            write_json(Path(options.folder) / "failed.json", {"failed": failed})
+    return failed
+
+
+def _run(job: Job, rows: Mapping[str, Method | None], measure: Callable[[Job, str], None]) -> Iterator[tuple[str, Any]]:
+    """Make what lacks of one case; tells of each step its name and what went wrong with it, if anything."""
+    fresh = not job.tuned
+    try:
+        job.tune()
+    except Exception as error:
+        log.debug("%s: tuning failed", job.home, exc_info=True)
+        yield "tuning", error
+        return
+    if fresh:
+        yield "tuning", None
+    for row, method in wanted(job.case, rows):
+        fresh, wrong = not job.stands(row), None
+        try:
+            job.edit(row, method) if method else job.control(row)
+            job.label(row)
+            measure(job, row)
+        except Exception as error:
+            log.debug("%s: %s failed", job.home, row, exc_info=True)
+            wrong = error
+        if fresh or wrong:
+            yield row, wrong
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    line = " ".join(str(error).split())
+    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
+
+
+def _jobs(case: ListedCase, options: BenchmarkOptions) -> Iterator[Job]:
+    place = Path(options.folder)
+    for seed in options.seeds:
+        home = place / (case.name if seed == options.seeds[0] else f"{case.name}-seed{seed}")
+        given = [
+            "+video=custom",
+            f"video.name={case.name}",
+            f"video.path={quoted(case.path)}",
+            f"video.source_prompt={quoted(case.source_prompt)}",
+            f"cache={quoted(place / 'cache')}",
+            *options.overrides,
+            *([f"video.frames={case.frames}"] if case.frames else []),
+            f"seed={seed}",
+        ]
+        yield Job(case, seed, home, _composed(given))
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    """The configuration of ``tave.train``, inside of a Hydra door or without one."""
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides)
+
+
+def _measuring(job: Job, options: BenchmarkOptions) -> Callable[[Job, str], None]:
+    """Measure a row, with one set of encoders for the whole benchmark."""
+    from eval.score import Toolbox
+
+    metrics = typed(job.config).metrics
+    tools = Toolbox(metrics.judge_folder, options.clip)
+
+    def measure(job: Job, row: str) -> None:
+        if metrics.enabled:
+            job.score(row, tools)
+
+    return measure
+
+
+def _left(job: Job, rows: Mapping[str, Method | None]) -> int:
+    return (not job.tuned) + sum(not job.stands(row) for row, _ in wanted(job.case, rows))
+
+
+def _bars(show: bool) -> Progress:
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # An edit takes minutes, so the speed is that of the whole time and not of the last half minute.
+    console = Console(stderr=True, quiet=not show)
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=1e6)
+
+
+def _door(cfg: DictConfig) -> None:
+    if "folder" in cfg.set and OmegaConf.is_missing(cfg.set, "folder"):
+        raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
+    options: BenchmarkOptions = typed(cfg)
+    failed = benchmark(options)
+    print(options.folder)
+    if failed:
+        listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)
+        raise SystemExit(f"error: {len(failed)} failed, see {Path(options.folder) / 'failed.json'}: {listed}")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    guarded(_door, cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What any table must hold beside the methods: edits that take no skill, made from a finished run's files (ROADSIDE).
+
+A metric that one of them wins is a metric to distrust. They reuse the masks of the run's own edit, so that every figure
+that asks for a region looks at the same place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tave.cache import write_json
+from tave.config import EditEntry, TrainOptions, typed
+from tave.listing import ListedCase
+from tave.options import OptionError, choice
+from tave.reference import reference_images
+from tave.sampling import resize_mask
+from tave.stages import Stages
+from tave.video import (
+    Clip,
+    ReadOptions,
+    contact_sheet,
+    read_clip,
+    read_image,
+    read_matte,
+    write_image,
+    write_mask_video,
+    write_video,
+)
+
+WHOLE = ReadOptions(frames=None, multiple=1)
+OURS = "tave"
+
+
+def make(name: str, home: Path, case: ListedCase) -> None:
+    """Make the control ``name`` of ``case`` as ``home/edits/NAME``, beside the edit of the row ``tave``.
+
+    source_unchanged: the source; frozen_first_frame: the first edited frame throughout; target_pasted: the target
+    image's object at the mask's place; per_frame: every frame edited alone, by the image model.
+    """
+    choice("controls", name, tuple(CONTROLS))
+    ours = home / "edits" / OURS
+    if not (ours / "edit.json").is_file():
+        raise OptionError(f"{home}: the control {name} is made from the row {OURS}, which is not there: ask for both")
+    source = read_clip(home / "source.mp4", WHOLE)
+    frames = CONTROLS[name](home, source, case)
+    waiting = ours.with_name(f".{name}.part")
+    shutil.rmtree(waiting, ignore_errors=True)
+    shutil.copytree(ours, waiting)
+    for stale in ("side_by_side.mp4", "reference.png"):
+        (waiting / stale).unlink(missing_ok=True)
+    write_video(waiting / "edited.mp4", frames, source.fps)
+    write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
+    told = json.loads((waiting / "edit.json").read_text())
+    told.pop("benchmark", None)
+    write_json(waiting / "edit.json", told | {"name": name, "control": True})
+    shutil.rmtree(home / "edits" / name, ignore_errors=True)
+    waiting.rename(home / "edits" / name)
+
+
+def region_told(home: Path, case: ListedCase, cut: ReadOptions) -> Path:
+    """What an oracle's row is told, as a mask clip for ``video.mask`` in the run ``home``.
+
+    The truth's own region, source or target object; where nobody has drawn the answer, the annotated source object.
+    """
+    source = read_clip(home / "source.mp4", WHOLE)
+    if case.truth:
+        with np.load(Path(case.truth) / "truth.npz") as truth:
+            region = torch.from_numpy(truth["source_mask"] | truth["target_mask"])
+    else:
+        from eval.annotations import read_annotations
+
+        region = read_annotations(Path(case.annotations or ""), source.frames, cut)
+    path = home / "region_told.mp4"
+    write_mask_video(path, region[:, None].float(), source.fps)
+    return path
+
+
+def _unchanged(home: Path, source: Clip, case: ListedCase) -> Tensor:
+    return source.frames
+
+
+def _frozen(home: Path, source: Clip, case: ListedCase) -> Tensor:
+    return read_clip(home / "edits" / OURS / "edited.mp4", WHOLE).frames[:1].expand_as(source.frames).contiguous()
+
+
+def _pasted(home: Path, source: Clip, case: ListedCase) -> Tensor:
+    from tave.edit import recorded
+
+    image, alpha = read_image(case.target_image)
+    matte = None if case.matte is None else read_matte(case.matte)
+    with np.load(home / "edits" / OURS / "soft_mask.npz") as stored:
+        cells = torch.from_numpy(stored["binary"]).float()[None, :, None]
+    mask = resize_mask(cells, *source.frames.shape[-2:])
+    pasting = replace(typed(recorded(home)).reference, mode="in_context", frame="per_frame")
+    made = reference_images(source.frames, image, alpha, pasting, given=matte, mask=mask)
+    return source.frames if made.target is None or made.mode != "in_context" else made.target
+
+
+def _alone(home: Path, source: Clip, case: ListedCase) -> Tensor:
+    from tave.edit import recorded
+    from tave.run import Run
+
+    options: TrainOptions = typed(recorded(home))
+    entry = EditEntry(case.target_image, case.target_prompt, case.matte)
+    options = replace(options, tuning=replace(options.tuning, trainables="none"))
+    frames = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(len(source.frames)):
+            place = Path(scratch) / str(number)
+            place.mkdir()
+            clip = replace(source, frames=source.frames[number : number + 1])
+            run = Run(replace(options, cache=str(place / "cache")), place, clip, Stages(show=False), None)
+            run.predict({"alone": entry})
+            frames.append(read_clip(place / "edits" / "alone" / "edited.mp4", WHOLE).frames)
+    return torch.cat(frames)
+
+
+CONTROLS: dict[str, Callable[[Path, Clip, ListedCase], Tensor]] = {
+    "source_unchanged": _unchanged,
+    "frozen_first_frame": _frozen,
+    "target_pasted": _pasted,
+    "per_frame": _alone,
+}

@@ -1,0 +1,267 @@
+"""The benchmark: a list that never changes, held out whole, and a run of it that loses nothing and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tave.benchmark import BenchmarkOptions, benchmark
+from tave.cache import digest
+from tave.config import CONF, typed
+from tave.controls import CONTROLS
+from tave.options import OptionError
+from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
+from tave.roadside.cases import NAMED, truth_of, write_case
+from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
+from tave.story import quoted
+from tave.video import ReadOptions, read_clip
+
+WHOLE = ReadOptions(frames=None, multiple=1)
+# Five frames of 32 pixels through the untrained backbone: every path of the real thing in a fraction of a second.
+TINY = ["backbone=tiny", "tuning.steps=1", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null"]
+CASE = "larger_0"
+
+
+def listed(key: str, *values: str) -> str:
+    """An override that gives a list of overrides: each is quoted, else its own `=` would end the value."""
+    return f"{key}=[{','.join(quoted(value) for value in values)}]"
+
+
+# ---- the list --------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_is_the_one_that_all_figures_were_measured_on() -> None:
+    """Changed on purpose? Then every published figure is of another benchmark: say so in CHANGELOG."""
+    assert len(cases()) == len(GROUPS) * EACH >= 40
+    assert digest([digest(case) for case in cases()]) == "564f179c1768"
+
+
+def test_every_case_is_held_out_and_none_is_a_named_clip() -> None:
+    for case in cases():
+        for vehicle in (case.source.vehicle, case.target):
+            assert held_out(vehicle, case.source.place)
+            assert (vehicle.kind, vehicle.color, vehicle.pattern, case.source.place) not in NAMED_COMBINATIONS
+        assert case.source.seed >= FIRST_HELD_OUT_SEED
+        assert case.image_place != case.source.place
+    seeds = [case.source.seed for case in (*cases(), *NAMED.values())]
+    assert len(set(seeds)) == len(seeds)
+    assert len({(case.source.vehicle, case.target, case.source.place) for case in cases()}) == len(cases())
+
+
+def test_every_group_is_there_and_holds_what_it_says() -> None:
+    assert {group for case in cases() for group in groups_of(case)} == set(GROUPS)
+    assert [name.rpartition("_")[0] for name in (case.name for case in small())] == list(GROUPS)
+    for case in cases():
+        assert case.name.rpartition("_")[0] in groups_of(case)
+        if "pattern_only" in groups_of(case):
+            assert case.source_prompt == case.target_prompt
+            assert case.source.vehicle.pattern != case.target.pattern
+        assert case.source.frames == (16 if "long_clip" in groups_of(case) else 8)
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_the_target_stays_mostly_inside_and_the_occluder_passes_before_it(case: Any) -> None:
+    arrays, described = truth_of(case, 32)
+    assert min(described["target_inside"]) >= 0.7  # type: ignore[call-overload]
+    hidden = (arrays["occluder"][..., 3] > 127) & (unhidden(case) > 0)
+    assert hidden.any() == ("occluder" in groups_of(case))
+
+
+def unhidden(case: Any) -> np.ndarray:
+    """The target's silhouette as if nothing stood before it, `f H W`."""
+    bare = replace(case, source=replace(case.source, occluder=None))
+    return truth_of(bare, 32)[0]["target_mask"]
+
+
+def test_a_drawn_set_is_drawn_once_and_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    listing = draw_set(tmp_path, 32, "small", [CASE])
+    (entry,) = json.loads(listing.read_text())["cases"]
+    assert entry["name"] == CASE and {p.name for p in tmp_path.iterdir()} == {CASE, "cases.json"}
+    before = (tmp_path / CASE / "source.mp4").stat().st_mtime_ns
+    draw_set(tmp_path, 32, "full", [CASE])
+    assert (tmp_path / CASE / "source.mp4").stat().st_mtime_ns == before
+    draw_set(tmp_path, 48, "full", [CASE])
+    assert read_clip(tmp_path / CASE / "source.mp4", WHOLE).frames.shape[-1] == 48
+
+
+# ---- running it ------------------------------------------------------------------------------------------------------
+
+
+def asked(folder: Path, *overrides: str) -> BenchmarkOptions:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        own = ["set=small", f"only=[{CASE}]", f"folder={folder}", "set.size=32", listed("overrides", *TINY)]
+        return typed(compose("benchmark", [*own, *overrides]))
+
+
+def external(folder: Path, home: Path, *overrides: str) -> BenchmarkOptions:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        own = ["set=folder", f"set.folder={home}", f"folder={folder}", listed("overrides", *TINY)]
+        return typed(compose("benchmark", [*own, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark")
+    assert benchmark(asked(folder), show=False) == []
+    return folder
+
+
+def edit_of(folder: Path, row: str) -> Path:
+    return folder / CASE / "edits" / row
+
+
+def test_one_tuned_run_holds_every_row_labelled_and_measured(made: Path) -> None:
+    rows = asked(made).rows
+    metrics = json.loads((made / CASE / "metrics.json").read_text())
+    assert set(metrics["edits"]) == set(rows) == {path.name for path in (made / CASE / "edits").iterdir()}
+    for row in rows:
+        names = {path.name for path in edit_of(made, row).iterdir()}
+        assert {"edited.mp4", "mask.mp4", "soft_mask.npz", "edit.json", "truth"} <= names
+        told = json.loads((edit_of(made, row) / "edit.json").read_text())
+        assert told["benchmark"] == {"case": CASE, "group": ["larger", "silhouette"], "method": row, "seed": 33}
+        assert metrics["edits"][row]["ideal_psnr"] is not None
+    assert json.loads((made / "failed.json").read_text()) == {"failed": []}
+
+
+def test_rows_do_what_they_are_called(made: Path) -> None:
+    source = read_clip(made / CASE / "source.mp4", WHOLE).frames
+    edited = {row: read_clip(edit_of(made, row) / "edited.mp4", WHOLE).frames for row in asked(made).rows}
+    masks = {row: np.load(edit_of(made, row) / "soft_mask.npz")["mask"] for row in edited}
+    told = {row: json.loads((edit_of(made, row) / "edit.json").read_text()) for row in edited}
+    assert (edited["source_unchanged"] - source).abs().mean() < 0.02
+    assert all((one - other).abs().mean() < 0.02 for one, other in pairwise(edited["frozen_first_frame"]))
+    assert told["text_only"]["reference"] == told["text_only_oracle_mask"]["reference"] == "none"
+    assert masks["no_mask"].all()
+    with np.load(made / "cases" / CASE / "truth" / "truth.npz") as truth:
+        union = truth["source_mask"] | truth["target_mask"]
+    frames, h, w = masks["tave"].shape
+    cells = union.reshape(frames, h, 32 // h, w, 32 // w).any((2, 4))
+    assert np.array_equal(masks["oracle_mask"], cells)
+    assert np.array_equal(masks["oracle_mask"], masks["text_only_oracle_mask"])
+    assert told["patent"]["options"]["mask"]["branches"] == "separate" and told["patent"]["reference"] == "as_is"
+    assert not told["no_correction"]["options"]["correction"]["enabled"]
+    for row, other in (("oracle_mask", "tave"), ("per_frame", "tave"), ("target_pasted", "source_unchanged")):
+        assert not np.array_equal(edited[row], edited[other])
+
+
+def test_nothing_that_stands_is_made_again(made: Path) -> None:
+    def ages() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (made / CASE).rglob("*") if path.is_file()}
+
+    before = ages()
+    assert benchmark(asked(made), show=False) == []
+    assert ages() == before
+
+
+def test_it_goes_on_where_it_stopped(made: Path, tmp_path: Path) -> None:
+    """As if killed: between the edit and its label, between the label and the figures, and before a control."""
+    whole = tmp_path / "benchmark"
+    shutil.copytree(made, whole)
+    path = edit_of(whole, "patent") / "edit.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "benchmark"}))
+    metrics = json.loads((whole / CASE / "metrics.json").read_text())
+    before = metrics["edits"].pop("text_only")
+    (whole / CASE / "metrics.json").write_text(json.dumps(metrics))
+    shutil.rmtree(edit_of(whole, "target_pasted"))
+    tuned = (whole / CASE / "tuned.safetensors").stat().st_mtime_ns
+    assert benchmark(asked(whole), show=False) == []
+    assert "benchmark" in json.loads(path.read_text())
+    assert json.loads((whole / CASE / "metrics.json").read_text())["edits"]["text_only"] == before
+    again, first = (edit_of(place, "target_pasted") / "edited.mp4" for place in (whole, made))
+    assert again.read_bytes() == first.read_bytes()
+    assert (whole / CASE / "tuned.safetensors").stat().st_mtime_ns == tuned
+
+
+def test_other_choices_in_the_same_folder_are_refused_by_name(made: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "benchmark"
+    shutil.copytree(made, whole)
+    (failed,) = benchmark(asked(whole, listed("overrides", *TINY, "tuning.lr=0.5")), show=False)
+    assert failed["method"] == "tuning" and "tuning.lr" in failed["error"]
+    (failed,) = benchmark(asked(whole, "rows=[tave,patent]", listed("methods.patent.overrides", "mask.dilate=3")), show=False)
+    assert failed["method"] == "patent" and "mask.dilate=1, not 3" in failed["error"]
+
+
+def test_the_truth_has_no_part_in_any_row_but_the_oracles(made: Path, tmp_path: Path) -> None:
+    blind, cases_ = tmp_path / "blind", tmp_path / "set"
+    shutil.copytree(made / "cases", cases_)
+    shutil.rmtree(cases_ / CASE / "truth")
+    listing = json.loads((cases_ / "cases.json").read_text())
+    listing["cases"][0].pop("truth")
+    (cases_ / "cases.json").write_text(json.dumps(listing))
+    assert benchmark(external(blind, cases_), show=False) == []
+    rows = {path.name for path in (blind / CASE / "edits").iterdir()}
+    assert rows == set(asked(made).rows) - {"oracle_mask", "text_only_oracle_mask"}
+    for row in rows:
+        for name in ("edited.mp4", "soft_mask.npz"):
+            assert (edit_of(blind, row) / name).read_bytes() == (edit_of(made, row) / name).read_bytes()
+
+
+def test_what_fails_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setitem(CONTROLS, "target_pasted", broken)
+    only = ["only=[larger_0,smaller_0]", "rows=[tave,target_pasted,source_unchanged]", "seeds=[33]"]
+    draw_set(tmp_path / "cases", 32, "small", ["larger_0", "smaller_0"])
+    (tmp_path / "cases" / "smaller_0" / "source.mp4").write_bytes(b"no video")
+    failed = benchmark(asked(tmp_path, *only), show=False)
+    assert failed == json.loads((tmp_path / "failed.json").read_text())["failed"]
+    assert [(entry["case"], entry["method"]) for entry in failed] == [("larger_0", "target_pasted"), ("smaller_0", "tuning")]
+    assert failed[0]["error"] == "RuntimeError: out of memory"
+    assert {path.name for path in (tmp_path / "larger_0" / "edits").iterdir()} == {"tave", "source_unchanged"}
+
+
+def test_seeds_are_runs_of_their_own(made: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "benchmark"
+    shutil.copytree(made, whole)
+    assert benchmark(asked(whole, "seeds=[33,34]", "rows=[tave]"), show=False) == []
+    other = whole / f"{CASE}-seed34"
+    assert json.loads((other / "edits/tave/edit.json").read_text())["benchmark"]["seed"] == 34
+    assert json.loads((other / "run.json").read_text())["seed"] == 34
+    assert json.loads((whole / CASE / "run.json").read_text())["seed"] == 33
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("rows=[best]", "best"),
+        ("methods.patent.experiment=nobodys", "nobodys"),
+        (listed("methods.tave.overrides", "mask.treshold=otsu"), "treshold"),
+        (listed("methods.tave.overrides", "tuning.steps=3"), "tuning"),
+        ("only=[nobody]", "nobody"),
+    ],
+)
+def test_a_wrong_row_or_case_fails_by_name_before_anything_is_made(override: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=named):
+        benchmark(asked(tmp_path, override), show=False)
+    assert not (tmp_path / CASE).exists()
+
+
+def test_a_control_without_the_edit_it_is_made_from_says_what_to_ask_for(tmp_path: Path) -> None:
+    (failed,) = benchmark(asked(tmp_path, "rows=[frozen_first_frame]"), show=False)
+    assert "tave" in failed["error"]
+
+
+def test_the_door_ends_in_one_line_and_exit_code_1(made: Path, tmp_path: Path) -> None:
+    write_case(NAMED["bus_to_suv"], tmp_path / "bus", 32)
+    entry = {"name": "bus", "path": "bus/source.mp4", "source_prompt": "a bus", "target_image": "bus/target.png"}
+    (tmp_path / "cases.json").write_text(json.dumps([entry | {"target_prompt": "a car", "frames": 99}]))
+    place = [f"set.folder={tmp_path}", f"folder={tmp_path / 'out'}", listed("overrides", *TINY)]
+    command = [sys.executable, "-m", "tave.benchmark", "set=folder", *place, "rows=[tave]"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert ended.returncode == 1
+    assert "bus/tuning" in ended.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert "99" in json.loads((tmp_path / "out" / "failed.json").read_text())["failed"][0]["error"]
