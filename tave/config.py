@@ -29,6 +29,14 @@ CONF = PACKAGE.parent / "conf" if (PACKAGE.parent / "conf" / "train.yaml").is_fi
 OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
 
 
+def slug(text: str) -> str:
+    """``text`` as a folder name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "edit"
+
+
+OmegaConf.register_new_resolver("slug", slug, replace=True)
+
+
 @dataclass
 class EditEntry:
     """One edit of a clip. ``matte``: a picture of the target's silhouette, for target images without alpha.
@@ -69,11 +77,6 @@ class VideoOptions(ReadOptions):
             if slug(name) != name:
                 raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")
         return wanted
-
-
-def slug(text: str) -> str:
-    """``text`` as a folder name."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "edit"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import shutil
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from tave.backbone import Backbone
 from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
-from tave.config import EditEntry, TrainOptions
+from tave.config import PACKAGE, EditEntry, TrainOptions
 from tave.data import ClipData, Request
 from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
@@ -247,6 +248,7 @@ class Run:
                 "seed": self.options.seed,
                 "fps": self.clip.fps,
                 "size": list(self.clip.frames.shape),
+                "commit": _commit(),
                 "versions": {name: version(name) for name in ("tave", "torch", "diffusers", "transformers", "lightning")}
                 | {"python": platform.python_version()},
                 "hardware": {
@@ -284,6 +286,17 @@ def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
     if not region.any():
         raise OptionError(f"video.mask={path} is black everywhere: make it white where to edit, or leave it out")
     return region
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package is in, with a plus where files differ from it; None elsewhere."""
+    git = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _hashes(options: TrainOptions) -> dict[str, str]:

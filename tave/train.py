@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
     from eval.score import score_run
     from tave.run import Run
 
+    if _finished(options, folder, config or asdict(options)):
+        log.info("%s is finished, nothing to do", folder)
+        return folder
     run = Run.begin(options, folder, config=config, show=show)
     run.tune()
     requests = options.video.requests()
@@ -39,6 +44,19 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
             score_run(folder, options.metrics.judge_folder)
     run.record()
     return folder
+
+
+def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bool:
+    """Whether all that is asked for stands in ``folder``, made under the same configuration: a job of a resumed sweep."""
+    record, metrics = folder / "run.json", folder / "metrics.json"
+    if not record.is_file() or not metrics.is_file():
+        return False
+    figures = json.loads(metrics.read_text()).get("edits", {})
+    made = all(
+        (folder / "edits" / name / "edit.json").is_file() and (figures.get(name) or not options.metrics.enabled)
+        for name in options.video.requests()
+    )
+    return made and json.loads(record.read_text())["config"] == json.loads(json.dumps(config, default=str))
 
 
 def guarded(door: Any, cfg: DictConfig) -> None:

@@ -19,6 +19,8 @@ from tave.roadside.scene import FIRST_HELD_OUT_SEED, UNITS, Scene, Vehicle, capt
 from tave.video import write_video
 
 SIZE, FPS = 96, 8.0
+# The clips of conf/experiment: a smaller target, a larger one, one that only its pattern tells, a moving camera; none cut out.
+STUDIED = ("bus_to_suv", "suv_to_bus", "bus_to_dotted_bus", "car_to_van")
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,17 @@ def target_image(case: Case, size: int = SIZE) -> Image.Image:
     return Image.fromarray(to_bytes(over(layer, background(case.portrait, 0, size))))
 
 
+def same_place(case: Case) -> Image.Image:
+    """The target image, had it been taken in the clip's own place."""
+    return target_image(replace(case, image_place=case.source.place), 2 * SIZE)
+
+
 def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
     """``folder``: source.mp4, target.png, truth/truth.npz, truth/truth.json."""
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     frames = torch.from_numpy(frames_of(case.source, size)).permute(0, 3, 1, 2).float() / 127.5 - 1
     write_video(folder / "source.mp4", frames, FPS, crf=8)
-    target_image(replace(case), 2 * size).save(folder / "target.png")
+    target_image(case, 2 * size).save(folder / "target.png")
     arrays, described = truth_of(case, size)
     np.savez_compressed(folder / "truth" / "truth.npz", **arrays)  # type: ignore[arg-type]
     (folder / "truth" / "truth.json").write_text(json.dumps(described, indent=2) + "\n")
@@ -181,6 +188,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     for name, case in NAMED.items():
         write_case(case, folder / name)
+    for name in STUDIED:
+        same_place(NAMED[name]).save(folder / name / "target_same_place.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""The studies of conf/experiment: each can be run by one command, goes on where it stopped, and is summarised from files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+from eval.cases import RunError
+from eval.study import StudyOptions, study
+from eval.sweep import read_sweep
+from tave.config import CONF, typed
+from tave.roadside import cases
+
+STUDIES = [path for path in sorted((CONF / "experiment").glob("*.yaml")) if "sweeper" in path.read_text()]
+EXPECTED = {
+    *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
+    *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
+    *("inversion", "guidance", "image_noise", "background"),
+}
+
+
+def jobs(path: Path) -> list[list[str]]:
+    """The overrides of every job that a study's sweep makes."""
+    params = OmegaConf.load(path).hydra.sweeper.params
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def test_there_is_a_file_for_each_study() -> None:
+    assert {path.stem for path in STUDIES} == EXPECTED
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_job_of_a_study_composes_and_its_cost_is_told(path: Path) -> None:
+    told, made = path.read_text(), jobs(path)
+    cost = re.search(r"^# Cost: (\d+) runs", told, re.MULTILINE)
+    assert cost and int(cost.group(1)) == len(made)
+    assert "?" in told.splitlines()[1]  # a study asks something
+    clips = [job[0] for job in made]
+    once = [job for job in made if job[0] == made[0][0]] + [made[clips.index(clip)] for clip in dict.fromkeys(clips)]
+    seen = set()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for job in once:
+            options = typed(compose("train", [f"experiment={path.stem}", *job]))
+            (entry,) = options.video.requests().values()
+            assert Path(entry.target_image).is_file() and Path(str(entry.truth)).is_dir()
+            seen.add(json.dumps([options.video.name, options.seed, str(options)]))
+    assert len(seen) >= len(once) - 1  # no value is said twice; the first clip's first job is in both parts
+
+
+@pytest.mark.parametrize("name", cases.STUDIED)
+def test_the_same_place_is_the_clips_own(name: str) -> None:
+    case = cases.NAMED[name]
+    assert not case.alpha and case.image_place != case.source.place
+    with Image.open(CONF.parent / "tave/roadside/clips" / name / "target_same_place.png") as shipped:
+        assert np.array_equal(np.asarray(shipped), np.asarray(cases.same_place(case)))
+
+
+# ---- a sweep goes on -------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
+    given = ["experiment=blend_weights", "+video=bus_to_suv", "correction.weights=[0,1,0],[0.5,0,0.5]"]
+    small = ["backbone=tiny", "metrics.judge=null", "tuning.steps=1", "inversion.steps=2"]
+    folders = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "cache=${hydra:sweep.dir}/cache"]
+    command = [sys.executable, "-W", "ignore", "-m", "tave.train", "-m", *given, *small, *folders]
+
+    def sweep() -> dict[Path, int]:
+        subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        made = [path for path in (tmp_path / "sweep").glob("video-*/*") if path.name != ".hydra"]
+        return {path: path.stat().st_mtime_ns for path in made}
+
+    first = sweep()
+    runs = sorted({path.parent for path in first})
+    assert len(runs) == 2
+    assert sweep() == first
+    (runs[1] / "run.json").unlink()  # killed before its end
+    again = sweep()
+    assert {path.parent for path, age in first.items() if again[path] != age} == {runs[1]}
+    readme = study(StudyOptions(str(tmp_path / "sweep"), str(tmp_path / "out"), metrics=["reconstruction_psnr"]))
+    told = readme.read_text()
+    assert "experiment=blend_weights" in told and "How much of its neighbours" in told
+    assert "weights=[0.0, 1.0, 0.0]" in told and "weights=[0.5, 0.0, 0.5]" in told
+
+
+# ---- its summary -----------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, case: str, seed: int, guidance: float, figures: dict[str, Any], **more: Any) -> None:
+    about = {key: {"id": f"{key}/a", "higher_is_better": key == "good", "unit": "-"} for key in figures}
+    config = {"video": {"name": case}, "seed": seed, "sampler": {"guidance_scale": guidance, "feather": 2}, "cache": case}
+    run = folder / f"{case}-{seed}-{guidance}"
+    run.mkdir(parents=True)
+    record = {"config": config, "seed": seed, "commit": "abc", "weights": {"unet": "w"}, "hardware": {"threads": 2}} | more
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.json").write_text(json.dumps({"edits": {"x": figures}, "metrics": more.get("told", about)}))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for case, offset in (("bus", 0.0), ("car", 10.0)):
+        for seed in (1, 2):
+            written(tmp_path / "s", case, seed, 2.0, {"good": offset + seed, "bad": 1.0})
+            written(tmp_path / "s", case, seed, 10.0, {"good": offset + seed + 1, "bad": None})
+    return tmp_path / "s"
+
+
+def test_means_are_over_cases_and_the_spread_is_from_seed_to_seed(sweep: Path, tmp_path: Path) -> None:
+    readme = study(StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good", "bad", "nobodys"]))
+    told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert told["axes"] == ["sampler.guidance_scale"]
+    (low, high) = (row for row in told["rows"] if row["metric"] == "good")
+    assert (low["value"], high["value"]) == ("guidance_scale=2.0", "guidance_scale=10.0")  # as numbers, not as words
+    assert low["mean"] == pytest.approx((1.5 + 11.5) / 2) and low["cases"] == {"bus": 1.5, "car": 11.5}
+    assert low["seeds_sd"] == pytest.approx(math.sqrt(0.5)) and low["n"] == 4
+    assert "**7.5 ± 0.71**" in readme.read_text()
+    assert [row["value"] for row in told["rows"] if row["metric"] == "bad"] == ["guidance_scale=2.0"]
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
+
+
+def test_what_people_wrote_is_kept(sweep: Path, tmp_path: Path) -> None:
+    asked = StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])
+    readme = study(asked)
+    readme.write_text(readme.read_text().replace("Not written yet.", "Guidance helps.\n\nUntil it doesn't."))
+    assert study(asked).read_text().endswith("## What was learnt\n\nGuidance helps.\n\nUntil it doesn't.\n")
+
+
+def test_clips_can_be_chosen_by_name(sweep: Path) -> None:
+    assert {outcome.case for outcome in read_sweep(sweep, "b*").outcomes} == {"bus"}
+
+
+def test_numbers_of_two_kinds_and_two_backbones_are_not_mixed(sweep: Path) -> None:
+    other = {"good": {"id": "good/b", "higher_is_better": True, "unit": "-"}}
+    written(sweep / "more", "van", 1, 2.0, {"good": 1.0}, told=other)
+    with pytest.raises(RunError, match="good/b"):
+        read_sweep(sweep)
+    with pytest.raises(RunError, match="no measured run"):
+        read_sweep(sweep, "nobody")
+    written(sweep / "most", "bike", 1, 2.0, {"good": 1.0}, weights={"unet": "v"})
+    with pytest.raises(RunError, match="UNets v, w"):
+        read_sweep(sweep, "b*")
