@@ -43,6 +43,7 @@ format: setup ## format and fix what can be fixed
 	$(VENV)/bin/ruff check --fix .
 
 sheet: setup ## edit all named clips and draw docs/contact_sheet.png
+	@rm -rf outputs/named
 	@$(PY) -m tave.train -m '+video=glob(*_to_*)' hydra.sweep.dir=outputs/named 'hydra.sweep.subdir=$${video.name}'
 	@$(PY) -m tave.roadside.sheet outputs/named docs
 

@@ -64,6 +64,11 @@ def test_the_unet_learns_velocity_and_drops_conditions(lessons: Lessons) -> None
             seen.append(class_labels)
             return type("Out", (), {"sample": torch.zeros_like(z)})
 
+    def told(captions: list[str]) -> Tensor:
+        words.extend(captions)
+        return torch.zeros(len(captions), 2, 4)
+
+    words: list[str] = []
     part = training.UNetPart(
         Net(),
         torch.randn(6, 8, 4, 4),
@@ -71,18 +76,37 @@ def test_the_unet_learns_velocity_and_drops_conditions(lessons: Lessons) -> None
         torch.ones(6, 3),
         lessons.pictures,
         alphas,
-        lambda captions: torch.zeros(len(captions), 2, 4),
+        told,
         lambda e, levels, noise: torch.cat([e, e], 1),
         cell=12,
-        windowed=0.0,
         steps=1,
         batch=400,
         lr=1e-3,
         seed=0,
     )
     assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
-    dropped = (seen[0] == 0).all(1).float().mean()
-    assert 0.05 < dropped < 0.2
+    mute, blind = np.array([caption == "" for caption in words]), (seen[0] == 0).all(1).numpy()
+    shares = [(mute & blind).mean(), (blind & ~mute).mean(), (mute & ~blind).mean()]
+    assert shares == pytest.approx([training.NEITHER, training.NO_PICTURE, training.NO_WORDS], abs=0.05)
+
+
+def test_image_vectors_are_asked_where_the_vehicle_stands_in_frames_alone(lessons: Lessons) -> None:
+    sight = training.Sight(4)
+    with torch.no_grad():
+        for head in sight.heads.values():
+            for parameter in head.parameters():
+                parameter.zero_()
+        sight.box.weight.copy_(torch.eye(4))
+        sight.box.bias.zero_()
+    x0, y0, x1, y1 = (torch.tensor([p.box for p in lessons.pictures]) / 48).unbind(1)
+    right = torch.stack([(x0 + x1) / 2, y1, x1 - x0, y1 - y0], 1)
+    indifferent = 0.5 * float(np.log(4) + np.log(8) + np.log(5) + np.log(2))
+    frames, portraits = [True] * 6, [False] * 6
+    striped = any(p.vehicle.pattern != "plain" for p in lessons.pictures)
+    assert striped and float(sight(right, lessons.pictures, frames, 48).detach()) == pytest.approx(indifferent, abs=1e-4)
+    assert float(sight(right + 0.2, lessons.pictures, frames, 48).detach()) > indifferent + 5
+    of_portraits = float(sight(right + 0.2, lessons.pictures, portraits, 48).detach())
+    assert of_portraits == pytest.approx(0.5 * float(np.log(4) + np.log(8)), abs=1e-4)
 
 
 def test_what_is_inside_the_box_counts_more_and_the_scale_of_the_loss_stays() -> None:
@@ -91,18 +115,6 @@ def test_what_is_inside_the_box_counts_more_and_the_scale_of_the_loss_stays() ->
     assert float(weight[0, 0, 4, 2] / weight[0, 0, 3, 2]) == pytest.approx(training.OBJECT_WEIGHT)
     assert box_of((weight[0, 0] > weight[0, 0].min()).numpy()) == (2, 4, 6, 6)
     assert torch.equal(weight[1], torch.ones(1, 8, 8))  # no vehicle in this crop
-
-
-def test_windows_hold_the_vehicles_middle_and_move_its_box_along(lessons: Lessons) -> None:
-    size, boxes = 24, np.array([[1.0, 15.0, 9.0, 19.0], [18.0, 14.0, 24.0, 18.0]])
-    latents = torch.arange(float(size * size)).view(1, 1, size, size).repeat(2, 1, 1, 1)
-    part = training.UNetPart.__new__(training.UNetPart)
-    cut, moved = part._windows(latents, boxes, np.random.default_rng(0))
-    assert cut.shape == (2, 1, training.WINDOW, training.WINDOW)
-    for i in range(2):
-        x, y = np.floor((moved[i, :2] + moved[i, 2:]) / 2).astype(int)
-        expected = np.floor((boxes[i, :2] + boxes[i, 2:]) / 2).astype(int)
-        assert cut[i, 0, y, x] == latents[i, 0, expected[1], expected[0]]
 
 
 def test_the_judges_view_is_a_square_around_the_box() -> None:

@@ -56,8 +56,7 @@ class PretrainOptions:
     crop: int = 48
     threads: int = 0
     precision: str = "32-true"  # Lightning's: bf16-mixed is twice as fast where the processor multiplies in bf16
-    start: str = ""  # a shipped folder (backbone/, judge/): its autoencoder and UNet train on, what isn't trained is taken over
-    windowed: float = 0.5  # share of the UNet's steps, the first ones, on windows around the vehicle; 0 for a good `start`
+    start: str = ""  # a shipped folder (backbone/, judge/): its parts train on, what isn't trained is taken over
     workers: int = 2
     target: str = "tave/roadside/weights"  # where the `ship` stage writes
     questions: int = 300  # held-out frames for the exam of autoencoder, CLIP and judge
@@ -103,12 +102,21 @@ def embedder(network: Any, words: Any) -> Any:
     """(pictures ``n 3 V V`` in [-1, 1], captions) -> projected image and text vectors of the conditioning CLIP."""
     extractor = parts.feature_extractor()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (extractor.image_mean, extractor.image_std))
+    table: dict[str, Tensor] = {}
+
+    def spoken(texts: list[str]) -> Tensor:
+        ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(network.device)
+        return network.text_projection(network.text_model(input_ids=ids).pooler_output)
 
     def embed(pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
         seen = (pictures / 2 + 0.5 - mean.to(pictures)) / std.to(pictures)
         images = network.visual_projection(network.vision_model(pixel_values=seen).pooler_output)
-        ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(pictures.device)
-        return images, network.text_projection(network.text_model(input_ids=ids).pooler_output)
+        if network.text_projection.weight.requires_grad:
+            return images, spoken(texts)
+        if new := sorted(set(texts) - set(table)):  # a text tower that doesn't train says the same each time
+            with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):
+                table.update(zip(new, spoken(new), strict=True))
+        return images, torch.stack([table[text] for text in texts])
 
     return embed
 
@@ -144,17 +152,23 @@ def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
     Raises ``FileNotFoundError`` or ``BackboneError`` naming what the set lacks.
     """
     backbone = load_backbone(shipped / "backbone")
-    clip = {f"text_model.{k}": v for k, v in backbone.text_encoder.state_dict().items()}
-    clip |= dict(backbone.image_encoder.state_dict()) | load_file(shipped / TEXT_PROJECTION)
     whole = {
         "autoencoder": dict(backbone.vae.state_dict()),
-        "clip": {"logit_scale": torch.tensor(1.0), **clip},
+        "clip": shipped_clip(shipped),
         "judge": load_file(shipped / "judge" / "open_clip_model.safetensors"),
     }
     for name, state in whole.items():
         if name not in stages and not (folder / name / "weights.safetensors").exists():
             (folder / name).mkdir(parents=True, exist_ok=True)
             save_file({k: v.float().contiguous() for k, v in state.items()}, folder / name / "weights.safetensors")
+
+
+def shipped_clip(shipped: Path) -> dict[str, Tensor]:
+    """Both towers of a shipped set, put together again."""
+    backbone = load_backbone(shipped / "backbone")
+    text = {f"text_model.{k}": v for k, v in backbone.text_encoder.state_dict().items()}
+    images = dict(backbone.image_encoder.state_dict())
+    return {"logit_scale": torch.tensor(1.0), **text, **images, **load_file(shipped / TEXT_PROJECTION)}
 
 
 def load(network: nn.Module, folder: Path) -> Any:
@@ -221,7 +235,6 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
         text,
         noised,
         cell=options.size // latents.shape[-1],
-        windowed=options.windowed,
         seed=options.seed,
         **vars(options.unet),
     )
@@ -345,13 +358,18 @@ def main(cfg: DictConfig) -> None:
         elif stage == "clip":
             words = parts.tokenizer()
             network = parts.clip(words)
-            part = training.ClipPart(network, lessons, embedder(network, words), parts.VISION_SIZE, False, **settings)
+            if options.start:  # the UNet listens to this text tower already: the pictures come to its words
+                network.load_state_dict(shipped_clip(Path(options.start)))
+                network.text_model.requires_grad_(False)
+                network.text_projection.requires_grad_(False)
+            sight = training.Sight(parts.PROJECTION)
+            part = training.ClipPart(network, lessons, embedder(network, words), parts.VISION_SIZE, sight, **settings)
             fit(part, folder / stage, options.precision)
         elif stage == "judge":
             settings["seed"] += 17  # another draw than the conditioning CLIP's
             torch.manual_seed(settings["seed"])
             network = judge_model(folder / stage)
-            part = training.ClipPart(network, lessons, judge_embedder(network), 64, True, **settings)
+            part = training.ClipPart(network, lessons, judge_embedder(network), 64, None, **settings)
             fit(part, folder / stage, options.precision)
         elif stage == "unet":
             train_unet(folder, lessons, options)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tave.roadside.pretrain.lessons import Lessons, Picture, square_crop
-from tave.roadside.scene import COLORS, VEHICLES, Vehicle, caption
+from tave.roadside.scene import COLORS, PATTERNS, PLACES, VEHICLES, Vehicle, caption
 
 
 def to_signed(pictures: np.ndarray) -> Tensor:
@@ -128,8 +128,43 @@ def _describe(picture: Picture, rng: np.random.Generator, place: bool) -> str:
     return caption(picture.vehicle, picture.heading, where, pattern=bool(rng.random() < 0.6))
 
 
+class Sight(nn.Module):
+    """What an image vector must tell besides words: pattern, accent, and in whole frames place, heading and box.
+
+    Linear readings of the projected vector, thrown away afterwards. A contrastive training on captions alone forgets
+    where the vehicle stands and how large it is, and an in-context reference differs from the source in just that; the
+    vectors of a CLIP that has seen the world still know.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        kinds = {"pattern": PATTERNS, "accent": COLORS, "place": PLACES, "heading": (-1, 1)}
+        self.names: dict[str, list[Any]] = {kind: list(names) for kind, names in kinds.items()}
+        self.heads = nn.ModuleDict({kind: nn.Linear(width, len(names)) for kind, names in kinds.items()})
+        self.box = nn.Linear(width, 4)
+
+    def forward(self, vectors: Tensor, pictures: list[Picture], framed: list[bool], side: int) -> Tensor:
+        """Loss of reading ``vectors`` ``n d``; ``framed``: whole frames, ``side`` pixels wide, not portraits."""
+        whole = torch.tensor(framed, device=vectors.device)
+        striped = torch.tensor([p.vehicle.pattern != "plain" for p in pictures], device=vectors.device)
+        asked = {"pattern": torch.ones_like(whole), "accent": striped, "place": whole, "heading": whole}
+        total = vectors.new_zeros(())
+        for kind, head in self.heads.items():
+            told = [getattr(p.vehicle if kind in ("pattern", "accent") else p, kind) for p in pictures]
+            truth = torch.tensor([self.names[kind].index(name) for name in told], device=vectors.device)
+            each = F.cross_entropy(head(vectors), truth, reduction="none")
+            total = total + (each * asked[kind]).sum() / asked[kind].sum().clamp(min=1)
+        x0, y0, x1, y1 = (torch.tensor([p.box for p in pictures], device=vectors.device) / side).unbind(1)
+        truth = torch.stack([(x0 + x1) / 2, y1, x1 - x0, y1 - y0], 1)
+        off = F.smooth_l1_loss(self.box(vectors), truth, beta=0.05, reduction="none").sum(1)
+        return 0.5 * total + 10 * (off * whole).sum() / whole.sum().clamp(min=1)
+
+
 class ClipPart(Part):
-    """Contrastive training on frames and on portraits; every step also tells apart all short captions."""
+    """Contrastive training on frames and on portraits; every step also tells apart all short captions.
+
+    ``sight``: what the image vectors must tell besides; None for the judge.
+    """
 
     def __init__(
         self,
@@ -137,18 +172,18 @@ class ClipPart(Part):
         lessons: Lessons,
         embed: Callable[[Tensor, list[str]], tuple[Tensor, Tensor]],
         size: int,
-        crops: bool,
+        sight: Sight | None,
         **settings: Any,
     ):
         super().__init__(network, **settings)
-        self.lessons, self.embed, self.size, self.crops = lessons, embed, size, crops
+        self.lessons, self.embed, self.size, self.sight = lessons, embed, size, sight
         self.log_scale = nn.Parameter(torch.tensor(2.66))
 
     def _picture(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """A picture and whether it shows the place of its description."""
         frame, picture = self.lessons.frames[index], self.lessons.pictures[index]
         x0, y0, x1, y1 = picture.box
-        if self.crops:  # the judge: a box as it is measured in an edit, a little off
+        if self.sight is None:  # the judge: a box as it is measured in an edit, a little off
             jitter = rng.uniform(-0.1, 0.1, size=4) * max(x1 - x0, y1 - y0)
             return square_crop(frame, tuple(np.array(picture.box) + jitter), self.size, float(rng.uniform(0.1, 0.7))), False
         if rng.random() < 0.4:
@@ -167,29 +202,31 @@ class ClipPart(Part):
         images, words = self.embed(to_signed(np.stack([s[0] for s in shown])).to(self.device), SHORT + texts)
         scale = self.log_scale.exp().clamp(max=100)
         bank, own = words[: len(SHORT)], words[len(SHORT) :]
-        return contrastive(images, bank, same(short, SHORT).to(self.device), scale) + contrastive(
-            images, own, same(texts, texts).to(self.device), scale
-        )
+        loss = contrastive(images, bank, same(short, SHORT).to(self.device), scale)
+        loss = loss + contrastive(images, own, same(texts, texts).to(self.device), scale)
+        if self.sight is None:
+            return loss
+        with torch.autocast(self.device.type, enabled=False):
+            return loss + self.sight(images.float(), described, [place for _, place in shown], self.lessons.frames.shape[2])
 
     def configure_optimizers(self) -> Any:
         made = super().configure_optimizers()
-        made["optimizer"].add_param_group({"params": [self.log_scale], "weight_decay": 0.0})
+        beside = [self.log_scale, *(self.sight.parameters() if self.sight else ())]
+        made["optimizer"].add_param_group({"params": beside, "weight_decay": 0.0})
         schedule = made["lr_scheduler"]["scheduler"]
         made["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(made["optimizer"], [schedule.lr_lambdas[0]] * 2)
         return made
 
 
-WINDOW = 16  # cells
+NEITHER, NO_PICTURE, NO_WORDS = 0.1, 0.12, 0.08  # shares of pictures that the UNet sees with conditions dropped
 
 
 class UNetPart(Part):
     """The denoiser: v-prediction on cached latents, with a caption of any length and the picture's noised embedding.
 
-    The first ``windowed`` (0..1) of the steps see windows around the vehicle alone: a convolutional network learns there, at
-    half the cost, what vehicles look like; the rest see whole frames.
-
     The image vector is that of the picture itself, as SD-unCLIP was trained; for 3 in 10 it is another view of
-    the same vehicle, so that the vehicle, not the place, is what the model learns to take from it.
+    the same vehicle, so that the vehicle, not the place, is what the model learns to take from it. One picture in ten
+    comes with neither words nor vector, which is what guidance leads away from; more lack one of the two.
     """
 
     def __init__(
@@ -203,35 +240,21 @@ class UNetPart(Part):
         text: Callable[[list[str]], Tensor],
         noised: Callable[[Tensor, Tensor, Tensor], Tensor],
         cell: int,
-        windowed: float,
         **settings: Any,
     ):
         super().__init__(network, **settings)
-        self.windowed = windowed
         self.latents, self.embeds, self.view_embeds, self.pictures = latents, embeds, view_embeds, pictures
         self.alphas, self.text, self.noised, self.cell = alphas, text, noised, cell
 
     def _caption(self, picture: Picture, rng: np.random.Generator) -> str:
-        draw = rng.random()
-        if draw < 0.12:
-            return ""
-        place = picture.place if draw < 0.8 else None
+        place = picture.place if rng.random() < 0.8 else None
         return caption(picture.vehicle, picture.heading, place, pattern=bool(rng.random() < 0.3))
-
-    def _windows(self, clean: Tensor, boxes: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-        """A square of ``WINDOW`` cells of each latent ``n c h w`` that holds the box's middle, and the box in it."""
-        middle, limit = (boxes[:, :2] + boxes[:, 2:]) / 2, clean.shape[-1] - WINDOW
-        corner = np.clip(middle - rng.uniform(0.2, 0.8, size=middle.shape) * WINDOW, 0, limit).round().astype(int)
-        cut = torch.stack([z[:, y : y + WINDOW, x : x + WINDOW] for z, (x, y) in zip(clean, corner, strict=True)])
-        return cut, boxes - np.tile(corner, 2)
 
     def loss(self) -> Tensor:
         rng, noise = self.rng(), self.noise()
         indices = rng.integers(len(self.pictures), size=self.batch)
         clean = self.latents[indices].float()
         boxes = np.array([self.pictures[int(i)].box for i in indices]) / self.cell
-        if self.global_step < self.windowed * self.steps and clean.shape[-1] > WINDOW:
-            clean, boxes = self._windows(clean, boxes, rng)
         clean, weight = clean.to(self.device), object_weight(boxes, clean.shape[-1]).to(self.device)
         elsewhere = torch.from_numpy(rng.random(self.batch) < 0.3)[:, None]
         embeds = torch.where(elsewhere, self.view_embeds[indices], self.embeds[indices]).to(self.device)
@@ -240,11 +263,14 @@ class UNetPart(Part):
         levels = torch.from_numpy((rng.random(self.batch) * top).astype(np.int64))
         drawn = torch.randn(embeds.shape, generator=noise, device=self.device)
         image = self.noised(embeds, levels.to(self.device), drawn)
-        kept = torch.from_numpy(rng.random(self.batch) >= 0.12)[:, None].to(self.device)
+        lot = rng.random(self.batch)  # below NEITHER nothing is told, then no picture, then no words
+        kept = torch.from_numpy(lot >= NEITHER + NO_PICTURE)[:, None].to(self.device)
+        wordless = (lot < NEITHER) | ((lot >= NEITHER + NO_PICTURE) & (lot < NEITHER + NO_PICTURE + NO_WORDS))
         t = torch.from_numpy(rng.integers(0, 1000, size=self.batch)).to(self.device)
         eps = torch.randn(clean.shape, generator=noise, device=self.device)
         a = self.alphas.to(self.device)[t].view(-1, 1, 1, 1)
-        text = self.text([self._caption(self.pictures[int(i)], rng) for i in indices])
+        captions = [self._caption(self.pictures[int(i)], rng) for i in indices]
+        text = self.text(["" if dropped else told for told, dropped in zip(captions, wordless, strict=True)])
         made = self.network(
             a.sqrt() * clean + (1 - a).sqrt() * eps, t, encoder_hidden_states=text, class_labels=image * kept
         ).sample

@@ -1,0 +1,144 @@
+"""Door: many run folders -> one leaderboard, as JSON, CSV, Markdown and a page with the clips playing in it.
+
+    python -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark
+
+Built from the run folders alone; what a number means is in its id, and two ids never share a column.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from eval.collect import Collection, collect, find_runs
+from eval.metric import MetricError
+from eval.page import page
+from eval.score import conf_folder
+from eval.table import ALL, as_json
+
+
+@dataclass
+class LeaderboardOptions:
+    """Keys of ``conf/leaderboard/leaderboard.yaml``."""
+
+    runs: str = MISSING  # where the run folders are; ** is any depth
+    out: str = "."  # folder for leaderboard.json, .csv, .md, .html
+    versus: str = "tave"  # the row that the others are compared with
+    metrics: list[str] = field(default_factory=list)  # columns; empty: all that have a better direction
+    title: str = "Leaderboard"
+    clips: int = 12  # cases whose clips the page plays; 0: none
+    note: str = ""  # a line below the title: command, commit, hardware
+
+
+ConfigStore.instance().store(name="leaderboard_schema", node=LeaderboardOptions)
+
+
+def columns(found: Collection, asked: list[str]) -> list[str]:
+    """The metrics to show. Raises :class:`MetricError` for one that nobody measured."""
+    measured = {name for result in found.results for name in result.figures}
+    if unknown := [name for name in asked if name not in measured]:
+        raise MetricError(f"metrics={unknown}: no run has measured that; measured are {', '.join(sorted(measured))}")
+    return asked or [n for n, about in found.metrics.items() if n in measured and about["higher_is_better"] is not None]
+
+
+def markdown(told: dict[str, Any], title: str, note: str) -> str:
+    """One table for each group: methods down, metrics across, mean with its interval."""
+    cell = {(r["group"], r["method"], r["metric"]): r for r in told["rows"]}
+    lines = [f"# {title}", "", *([note, ""] if note else [])]
+    for group in told["groups"]:
+        names = [m for m in told["metrics"] if any((group, method, m) in cell for method in told["methods"])]
+        count = max((r["n"] for r in told["rows"] if r["group"] == group), default=0)
+        lines += [f"## {group} ({count} cases)", "", f"| method | {' | '.join(map(_headed(told), names))} |"]
+        lines.append("| --- " * (1 + len(names)) + "|")
+        for method in told["methods"]:
+            if any((group, method, name) in cell for name in names):
+                cells = (_shown(cell.get((group, method, name))) for name in names)
+                lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    if told["failed"]:
+        lines += ["## Failed", "", *(f"- {f['case']}, {f['method']}: {f['error']}" for f in told["failed"]), ""]
+    ids = [f"- `{name}`: `{about.get('id', '')}`" for name, about in told["metrics"].items()]
+    return "\n".join([*lines, "## Ids", "", *ids, ""])
+
+
+def _headed(told: dict[str, Any]) -> Any:
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    return lambda name: name + arrows[told["metrics"][name].get("higher_is_better")]
+
+
+def _shown(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+
+
+def as_csv(told: dict[str, Any]) -> str:
+    """The rows, one a line."""
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, ["method", "group", "metric", "mean", "low", "high", "n"])
+    writer.writeheader()
+    writer.writerows(told["rows"])
+    return sink.getvalue()
+
+
+def leaderboard(options: LeaderboardOptions) -> Path:
+    """Write the four files and return the page's path.
+
+    Raises:
+        MetricError: one line that says what is missing or doesn't go together.
+    """
+    runs = find_runs(options.runs)
+    found = collect(runs)
+    if not found.results:
+        raise MetricError(f"runs={options.runs}: no scored run folder there; run python -m tave.benchmark first")
+    told = as_json(found, columns(found, options.metrics), options.versus)
+    if options.versus not in told["methods"]:
+        raise MetricError(f"versus={options.versus}: no such row; there are {', '.join(told['methods'])}")
+    out = Path(options.out)
+    made = {
+        "leaderboard.json": json.dumps(told, indent=1, allow_nan=False) + "\n",
+        "leaderboard.csv": as_csv(told),
+        "leaderboard.md": markdown(told, options.title, options.note),
+        "leaderboard.html": page(told, found.results, options.title, options.note, options.clips),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in made.items():
+        waiting = out / f".{name}.{os.getpid()}"
+        waiting.write_text(text, encoding="utf-8")
+        waiting.replace(out / name)
+    return out / "leaderboard.html"
+
+
+def summary(told: dict[str, Any]) -> str:
+    """The group of all cases, for the terminal."""
+    lines = []
+    for metric in told["metrics"]:
+        lines.append(_headed(told)(metric))
+        for row in told["rows"]:
+            if row["metric"] == metric and row["group"] == ALL:
+                lines.append(f"  {row['method']:<24}{_shown(row)}  n={row['n']}")
+    return "\n".join(lines)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder() / "leaderboard"), config_name="leaderboard")
+def main(config: DictConfig) -> None:
+    """The door: what a user can mend ends in one line."""
+    try:
+        if missing := OmegaConf.missing_keys(config):
+            raise MetricError(f"{', '.join(sorted(missing))} not set: say runs='outputs/benchmark/**'")
+        made = leaderboard(OmegaConf.to_object(config))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(summary(json.loads(made.with_suffix(".json").read_text())))
+    print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Results -> rows and paired differences, with intervals over cases.
+
+A case is the unit: several seeds of it are averaged first, since they are no further evidence about other cases. Intervals
+are percentile bootstraps (Efron 1979) of the mean, from one seeded draw, so that a table is the same whoever makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.collect import Collection, Result
+
+ALL = "all"
+DRAWS, SEED, COVER = 2000, 0, 0.95
+
+Cases = dict[str, float]
+"""case -> figure, seeds averaged"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The mean of one metric over a method's cases in a group, with its interval and the number of cases."""
+
+    method: str
+    group: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of ``method`` minus ``versus`` over the cases that both have."""
+
+    method: str
+    versus: str
+    metric: str
+    group: str
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
+def interval(values: Sequence[float], draws: int = DRAWS, seed: int = SEED) -> tuple[float, float, float]:
+    """Mean of ``values`` and the ends of its 95 % interval; a single value is its own interval.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if found.size == 0:
+        raise ValueError("an interval needs a value")
+    chosen = np.random.default_rng(seed).integers(found.size, size=(draws, found.size))
+    low, high = np.quantile(found[chosen].mean(1), [(1 - COVER) / 2, (1 + COVER) / 2])
+    return float(found.mean()), float(low), float(high)
+
+
+def by_method(results: Iterable[Result], metric: str, group: str = ALL) -> dict[str, Cases]:
+    """method -> case -> figure of ``metric``; those without the figure don't count."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        if metric in result.figures and (group == ALL or group in result.groups):
+            found.setdefault(result.method, {}).setdefault(result.case, []).append(result.figures[metric])
+    return {
+        method: {case: sum(values) / len(values) for case, values in sorted(cases.items())} for method, cases in found.items()
+    }
+
+
+def groups_of(results: Iterable[Result]) -> list[str]:
+    """``all``, then every group in the order of its first case."""
+    return [ALL, *dict.fromkeys(group for result in results for group in result.groups)]
+
+
+def methods_of(results: Iterable[Result], first: str) -> list[str]:
+    """``first``, then the others in the order of their first edit."""
+    found = dict.fromkeys(result.method for result in results)
+    return [first] * (first in found) + [method for method in found if method != first]
+
+
+def rows(results: Sequence[Result], metrics: Iterable[str], first: str) -> list[Row]:
+    """One row for each method, group and metric that has a case."""
+    made = []
+    for group in groups_of(results):
+        for metric in metrics:
+            found = by_method(results, metric, group)
+            for method in methods_of(results, first):
+                if found.get(method):
+                    made.append(Row(method, group, metric, *interval(list(found[method].values())), len(found[method])))
+    return made
+
+
+def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> list[Paired]:
+    """``versus`` against every other method, over the cases that both have: positive where ``versus`` is higher."""
+    made = []
+    for group in groups_of(results):
+        for metric in metrics:
+            found = by_method(results, metric, group)
+            ours = found.get(versus, {})
+            for method in methods_of(results, versus)[1:]:
+                both = [ours[case] - other for case, other in found.get(method, {}).items() if case in ours]
+                if both:
+                    made.append(Paired(versus, method, metric, group, *interval(both), len(both)))
+    return made
+
+
+def as_json(found: Collection, metrics: Sequence[str], versus: str) -> dict[str, Any]:
+    """The content of ``leaderboard.json``."""
+    about: Mapping[str, Any] = {name: found.metrics.get(name, {}) for name in metrics}
+    return {
+        "versus": versus,
+        "interval": {"cover": COVER, "draws": DRAWS, "seed": SEED, "unit": "case"},
+        "metrics": about,
+        "methods": methods_of(found.results, versus),
+        "groups": groups_of(found.results),
+        "rows": [asdict(row) for row in rows(found.results, metrics, versus)],
+        "paired": [asdict(row) for row in paired(found.results, metrics, versus)],
+        "failed": found.failed,
+    }

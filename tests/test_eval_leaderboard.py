@@ -1,0 +1,127 @@
+"""The leaderboard: statistics against a written-out reference, and what it refuses, lists and embeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eval.collect import Result, collect, find_runs
+from eval.leaderboard import LeaderboardOptions, leaderboard
+from eval.metric import MetricError
+from eval.table import by_method, interval, paired, rows
+from tave.video import write_video
+
+ID = {"id": "residue/-/96x96/pixels/v1", "higher_is_better": False, "unit": "share"}
+
+
+def make_run(place: Path, case: str, figures: dict[str, dict[str, float]], *, seed: int = 33, about: Any = None) -> Path:
+    frames = torch.zeros(2, 3, 32, 32)
+    for method in figures:
+        folder = place / "edits" / method
+        folder.mkdir(parents=True)
+        write_video(folder / "edited.mp4", frames, 8.0)
+        told = {"case": case, "group": ["larger"] if case != "a" else ["smaller"], "method": method, "seed": seed}
+        (folder / "edit.json").write_text(json.dumps({"name": method, "benchmark": told}))
+    write_video(place / "source.mp4", frames, 8.0)
+    (place / "metrics.json").write_text(json.dumps({"edits": figures, "metrics": {"residue": about or ID}}))
+    return place
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    for case, ours, theirs in (("a", 0.1, 0.3), ("b", 0.2, 0.5), ("c", 0.0, 0.1)):
+        make_run(tmp_path / case, case, {"patent": {"residue": theirs}, "tave": {"residue": ours}})
+    return tmp_path
+
+
+def result(case: str, method: str, value: float, seed: int = 0) -> Result:
+    return Result(case, method, ("g",), seed, {"residue": value}, Path(case))
+
+
+def test_the_interval_is_that_of_resampled_means() -> None:
+    values = [0.1, 0.4, 0.2, 0.9]
+    rng, means = np.random.default_rng(0), []
+    for chosen in rng.integers(4, size=(2000, 4)):
+        means.append(np.mean([values[i] for i in chosen]))
+    expected = (0.4, np.quantile(means, 0.025), np.quantile(means, 0.975))
+    assert interval(values) == pytest.approx(expected)
+    assert interval([0.25]) == (0.25, 0.25, 0.25)
+    with pytest.raises(ValueError, match="needs a value"):
+        interval([])
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    held = [low <= 0 <= high for _, low, high in (interval(rng.normal(size=30).tolist(), draws=400) for _ in range(200))]
+    assert 0.88 < np.mean(held) < 0.99
+
+
+def test_seeds_of_a_case_are_averaged_and_the_case_counts_once() -> None:
+    found = [result("a", "tave", 0.2, 1), result("a", "tave", 0.4, 2), result("b", "tave", 0.5)]
+    assert by_method(found, "residue") == {"tave": {"a": pytest.approx(0.3), "b": 0.5}}
+    assert rows(found, ["residue"], "tave")[0].n == 2
+
+
+def test_pairs_are_of_the_cases_that_both_have() -> None:
+    found = [result("a", "tave", 0.2), result("b", "tave", 0.6), result("a", "other", 0.5), result("c", "other", 0.0)]
+    (made,) = (pair for pair in paired(found, ["residue"], "tave") if pair.group == "all")
+    assert (made.method, made.versus, made.n) == ("tave", "other", 1)
+    assert made.difference == pytest.approx(-0.3)
+
+
+def test_four_files_from_run_folders_alone(board: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = leaderboard(LeaderboardOptions(runs=str(board / "**"), out=str(out)))
+    told = json.loads((out / "leaderboard.json").read_text())
+    assert told["methods"] == ["tave", "patent"] and told["groups"] == ["all", "smaller", "larger"]
+    ours = next(r for r in told["rows"] if (r["method"], r["group"]) == ("tave", "all"))
+    assert ours["mean"] == pytest.approx(0.1) and ours["n"] == 3
+    pair = next(p for p in told["paired"] if p["group"] == "all")
+    assert pair["difference"] == pytest.approx(-0.2) and pair["high"] < 0
+    with (out / "leaderboard.csv").open() as source:
+        assert len(list(csv.DictReader(source))) == len(told["rows"])
+    assert "residue ↓" in (out / "leaderboard.md").read_text()
+    text = made.read_text()
+    assert "http" not in text and text.count("data:video/mp4;base64,") == 3 * 3
+    again = leaderboard(LeaderboardOptions(runs=str(board / "**"), out=str(tmp_path / "again")))
+    assert again.read_text() == text
+
+
+def test_two_ids_never_share_a_column(board: Path) -> None:
+    make_run(board / "d", "d", {"tave": {"residue": 0.0}}, about=ID | {"id": "residue/-/128x128/pixels/v1"})
+    with pytest.raises(MetricError, match=r"128x128.*96x96|96x96.*128x128"):
+        collect(find_runs(str(board)))
+
+
+def test_what_failed_is_listed(board: Path, tmp_path: Path) -> None:
+    (board / "failed.json").write_text(json.dumps({"failed": [{"case": "z", "method": "tave", "error": "no <such> clip"}]}))
+    page = leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "out")))
+    assert "no &lt;such&gt; clip" in page.read_text()
+    assert "- z, tave: no <such> clip" in page.with_suffix(".md").read_text()
+
+
+def test_a_run_outside_of_the_benchmark_is_a_case_of_its_own(board: Path) -> None:
+    path = board / "a" / "edits" / "tave" / "edit.json"
+    path.write_text(json.dumps({"name": "tave"}))
+    assert ("a/tave", "tave") in {(r.case, r.method) for r in collect([board / "a"]).results}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"runs": "nowhere/**"}, "no scored run folder"),
+        ({"versus": "nobody"}, "no such row"),
+        ({"metrics": ["beauty"]}, "no run has measured"),
+    ],
+)
+def test_what_can_not_be_shown_is_said_in_one_line(board: Path, tmp_path: Path, given: dict[str, Any], told: str) -> None:
+    options = LeaderboardOptions(**{"runs": str(board), "out": str(tmp_path / "out"), **given})
+    with pytest.raises(MetricError, match=told) as caught:
+        leaderboard(options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
