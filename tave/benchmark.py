@@ -170,7 +170,7 @@ def _bars(show: bool) -> Progress:
 
 def _door(cfg: DictConfig) -> None:
     disable_progress_bar()  # two bars for each row, of weights that load in no time
-    if "folder" in cfg.set and OmegaConf.is_missing(cfg.set, "folder"):
+    if OmegaConf.is_missing(cfg.set, "folder"):
         raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
     options: BenchmarkOptions = typed(cfg)
     failed = benchmark(options)
