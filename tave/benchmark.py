@@ -24,6 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
 
 from tave.cache import write_json
 from tave.config import CONF, schema, typed
@@ -168,7 +169,8 @@ def _bars(show: bool) -> Progress:
 
 
 def _door(cfg: DictConfig) -> None:
-    if "folder" in cfg.set and OmegaConf.is_missing(cfg.set, "folder"):
+    disable_progress_bar()  # two bars for each row, of weights that load in no time
+    if OmegaConf.is_missing(cfg.set, "folder"):
         raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
     options: BenchmarkOptions = typed(cfg)
     failed = benchmark(options)

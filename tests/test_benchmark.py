@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+import tave.controls
+import tave.writer
 from tave.benchmark import BenchmarkOptions, benchmark
 from tave.cache import digest
 from tave.config import CONF, typed
@@ -25,7 +29,7 @@ from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, sm
 from tave.roadside.cases import NAMED, truth_of, write_case
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
 from tave.story import quoted
-from tave.video import ReadOptions, read_clip
+from tave.video import ReadOptions, read_clip, write_video
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 # Five frames of 32 pixels through the untrained backbone: every path of the real thing in a fraction of a second.
@@ -108,6 +112,15 @@ def external(folder: Path, home: Path, *overrides: str) -> BenchmarkOptions:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         own = ["set=folder", f"set.folder={home}", f"folder={folder}", listed("overrides", *TINY)]
         return typed(compose("benchmark", [*own, *overrides]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lossless() -> Iterator[None]:
+    """Edits are kept to the bit: the codec's lossy files of pictures as small as these differ from one writing to the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tave.writer, tave.controls):
+            patch.setattr(module, "write_video", partial(write_video, lossless=True))
+        yield
 
 
 @pytest.fixture(scope="module")
