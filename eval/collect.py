@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ class Result:
     seed: int | None
     figures: dict[str, float]
     folder: Path
+    labelled: bool = True  # it says itself which row of which case it is, as the benchmark's edits do
 
     @property
     def edited(self) -> Path:
@@ -43,38 +45,46 @@ class Collection:
 
 def find_runs(pattern: str) -> list[Path]:
     """Every folder that holds a ``metrics.json``, under what ``pattern`` names (``**`` is any depth), sorted."""
-    found: set[Path] = set()
-    for place in glob.glob(pattern, recursive=True):  # noqa: PTH207 - an absolute pattern is none of Path's
-        path = Path(place)
-        if path.is_dir():
-            found |= {metrics.parent for metrics in path.rglob("metrics.json")}
-    return sorted(found)
+    return [path.parent for path in _under(pattern, "metrics.json")]
 
 
-def collect(runs: Iterable[Path]) -> Collection:
-    """Read what runs measured.
+def find_failed(pattern: str) -> list[Path]:
+    """Every ``failed.json`` under what ``pattern`` names, at any depth, sorted."""
+    return _under(pattern, "failed.json")
+
+
+def _under(pattern: str, name: str) -> list[Path]:
+    places = glob.glob(pattern, recursive=True)  # noqa: PTH207 - an absolute pattern is none of Path's
+    return sorted({path for place in places if Path(place).is_dir() for path in Path(place).rglob(name)})
+
+
+def collect(runs: Iterable[Path], listings: Iterable[Path] = ()) -> Collection:
+    """Read what ``runs`` measured, and what the ``listings`` (each a ``failed.json``) say went wrong.
+
+    A figure whose run doesn't tell its id counts as not measured: nobody could say whether it goes with the others.
 
     Raises:
-        MetricError: two runs measured one name under two ids; a ``metrics.json`` that can't be read.
+        MetricError: two runs measured one name under two ids; a file that can't be read or doesn't say what it should.
     """
-    made, owners, seen = Collection(), {}, set()
+    made, owners = Collection(), {}
     for run in runs:
         told = _json(run / "metrics.json")
-        _agree(made.metrics, owners, told.get("metrics", {}), run)
-        config = _json(run / "run.json").get("config", {}) if (run / "run.json").is_file() else {}
-        for name, figures in told.get("edits", {}).items():
+        about, edits = _part(told, "metrics", run / "metrics.json"), _part(told, "edits", run / "metrics.json")
+        _agree(made.metrics, owners, about, run)
+        record = _json(run / "run.json") if (run / "run.json").is_file() else {}
+        for name in edits:
             if (run / "edits" / name / "edit.json").is_file():
-                made.results.append(_result(run, name, figures, config))
-        for parent in (run, run.parent):
-            listing = parent / "failed.json"
-            if listing not in seen and listing.is_file():
-                seen.add(listing)
-                made.failed += _json(listing).get("failed", [])
+                numbers = _numbers(_part(edits, name, run / "metrics.json"), about, run / "metrics.json")
+                made.results.append(_result(run, name, numbers, _part(record, "config", run / "run.json")))
+    for listing in listings:
+        made.failed += _failed(listing)
     return made
 
 
 def _agree(known: dict[str, dict[str, Any]], owners: dict[str, Path], told: dict[str, dict[str, Any]], run: Path) -> None:
     for name, about in told.items():
+        if not isinstance(about, dict) or not {"id", "higher_is_better"} <= set(about):
+            raise MetricError(f"{run / 'metrics.json'}: {name} has no id or no direction; score the run anew")
         if name in known and known[name]["id"] != about["id"]:
             raise MetricError(
                 f"{run}: {name} is {about['id']}, but {owners[name]} has {known[name]['id']}: numbers of two kinds make no"
@@ -84,24 +94,59 @@ def _agree(known: dict[str, dict[str, Any]], owners: dict[str, Path], told: dict
         owners.setdefault(name, run)
 
 
-def _result(run: Path, name: str, figures: dict[str, Any], config: dict[str, Any]) -> Result:
+def _numbers(figures: dict[str, Any], about: dict[str, Any], path: Path) -> dict[str, float]:
+    found = {key: float(v) for key, v in figures.items() if key in about and isinstance(v, (int, float))}
+    if wrong := [key for key, value in found.items() if not math.isfinite(value)]:
+        raise MetricError(f"{path}: {wrong[0]} is {found[wrong[0]]}, which has no mean; score the run anew")
+    return found
+
+
+def _result(run: Path, name: str, numbers: dict[str, float], config: dict[str, Any]) -> Result:
     folder = run / "edits" / name
     told = _json(folder / "edit.json")
-    known = told.get("benchmark")
-    numbers = {key: float(value) for key, value in figures.items() if isinstance(value, (int, float))}
-    if known:
-        group = known.get("group", [])
+    if "benchmark" in told:
+        known = _part(told, "benchmark", folder / "edit.json")
+        if lacking := [key for key in ("case", "method") if not isinstance(known.get(key), str)]:
+            raise MetricError(f"{folder / 'edit.json'}: its benchmark entry names no {' and no '.join(lacking)}")
+        group = known.get("group") or []
         groups = (group,) if isinstance(group, str) else tuple(group)
-        return Result(known["case"], known["method"], groups, known.get("seed"), numbers, folder)
-    video = (config.get("video") or {}).get("name") or run.name
-    return Result(f"{video}/{name}", "tave", (), told.get("seed"), numbers, folder)
+        return Result(known["case"], known["method"], groups, _seed(known.get("seed")), numbers, folder)
+    video = _part(config, "video", run / "run.json").get("name") or run.name
+    seed = _seed(told.get("seed", config.get("seed")))
+    return Result(f"{video}/{name}", str(config.get("experiment") or "tave"), (), seed, numbers, folder, labelled=False)
+
+
+def _seed(told: Any) -> int | None:
+    return told if isinstance(told, int) else None
+
+
+def _failed(path: Path) -> list[dict[str, str]]:
+    """The entries of a ``failed.json``: a list, or an object that holds it as ``failed``."""
+    told = _read(path)
+    listed = told.get("failed", []) if isinstance(told, dict) else told
+    keys = ("case", "method", "error")
+    if not isinstance(listed, list) or not all(isinstance(e, dict) and set(keys) <= set(e) for e in listed):
+        raise MetricError(f"{path} must list objects that hold {', '.join(keys)}")
+    return [{key: str(entry[key]) for key in keys} for entry in listed]
+
+
+def _part(told: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """The object ``told[key]``; an empty one where there is none."""
+    found = told.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise MetricError(f"{path}: {key} must be a JSON object")
+    return found or {}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MetricError(f"{path} can't be read: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MetricError(f"{path} can't be read: {error}") from error
+    found = _read(path)
     if not isinstance(found, dict):
         raise MetricError(f"{path} must hold a JSON object")
     return found

@@ -19,9 +19,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from eval.collect import Collection, collect, find_runs
+from eval.collect import Collection, collect, find_failed, find_runs
 from eval.metric import MetricError
-from eval.page import page
+from eval.page import notices, page
 from eval.score import conf_folder
 from eval.table import ALL, as_json
 
@@ -60,14 +60,25 @@ def markdown(told: dict[str, Any], title: str, note: str) -> str:
         lines += [f"## {group} ({count} cases)", "", f"| method | {' | '.join(map(_headed(told), names))} |"]
         lines.append("| --- " * (1 + len(names)) + "|")
         for method in told["methods"]:
-            if any((group, method, name) in cell for name in names):
-                cells = (_shown(cell.get((group, method, name))) for name in names)
-                lines.append(f"| {method} | {' | '.join(cells)} |")
-        lines.append("")
-    if told["failed"]:
-        lines += ["## Failed", "", *(f"- {f['case']}, {f['method']}: {f['error']}" for f in told["failed"]), ""]
+            cells = (_shown(cell.get((group, method, name))) for name in names)
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines += ["", *_differences(told, group, names)]
+    for heading, entries in notices(told).items():
+        lines += [f"## {heading}", "", *(f"- {entry}" for entry in entries), ""]
     ids = [f"- `{name}`: `{about.get('id', '')}`" for name, about in told["metrics"].items()]
     return "\n".join([*lines, "## Ids", "", *ids, ""])
+
+
+def _differences(told: dict[str, Any], group: str, names: list[str]) -> list[str]:
+    """A table of the chosen row minus each other one; none where no case has both."""
+    cell = {(p["versus"], p["metric"]): p for p in told["paired"] if p["group"] == group}
+    others = [method for method in told["methods"] if any((method, name) in cell for name in names)]
+    if not others:
+        return []
+    lines = [f"| {told['versus']} minus | {' | '.join(map(_headed(told), names))} |", "| --- " * (1 + len(names)) + "|"]
+    for method in others:
+        lines.append(f"| {method} | {' | '.join(_shown(cell.get((method, name)), 'difference') for name in names)} |")
+    return [*lines, ""]
 
 
 def _headed(told: dict[str, Any]) -> Any:
@@ -75,8 +86,8 @@ def _headed(told: dict[str, Any]) -> Any:
     return lambda name: name + arrows[told["metrics"][name].get("higher_is_better")]
 
 
-def _shown(row: dict[str, Any] | None) -> str:
-    return "" if row is None else f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+def _shown(row: dict[str, Any] | None, key: str = "mean") -> str:
+    return "" if row is None else f"{row[key]:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
 
 def as_csv(told: dict[str, Any]) -> str:
@@ -95,7 +106,7 @@ def leaderboard(options: LeaderboardOptions) -> Path:
         MetricError: one line that says what is missing or doesn't go together.
     """
     runs = find_runs(options.runs)
-    found = collect(runs)
+    found = collect(runs, find_failed(options.runs))
     if not found.results:
         raise MetricError(f"runs={options.runs}: no scored run folder there; run python -m tave.benchmark first")
     told = as_json(found, columns(found, options.metrics), options.versus)
@@ -108,12 +119,27 @@ def leaderboard(options: LeaderboardOptions) -> Path:
         "leaderboard.md": markdown(told, options.title, options.note),
         "leaderboard.html": page(told, found.results, options.title, options.note, options.clips),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in made.items():
-        waiting = out / f".{name}.{os.getpid()}"
-        waiting.write_text(text, encoding="utf-8")
-        waiting.replace(out / name)
+    _write(out, made)
     return out / "leaderboard.html"
+
+
+def _write(out: Path, made: dict[str, str]) -> None:
+    """All files or none: each waits beside its place until the last one is whole."""
+    waiting = {name: out / f".{name}.{os.getpid()}" for name in made}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if taken := [name for name in made if (out / name).is_dir()]:
+            raise MetricError(f"out={out} can't be written: {taken[0]} is a folder there")
+        for name, text in made.items():
+            waiting[name].write_text(text, encoding="utf-8")
+        for name, path in waiting.items():
+            path.replace(out / name)
+    except OSError as error:
+        raise MetricError(f"out={out} can't be written: {error}") from error
+    finally:
+        if out.is_dir():
+            for path in waiting.values():
+                path.unlink(missing_ok=True)
 
 
 def summary(told: dict[str, Any]) -> str:

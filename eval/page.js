@@ -5,7 +5,7 @@ const versus=(g,m,k)=>T.paired.find(r=>r.group===g&&r.versus===m&&r.metric===k);
 const num=x=>Math.abs(x)>=100?x.toFixed(0):Math.abs(x)>=10?x.toFixed(1):x.toFixed(3);
 function draw(){
   const names=Object.keys(T.metrics).filter(k=>T.methods.some(m=>at(group,m,k)));
-  let methods=T.methods.filter(m=>names.some(k=>at(group,m,k)));
+  let methods=[...T.methods];
   if(sorted)methods.sort((a,b)=>{const x=at(group,a,sorted),y=at(group,b,sorted);
     return !x?1:!y?-1:(up?1:-1)*(x.mean-y.mean)});
   const best={};
@@ -17,22 +17,28 @@ function draw(){
     if(T.metrics[k]){th.title=(T.metrics[k].unit||'')+'  '+(T.metrics[k].id||'');
       th.onclick=()=>{up=sorted===k?!up:T.metrics[k].higher_is_better===false;sorted=k;draw()}}
     else th.onclick=()=>{sorted=null;draw()};
+    th.tabIndex=0;th.onkeydown=e=>{if(e.key==='Enter')th.onclick()};
+    if(k===sorted)th.setAttribute('aria-sort',up?'ascending':'descending');
     head.append(th)}
   const body=methods.map(m=>{const tr=document.createElement('tr');if(m===T.versus)tr.className='own';
     const name=document.createElement('td');name.textContent=m.replaceAll('_',' ');tr.append(name);
     for(const k of names){const td=document.createElement('td'),r=at(group,m,k),p=versus(group,m,k);
       if(r){td.textContent=num(r.mean);const s=document.createElement('small');
-        s.textContent='['+num(r.low)+', '+num(r.high)+']'+(r.n>1?' n='+r.n:'');td.append(s);
+        s.textContent='['+num(r.low)+', '+num(r.high)+']'+' n='+r.n;td.append(s);
         if(r.mean===best[k])td.classList.add('best');
         if(p){td.title=T.versus+' minus '+m+': '+num(p.difference)+' ['+num(p.low)+', '+num(p.high)+'], n='+p.n;
-          if(p.low>0||p.high<0)td.classList.add('clear')}}
+          if(p.n>1&&(p.low>0||p.high<0))td.classList.add('clear')}}
+      else td.textContent='\u2013';
       tr.append(td)}
     return tr});
   document.querySelector('#board thead').replaceChildren(head);
   document.querySelector('#board tbody').replaceChildren(...body);
   document.querySelectorAll('nav button').forEach(b=>b.setAttribute('aria-pressed',b.dataset.group===group));
-  document.querySelectorAll('.case').forEach(c=>c.hidden=group!=='all'&&!c.dataset.groups.split(' ').includes(group));
+  document.querySelectorAll('.case').forEach(c=>c.hidden=group!=='all'&&!JSON.parse(c.dataset.groups).includes(group));
 }
 for(const g of T.groups){const b=document.createElement('button');b.textContent=g.replaceAll('_',' ');b.dataset.group=g;
   b.onclick=()=>{group=g;draw()};document.querySelector('nav').append(b)}
 draw();
+const run=(c,on)=>c.querySelectorAll('video').forEach(v=>{if(on){v.currentTime=0;v.play()}else v.pause()});
+for(const c of document.querySelectorAll('.case')){c.onpointerenter=()=>run(c,true);c.onpointerleave=()=>run(c,false);
+  c.addEventListener('focusin',()=>run(c,true));c.addEventListener('focusout',()=>run(c,false))}

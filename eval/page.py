@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.collect import Result
+from eval.metric import MetricError
 from eval.table import methods_of
+from tave.video import ReadOptions, VideoError, read_clip, write_video
 
 _STYLE, _SCRIPT = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
 
@@ -31,22 +34,37 @@ def page(told: dict[str, Any], results: Sequence[Result], title: str, note: str 
 <title>{html.escape(title)}</title><style>{_STYLE}</style>
 <h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>
 <p>Means over cases with 95 % bootstrap intervals. An arrow shows which direction is better; a click on a heading sorts.
-A dot marks a difference to <b>{html.escape(told["versus"])}</b>, paired over cases, whose interval leaves out 0; it shows
-when pointed at.</p>
+A dot marks a difference to <b>{html.escape(told["versus"])}</b>, paired over two cases or more, whose interval leaves out
+0; it shows when pointed at.</p>
 <nav></nav><div class="wide"><table id="board"><thead></thead><tbody></tbody></table></div>
-{_failures(told["failed"])}
-<h2>Clips</h2><div class="cases">{"".join(_gallery(results, told["versus"], clips))}</div>
+{_listed(notices(told))}
+<h2>Clips</h2><p>Each row plays while it is pointed at or has the focus.</p>
+<div class="cases">{"".join(_gallery(results, told["versus"], clips))}</div>
 <details><summary>What each number is</summary><ul>{_ids(told["metrics"])}</ul></details>
 <script type="application/json" id="told">{data}</script><script>{_SCRIPT}</script></html>
 """
 
 
-def _failures(failed: Sequence[dict[str, str]]) -> str:
-    if not failed:
-        return ""
-    told = (f"{entry['case']}, {entry['method']}: {entry['error']}" for entry in failed)
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in told)
-    return f"<h2>Failed</h2><ul>{lines}</ul>"
+def notices(told: dict[str, Any]) -> dict[str, list[str]]:
+    """What a reader must know of the cases, as heading -> lines; a heading without lines is left out."""
+    absent: dict[str, list[str]] = {}
+    for entry in told["missing"]:
+        absent.setdefault(entry["case"], []).append(entry["method"])
+    found = {
+        "Failed": [f"{entry['case']}, {entry['method']}: {entry['error']}" for entry in told["failed"]],
+        "Missing": [f"{case}: {', '.join(methods)}" for case, methods in absent.items()],
+        "There more than once, and averaged": [
+            f"{entry['case']}, {entry['method']}: {entry['n']} edits of seed {entry['seed']}" for entry in told["repeated"]
+        ],
+    }
+    return {heading: lines for heading, lines in found.items() if lines}
+
+
+def _listed(notices: dict[str, list[str]]) -> str:
+    def one(heading: str, lines: list[str]) -> str:
+        return f"<h2>{heading}</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+
+    return "".join(one(heading, lines) for heading, lines in notices.items())
 
 
 def _ids(metrics: dict[str, Any]) -> str:
@@ -63,15 +81,32 @@ def _gallery(results: Sequence[Result], first: str, count: int) -> list[str]:
     for case in chosen:
         own = {result.method: result for result in reversed([r for r in results if r.case == case])}
         order = [own[method] for method in methods_of(results, first) if method in own]
-        shown = [_figure("source", order[0].source), *(_figure(result.method, result.edited) for result in order)]
-        groups, name = html.escape(" ".join(order[0].groups)), html.escape(case)
+        shown = [_figure("source", _playable(order[0].source)), *(_figure(r.method, _bytes(r.edited)) for r in order)]
+        groups, name = html.escape(json.dumps(order[0].groups)), html.escape(case)
         strips.append(f'<section class="case" data-groups="{groups}"><h3>{name}</h3><div>{"".join(shown)}</div></section>')
     return strips
 
 
-def _figure(caption: str, path: Path) -> str:
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _playable(path: Path) -> bytes | None:
+    """A run's source as browsers show it: the file itself is RGB without loss, which they play in false colours."""
     if not path.is_file():
+        return None
+    try:
+        clip = read_clip(path, ReadOptions(frames=None, multiple=1))
+        with tempfile.TemporaryDirectory() as folder:
+            write_video(Path(folder) / "source.mp4", clip.frames, clip.fps, crf=0)  # other crf: not the same bytes each time
+            return (Path(folder) / "source.mp4").read_bytes()
+    except VideoError as error:
+        raise MetricError(str(error)) from error
+
+
+def _figure(caption: str, clip: bytes | None) -> str:
+    if clip is None:
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    video = f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls></video>'
+    data = base64.b64encode(clip).decode()
+    video = f'<video src="data:video/mp4;base64,{data}" loop muted playsinline tabindex="0"></video>'
     return f"<figure>{video}<figcaption>{html.escape(caption.replace('_', ' '))}</figcaption></figure>"

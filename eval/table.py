@@ -6,6 +6,7 @@ are percentile bootstraps (Efron 1979) of the mean, from one seeded draw, so tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def by_method(results: Iterable[Result], metric: str, group: str = ALL) -> dict[
 
 def groups_of(results: Iterable[Result]) -> list[str]:
     """``all``, then every group in the order of its first case."""
-    return [ALL, *dict.fromkeys(group for result in results for group in result.groups)]
+    return list(dict.fromkeys([ALL, *(group for result in results for group in result.groups)]))
 
 
 def methods_of(results: Iterable[Result], first: str) -> list[str]:
@@ -110,6 +111,20 @@ def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> li
     return made
 
 
+def missing(results: Sequence[Result], failed: Iterable[Mapping[str, str]] = ()) -> list[dict[str, str]]:
+    """Case and method wherever a labelled case lacks a row that others have, and no failure says why."""
+    labelled = [result for result in results if result.labelled]
+    known = {(result.case, result.method) for result in labelled} | {(f["case"], f["method"]) for f in failed}
+    cases, methods = dict.fromkeys(r.case for r in labelled), dict.fromkeys(r.method for r in labelled)
+    return [{"case": case, "method": method} for case in cases for method in methods if (case, method) not in known]
+
+
+def repeated(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Case, method, seed and ``n`` of edits that are there more than once: they are averaged, whatever made them differ."""
+    count = Counter((result.case, result.method, result.seed) for result in results)
+    return [{"case": c, "method": m, "seed": seed, "n": n} for (c, m, seed), n in count.items() if n > 1]
+
+
 def as_json(found: Collection, metrics: Sequence[str], versus: str) -> dict[str, Any]:
     """The content of ``leaderboard.json``."""
     about: Mapping[str, Any] = {name: found.metrics.get(name, {}) for name in metrics}
@@ -121,5 +136,8 @@ def as_json(found: Collection, metrics: Sequence[str], versus: str) -> dict[str,
         "groups": groups_of(found.results),
         "rows": [asdict(row) for row in rows(found.results, metrics, versus)],
         "paired": [asdict(row) for row in paired(found.results, metrics, versus)],
+        "seeds": sorted({result.seed for result in found.results if result.seed is not None}),
         "failed": found.failed,
+        "missing": missing(found.results, found.failed),
+        "repeated": repeated(found.results),
     }

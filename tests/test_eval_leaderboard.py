@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 
-from eval.collect import Result, collect, find_runs
+from eval.collect import Result, collect, find_failed, find_runs
 from eval.leaderboard import LeaderboardOptions, leaderboard
 from eval.metric import MetricError
-from eval.table import by_method, interval, paired, rows
-from tave.video import write_video
+from eval.page import notices
+from eval.table import by_method, groups_of, interval, missing, paired, repeated, rows
+from tave.video import ReadOptions, read_clip, write_video
 
 ID = {"id": "residue/-/96x96/pixels/v1", "higher_is_better": False, "unit": "share"}
 
@@ -104,6 +107,102 @@ def test_what_failed_is_listed(board: Path, tmp_path: Path) -> None:
     page = leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "out")))
     assert "no &lt;such&gt; clip" in page.read_text()
     assert "- z, tave: no <such> clip" in page.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("place", [".", "elsewhere/deep", "a/edits"])
+@pytest.mark.parametrize("bare", [True, False])
+def test_failures_are_found_at_any_depth_as_a_list_or_an_object(board: Path, place: str, bare: bool) -> None:
+    listed = [{"case": "z", "method": "tuning", "error": "too short"}]
+    (board / place).mkdir(parents=True, exist_ok=True)
+    (board / place / "failed.json").write_text(json.dumps(listed if bare else {"failed": listed}))
+    assert collect([], find_failed(str(board / "**"))).failed == listed
+
+
+def test_a_case_that_lacks_a_row_is_listed_unless_a_failure_says_why() -> None:
+    found = [result("a", "tave", 0.2), result("a", "other", 0.6), result("b", "tave", 0.5), result("c", "other", 0.5)]
+    assert missing(found) == [{"case": "b", "method": "other"}, {"case": "c", "method": "tave"}]
+    assert missing(found, [{"case": "b", "method": "other", "error": "x"}]) == [{"case": "c", "method": "tave"}]
+
+
+def test_one_seed_twice_is_told_and_two_seeds_are_not() -> None:
+    found = [result("a", "tave", 0.2, 1), result("a", "tave", 0.4, 2), result("b", "tave", 0.5), result("b", "tave", 0.7)]
+    assert repeated(found) == [{"case": "b", "method": "tave", "seed": 0, "n": 2}]
+    told = {"failed": [], "missing": [{"case": "c", "method": "x"}], "repeated": repeated(found)}
+    assert list(notices(told)) == ["Missing", "There more than once, and averaged"]
+
+
+def test_a_group_called_all_is_no_second_tab() -> None:
+    assert groups_of([Result("a", "tave", ("all", "g"), 0, {}, Path("a"))]) == ["all", "g"]
+
+
+def test_a_control_is_listed_where_the_asked_metric_does_not_fit_it(board: Path, tmp_path: Path) -> None:
+    told = json.loads((board / "a" / "metrics.json").read_text())
+    told["edits"]["source_unchanged"] = {}
+    (board / "a" / "metrics.json").write_text(json.dumps(told))
+    folder = board / "a" / "edits" / "source_unchanged"
+    folder.mkdir()
+    label = {"case": "a", "group": [], "method": "source_unchanged", "seed": 33}
+    (folder / "edit.json").write_text(json.dumps({"benchmark": label}))
+    page = leaderboard(LeaderboardOptions(runs=str(board / "*"), out=str(tmp_path / "out"), metrics=["residue"]))
+    assert "| source_unchanged |  |" in page.with_suffix(".md").read_text()
+
+
+def test_markdown_holds_the_paired_differences(board: Path, tmp_path: Path) -> None:
+    page = leaderboard(LeaderboardOptions(runs=str(board / "**"), out=str(tmp_path / "out")))
+    after = page.with_suffix(".md").read_text().partition("| tave minus | residue ↓ |")[2]
+    assert after.splitlines()[2].startswith("| patent | -0.2 [")
+
+
+def test_the_page_shows_a_lossless_source_in_its_own_colours(board: Path, tmp_path: Path) -> None:
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
+    write_video(board / "a" / "source.mp4", red, 8.0, lossless=True)
+    page = leaderboard(LeaderboardOptions(runs=str(board / "a"), out=str(tmp_path / "out")))
+    embedded = page.read_text().split("data:video/mp4;base64,")[1].partition('"')[0]
+    (tmp_path / "seen.mp4").write_bytes(base64.b64decode(embedded))
+    with av.open(str(tmp_path / "seen.mp4")) as file:
+        assert (file.streams.video[0].codec_context.pix_fmt or "").startswith("yuv")  # no browser reads RGB as RGB
+    seen = read_clip(tmp_path / "seen.mp4", ReadOptions(frames=None, multiple=1)).frames
+    assert float((seen - red).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "told"),
+    [
+        ("metrics.json", ["edits", "tave", "residue"], float("nan"), "residue is nan"),
+        ("metrics.json", ["edits"], [1], "edits must be"),
+        ("metrics.json", ["edits", "tave"], 1, "tave must be"),
+        ("metrics.json", ["metrics", "residue"], {}, "residue has no id"),
+        ("edits/tave/edit.json", ["benchmark"], {"method": "tave"}, "names no case"),
+        ("failed.json", ["failed"], [{"case": "z"}], "must list objects"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(
+    board: Path, tmp_path: Path, file: str, keys: list[str], value: Any, told: str
+) -> None:
+    path = board / "a" / file
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(MetricError, match=told) as caught:
+        leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "out")))
+    assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_figure_without_an_id_is_not_measured(board: Path) -> None:
+    told = json.loads((board / "a" / "metrics.json").read_text()) | {"metrics": {}}
+    (board / "a" / "metrics.json").write_text(json.dumps(told))
+    assert not any(r.figures for r in collect([board / "a"]).results)
+
+
+def test_what_can_not_be_written_leaves_nothing(board: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "leaderboard.html").mkdir(parents=True)
+    with pytest.raises(MetricError, match="can't be written"):
+        leaderboard(LeaderboardOptions(runs=str(board), out=str(out)))
+    assert [path.name for path in out.iterdir()] == ["leaderboard.html"]
 
 
 def test_a_run_outside_of_the_benchmark_is_a_case_of_its_own(board: Path) -> None:
