@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.annotations import WHOLE
 from eval.collect import Result
 from eval.metric import MetricError
 from eval.table import methods_of
-from tave.video import ReadOptions, VideoError, read_clip, write_video
+from tave.video import VideoError, read_clip, write_video
 
 _STYLE, _SCRIPT = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
 
@@ -96,7 +97,7 @@ def _playable(path: Path) -> bytes | None:
     if not path.is_file():
         return None
     try:
-        clip = read_clip(path, ReadOptions(frames=None, multiple=1))
+        clip = read_clip(path, WHOLE)
         with tempfile.TemporaryDirectory() as folder:
             write_video(Path(folder) / "source.mp4", clip.frames, clip.fps, crf=0)  # other crf: not the same bytes each time
             return (Path(folder) / "source.mp4").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -164,6 +165,14 @@ def test_holes_are_filled_and_the_road_is_kept() -> None:
     change = (painted - found.empty).abs()
     assert change[~inside].mean() < 0.02  # the decoder normalises over whole pictures, so not to the bit
     assert change[inside].mean() > 0.05
+
+
+def test_shipped_configurations_name_no_place_of_the_machine_that_made_them() -> None:
+    listed = sorted((PACKAGE / "roadside" / "weights").rglob("*config.json"))
+    assert listed
+    for path in listed:
+        values = json.loads(path.read_text()).values()
+        assert not [value for value in values if isinstance(value, str) and Path(value).is_absolute()], path
 
 
 def test_any_text_encodes() -> None:

@@ -42,8 +42,7 @@ class ReferenceOptions:
     frame, once a first mask tells the place) | none (no picture: words alone). ``frame``: middle | first |
     per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
     alpha | given | none. ``feather``: blending of the pasted object's edge, standard deviation as a share of
-    its height. ``margin``: grey around
-    the object, share of its size.
+    its height. ``margin``: grey around the object, share of its size.
     """
 
     mode: str = "in_context"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 
-from tave.backbone import load_backbone
+from tave.backbone import Backbone, load_backbone
 from tave.conditions import level_embedding, noise_levels
 from tave.roadside.pretrain import exam, parts, training
 from tave.roadside.pretrain.lessons import Lessons, draw_lessons, load_lessons
@@ -154,7 +154,7 @@ def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
     backbone = load_backbone(shipped / "backbone")
     whole = {
         "autoencoder": dict(backbone.vae.state_dict()),
-        "clip": shipped_clip(shipped),
+        "clip": shipped_clip(shipped, backbone),
         "judge": load_file(shipped / "judge" / "open_clip_model.safetensors"),
     }
     for name, state in whole.items():
@@ -163,9 +163,8 @@ def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
             save_file({k: v.float().contiguous() for k, v in state.items()}, folder / name / "weights.safetensors")
 
 
-def shipped_clip(shipped: Path) -> dict[str, Tensor]:
-    """Both towers of a shipped set, put together again."""
-    backbone = load_backbone(shipped / "backbone")
+def shipped_clip(shipped: Path, backbone: Backbone) -> dict[str, Tensor]:
+    """Both towers of a ``shipped`` set, whose ``backbone`` this is, put together again."""
     text = {f"text_model.{k}": v for k, v in backbone.text_encoder.state_dict().items()}
     images = dict(backbone.image_encoder.state_dict())
     return {"logit_scale": torch.tensor(1.0), **text, **images, **load_file(shipped / TEXT_PROJECTION)}
@@ -359,7 +358,7 @@ def main(cfg: DictConfig) -> None:
             words = parts.tokenizer()
             network = parts.clip(words)
             if options.start:  # the UNet listens to this text tower already: the pictures come to its words
-                network.load_state_dict(shipped_clip(Path(options.start)))
+                network.load_state_dict(shipped_clip(Path(options.start), load_backbone(Path(options.start) / "backbone")))
                 network.text_model.requires_grad_(False)
                 network.text_projection.requires_grad_(False)
             sight = training.Sight(parts.PROJECTION)
