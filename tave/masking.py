@@ -188,7 +188,8 @@ def settle(mask: Tensor, edited: Tensor, source: Tensor, least: float) -> Tensor
     if not least:
         return mask
     changed = ((edited - source.to(edited)).abs().amax(1, keepdim=True) > 2 * least).float()
-    cells = (adaptive_avg_pool2d(changed, mask.shape[-2:]) >= CHANGED).float()
+    h, w = mask.shape[-2:]
+    cells = (adaptive_avg_pool2d(changed, (h, w)) >= CHANGED).float()
     crowd = avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
     return mask * (crowd > CROWD)[None].to(mask)
 
