@@ -15,17 +15,21 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
 from tave.backbone import Backbone, BackboneError
-from tave.cache import StoredError
-from tave.conditions import encode_text
+from tave.cache import StoredError, read_tensors, write_tensors
+from tave.conditions import Condition, encode_condition, encode_text, image_embedding
 from tave.config import CONF, TrainOptions, typed
+from tave.denoiser import Denoiser
 from tave.edit import edit, recorded
+from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
+from tave.options import OptionError
 from tave.roadside.cases import NAMED, write_case
 from tave.run import open_backbone
 from tave.train import train
 
 Put = Callable[[str, Path], Path]
 UNET, NORMALIZER = "unet/diffusion_pytorch_model.safetensors", "image_normalizer/diffusion_pytorch_model.safetensors"
-# FIELD.md, section 5: all the values that are known.
+ADAPTER = "models/ip-adapter_sd15.safetensors"
+# All the values that are known.
 PUBLISHED = {
     ("sd21_unclip", "unet", "fp32"): "902a190c84ff59777cb0ecb7cd0eb86be822e6e2687376aa744ffb2d398b0b86",
     ("sd21_unclip", "unet", "fp16"): "a11c42f0619d06677f792a29b36277bf78bcefb7c010583c631da62e40630ff5",
@@ -43,16 +47,15 @@ def composed(*overrides: str) -> TrainOptions:
         return typed(compose("train", ["video.path=clip.mp4", "video.source_prompt=x", *overrides]))
 
 
-def load(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None) -> Backbone:
+def load(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None, **more: Any) -> Backbone:
     """The backbone of ``conf/backbone``, with the stand-in's hashes in place of the published ones."""
-    settings = dict(composed(f"backbone={choice}").backbone)
-    settings |= {"sha256": known or {}} | ({} if path is None else {"path": str(path)})
-    return open_backbone(settings)
+    settings = dict(composed(f"backbone={choice}").backbone) | {"sha256": known or {}} | more
+    return open_backbone(settings | ({} if path is None else {"path": str(path)}))
 
 
-def refused(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None) -> str:
+def refused(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None, **more: Any) -> str:
     with pytest.raises(BackboneError) as caught:
-        load(choice, path, known)
+        load(choice, path, known, **more)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -169,6 +172,65 @@ def test_a_scheduler_that_predicts_something_else_is_refused(checkpoint: Path) -
     assert load("sd21_unclip", checkpoint).scheduler.config["prediction_type"] == "v_prediction"
 
 
+# ---- the second family ------------------------------------------------------------------------------------------------
+
+
+def test_stable_diffusion_with_ip_adapter_is_read_whole(sd15: tuple[Path, Path], tiny: Backbone) -> None:
+    """The adapter's tensors arrive in the UNet, at its precision, frozen; the picture reaches it as an embedding."""
+    folder, adapter = sd15
+    loaded = load("sd15_ip_adapter", folder, adapter=str(adapter))
+    weights, state = load_file(adapter / ADAPTER), loaded.unet.state_dict()
+    key = "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.0.weight"
+    assert any(torch.equal(tensor.float(), state[key]) for name, tensor in weights.items() if name.endswith("to_k_ip.weight"))
+    assert not any(parameter.requires_grad for parameter in loaded.unet.parameters())
+    assert {parameter.dtype for parameter in loaded.unet.parameters()} == {torch.float32}
+    assert loaded.noising is None and loaded.image_width == tiny.image_width
+    assert loaded.scheduler.config["prediction_type"] == "epsilon" and loaded.name == "sd15_ip_adapter"
+    assert {ADAPTER, "models/image_encoder/model.safetensors", UNET} <= set(loaded.unverified) == set(loaded.hashes)
+    picture = torch.rand(1, 3, 40, 48) * 2 - 1
+    told = encode_condition(loaded, "a red bus", picture, noise=torch.ones(1, 24))
+    assert torch.equal(told.image[0], image_embedding(loaded, picture))
+    with pytest.raises(OptionError, match="noise_level=3"):
+        encode_condition(loaded, "a red bus", picture, level=3, noise=torch.ones(1, 24))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(sd15: tuple[Path, Path]) -> None:
+    folder, adapter = sd15
+    file = adapter / ADAPTER
+    weights = load_file(file)
+
+    def told(changed: dict[str, torch.Tensor]) -> str:
+        save_file(changed, file)
+        return refused("sd15_ip_adapter", folder, adapter=str(adapter))
+
+    lacking = {name: tensor for name, tensor in weights.items() if name != "ip_adapter.1.to_k_ip.weight"}
+    assert "does not fit the UNet's" in told(lacking) and "(1.to_k_ip.weight)" in told(lacking)
+    plus = {name.replace("image_proj.proj.weight", "image_proj.latents"): tensor for name, tensor in weights.items()}
+    assert "is no plain IP-Adapter" in told(plus)
+    wider = weights | {"image_proj.proj.weight": torch.zeros(4 * 2048, 24)}
+    assert "makes 4 tokens of 2048 from an embedding of 24, but UNet and image encoder have 32 and 24" in told(wider)
+    torch.save(weights, file)
+    assert f"{ADAPTER} is a pickle by another name" in refused("sd15_ip_adapter", folder, adapter=str(adapter))
+    file.rename(file.with_suffix(".bin"))
+    assert "ip-adapter_sd15.bin is a pickle" in refused("sd15_ip_adapter", folder, adapter=str(adapter))
+
+
+def test_what_is_missing_of_the_second_family_is_named(sd15: tuple[Path, Path], hub: Put) -> None:
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5, runwayml" in refused("sd15_ip_adapter")
+    told = refused("sd15_ip_adapter", sd15[0])
+    assert "of h94/IP-Adapter none is in the local hub cache: give backbone.adapter=FOLDER" in told and ADAPTER in told
+    hub("h94/IP-Adapter", sd15[1])
+    (sd15[0] / "vae/diffusion_pytorch_model.safetensors").unlink()
+    assert "vae lacks diffusion_pytorch_model.safetensors" in refused("sd15_ip_adapter", sd15[0])
+
+
+def test_families_are_not_mixed_up(checkpoint: Path, sd15: tuple[Path, Path]) -> None:
+    told = refused("sd15_ip_adapter", checkpoint, adapter=str(sd15[1]))
+    assert "is not Stable Diffusion 1.5; it is an SD-unCLIP checkpoint" in told
+    shutil.copytree(sd15[0] / "unet", checkpoint / "unet", dirs_exist_ok=True)
+    assert "use backbone=sd15_ip_adapter" in refused("sd21_unclip", checkpoint)
+
+
 # ---- the user's story --------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +264,58 @@ def test_a_checkpoint_tunes_and_edits_without_a_network(
     record, tuned = (json.loads((run / name).read_text()) for name in ("run.json", "tuned.json"))
     assert record["weights"][UNET] == sha256(checkpoint / UNET) and UNET not in record["weights_unverified"]
     assert tuned["licence"] == record["licence"] == "CreativeML Open RAIL++-M, 24 November 2022"
+
+
+@pytest.mark.parametrize("where", ["folder", "hub"])
+def test_the_second_family_tunes_and_edits_without_a_network(
+    sd15: tuple[Path, Path], clip: Path, hub: Put, tmp_path: Path, where: str
+) -> None:
+    folder, adapter = sd15
+    place = [f"backbone.path={folder}", f"backbone.adapter={adapter}"] if where == "folder" else []
+    hub("runwayml/stable-diffusion-v1-5", folder)
+    hub("h94/IP-Adapter", adapter)
+    run = train(
+        small(clip, tmp_path / "cache", "backbone=sd15_ip_adapter", "mask.union=cross_attention", *place),
+        tmp_path / "run",
+        show=False,
+    )
+    assert (run / "edits/suv/edited.mp4").is_file()
+    record, tuned = (json.loads((run / name).read_text()) for name in ("run.json", "tuned.json"))
+    assert record["weights"][ADAPTER] == sha256(adapter / ADAPTER)
+    assert tuned["licence"] == "CreativeML Open RAIL-M (Stable Diffusion 1.5), Apache 2.0 (IP-Adapter)"
+
+
+@pytest.mark.parametrize("trainables", ["patent", "lora", "all_attention"])
+@pytest.mark.parametrize("family", ["sd21_unclip", "sd15_ip_adapter"])
+def test_tuned_weights_come_back_to_the_bit(
+    checkpoint: Path, sd15: tuple[Path, Path], tmp_path: Path, family: str, trainables: str
+) -> None:
+    """Tuned, saved, and loaded into a fresh backbone: the same answer bit for bit, and not the untuned one."""
+    place = {"path": checkpoint} if family == "sd21_unclip" else {"path": sd15[0], "adapter": str(sd15[1])}
+    latents = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def fresh() -> tuple[Denoiser, Condition]:
+        backbone = load(family, **place)
+        noise, picture = torch.ones(1, 24), torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+        told = encode_condition(backbone, "a red bus", picture, noise=noise)
+        return Denoiser(inflate(backbone.unet, 3), backbone.scheduler), told
+
+    denoiser, told = fresh()
+    select_trainables(denoiser.unet, trainables)
+    with torch.no_grad():
+        untuned = denoiser(latents, 500, told, 3.0).noise
+    optimizer = torch.optim.AdamW((p for p in denoiser.parameters() if p.requires_grad), lr=1e-2)
+    for _ in range(2):
+        denoiser.output(latents, torch.tensor([500]), told).square().mean().backward()
+        optimizer.step()
+    write_tensors(tmp_path / "tuned.safetensors", tuned_state(denoiser.unet), {})
+    again, _ = fresh()
+    load_tuned(again.unet, read_tensors(tmp_path / "tuned.safetensors")[0])
+    with torch.no_grad():
+        mine, theirs = (each(latents, 500, told, 3.0).noise for each in (denoiser, again))
+    assert torch.equal(mine, theirs) and not torch.allclose(mine, untuned, atol=1e-3)
+    state = tuned_state(denoiser.unet)
+    assert any("to_k_ip" in name for name in state) == (family == "sd15_ip_adapter" and trainables == "all_attention")
 
 
 def test_unverified_files_are_compared_from_then_on(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
