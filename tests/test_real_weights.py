@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tave.backbone import Backbone, BackboneError
@@ -26,8 +32,10 @@ from tave.roadside.cases import NAMED, write_case
 from tave.run import open_backbone
 from tave.train import train
 
+ROOT = Path(__file__).parents[1]
 Put = Callable[[str, Path], Path]
 UNET, NORMALIZER = "unet/diffusion_pytorch_model.safetensors", "image_normalizer/diffusion_pytorch_model.safetensors"
+PARTS = {"unet": UNET, "image_normalizer": NORMALIZER}
 ADAPTER = "models/ip-adapter_sd15.safetensors"
 # All the values that are known.
 PUBLISHED = {
@@ -94,7 +102,7 @@ def test_published_files_are_verified_and_the_rest_is_told_of(checkpoint: Path) 
     assert set(loaded.unverified) == set(loaded.hashes) - {UNET} and len(loaded.hashes) == 5
 
 
-@pytest.mark.parametrize(("part", "file"), [("unet", UNET), ("image_normalizer", NORMALIZER)])
+@pytest.mark.parametrize(("part", "file"), list(PARTS.items()))
 def test_a_flipped_byte_is_refused_and_both_hashes_are_named(checkpoint: Path, part: str, file: str) -> None:
     published = sha256(checkpoint / file)
     flip(checkpoint / file)
@@ -345,3 +353,74 @@ def test_wrong_weights_leave_nothing_behind(checkpoint: Path, clip: Path, tmp_pa
     with pytest.raises(BackboneError, match="has SHA-256"):  # small files are not the published ones
         train(options, tmp_path / "run", show=False)
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+# Every command in one process, since starting one costs more than all their work; RUN_FOLDER is what the first one printed.
+DRIVER = """
+import contextlib, io, json, runpy, sys
+printed = []
+for module, *arguments in json.load(sys.stdin):
+    sys.argv = [module, *(part.replace("RUN_FOLDER", printed[0] if printed else "") for part in arguments)]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    printed.append(told.getvalue().splitlines()[-1])
+print(json.dumps(printed))
+"""
+
+
+def documented(file: Path, heading: str) -> list[list[str]]:
+    """The commands below ``heading``, without their interpreter."""
+    below = file.read_text().split(f"\n{heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", below, re.DOTALL)
+    return [shlex.split(block.replace("\\\n", " "))[2:] for block in blocks]
+
+
+def test_the_documented_commands_do_what_they_say(
+    checkpoint: Path, sd15: tuple[Path, Path], clip: Path, hub: Put, tmp_path: Path
+) -> None:
+    """Small checkpoints stand in, so their own hash and a small size are added; nothing of the commands is left out."""
+    here = tmp_path / "here"
+    for name in ("sd21_unclip_small", "mine", "moved"):
+        shutil.copytree(checkpoint, here / "weights" / name)
+    shutil.copytree(sd15[0], here / "weights/stable-diffusion-v1-5")
+    shutil.copytree(sd15[1], here / "weights/IP-Adapter")
+    shutil.copy(clip / "source.mp4", here / "clip.mp4")
+    Image.open(clip / "target.png").convert("RGB").save(here / "target.jpg")  # a photograph: nobody's matte
+    hub("sd2-community/stable-diffusion-2-1-unclip", checkpoint)
+    size = ["video.width=32", "video.height=32", "video.multiple=8", "video.frames=2", "tuning.steps=2", "inversion.steps=3"]
+    unet, normalizer = (f"backbone.sha256.{part}.fp32={sha256(checkpoint / file)}" for part, file in PARTS.items())
+    known = {"backbone=sd21_unclip": [unet], "backbone=sd21_unclip_small": [unet, normalizer]}
+    commands = documented(ROOT / "docs/real_weights.md", "## Edit a clip") + documented(
+        ROOT / "README.md", "## With real weights"
+    )
+    assert [command[0] for command in commands] == [*["tave.train"] * 4, "tave.edit", "tave.train"]
+    said = [
+        [part.replace("FOLDER", "weights/sd21_unclip_small") if part == "backbone.path=FOLDER" else part for part in command]
+        for command in commands
+    ]
+    for command in said:
+        if command[0] == "tave.train":
+            command += size + [each for part in command for each in known.get(part, [])]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(said),
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folders = [here / line for line in json.loads(done.stdout.splitlines()[-1])]
+    for command, folder in zip(commands, folders, strict=True):
+        made = folder if command[0] == "tave.edit" else folder / "edits/target"
+        assert (made / "edited.mp4").is_file() and (made / "reference.png").is_file()
+    told = [json.loads((folder / "tuned.json").read_text()) for folder in folders if folder.name != "target-2"]
+    assert [each["backbone"] for each in told] == [
+        "sd21_unclip_small",
+        "sd21_unclip",
+        "sd15_ip_adapter",
+        "weights/mine",
+        "sd21_unclip_small",
+    ]
+    assert "RAIL" in told[0]["licence"] and told[3]["licence"] is None
