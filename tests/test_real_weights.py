@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import tave.edit
 import tave.train
+from eval.cases import read_cases
 from tave.backbone import Backbone, BackboneError
 from tave.cache import StoredError, read_tensors, write_tensors
 from tave.conditions import Condition, encode_condition, encode_text, image_embedding
@@ -291,6 +292,8 @@ def test_the_second_family_tunes_and_edits_without_a_network(
     assert (run / "edits/suv/edited.mp4").is_file()
     record, tuned = (json.loads((run / name).read_text()) for name in ("run.json", "tuned.json"))
     assert record["weights"][ADAPTER] == sha256(adapter / ADAPTER)
+    (case,) = read_cases(run)  # metrics learn which encoder steered the edit, from the cache as well
+    assert case.conditioner is not None and (case.conditioner / "model.safetensors").is_file()
     assert tuned["licence"] == "CreativeML Open RAIL-M (Stable Diffusion 1.5), Apache 2.0 (IP-Adapter)"
 
 

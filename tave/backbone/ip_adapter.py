@@ -111,6 +111,7 @@ def load_ip_adapter(
         name=called,
         hashes=hashes | more,
         unverified=(*unverified, *unverified_too),
+        conditioner=str(place / ENCODER),
         licence=licence,
     )
 
