@@ -20,6 +20,7 @@ from tave.conditions import (
     draw_noise,
     encode_condition,
     image_embedding,
+    image_levels,
     noise_embedding,
 )
 from tave.editor import EditTask, Inverted, Lesson, Source
@@ -137,9 +138,8 @@ class ClipData(L.LightningDataModule):
 
     def _lesson(self) -> Lesson:
         embeds = image_embedding(self.backbone, self.clip.frames)
-        levels = int(self.backbone.image_noising_scheduler.config["num_train_timesteps"])
         noised = partial(noise_embedding, self.backbone)
-        return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, levels)
+        return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, image_levels(self.backbone))
 
     def ask(self, requests: Sequence[Request], inverted: Remember) -> None:
         """Set the edits that ``predict_dataloader`` serves."""
