@@ -63,6 +63,12 @@ class Condition:
         """The unconditional condition: the negative prompt and no picture."""
         return Condition(text=self.null_text, image=self.null_image, null_text=self.null_text)
 
+    def branches(self, first: int, count: int) -> Condition:
+        """``count`` of the `b` branches from ``first`` on; a single one serves all."""
+        if len(self.text) == 1:
+            return self
+        return Condition(*(part[first : first + count] for part in (self.text, self.image, self.null_text)))
+
 
 def stack(*conditions: Condition) -> Condition:
     """Concatenate along `b`. Where one has a picture per frame and another a single one, the single one is repeated.

@@ -17,6 +17,7 @@ from tave.editor import EditingOptions, TuningOptions
 from tave.inflate import InflationOptions
 from tave.inversion import InversionOptions
 from tave.masking import MaskOptions
+from tave.memory import MemoryOptions
 from tave.options import OptionError, within
 from tave.reference import ReferenceOptions
 from tave.sampling import SamplingOptions
@@ -105,6 +106,7 @@ class TrainOptions:
     mask: MaskOptions = field(default_factory=MaskOptions)
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     sampler: SamplingOptions = field(default_factory=SamplingOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
@@ -113,6 +115,12 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         within("seed", self.seed, 0, 2**31 - 1)
+        self.memory.check(self.precision)
+
+    @property
+    def precision(self) -> str:
+        """The Trainer's, by Lightning's names."""
+        return str(self.trainer.get("precision", "32-true"))
 
     @property
     def editing(self) -> EditingOptions:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tave.backbone import Backbone
@@ -27,6 +28,7 @@ from tave.evidence import missing_tokens
 from tave.inversion import inversion_condition
 from tave.latents import decode, encode
 from tave.masking import to_cells
+from tave.memory import MemoryOptions, at_work, in_chunks
 from tave.reference import Reference, ReferenceOptions, reference_images, source_frames
 from tave.stages import Stages
 from tave.video import Clip
@@ -95,11 +97,13 @@ class ClipData(L.LightningDataModule):
         inversion: str,
         seed: int,
         device: torch.device | str = "cpu",
+        memory: MemoryOptions = MemoryOptions(),
         stages: Stages | None = None,
     ):
         super().__init__()
         self.backbone, self.clip, self.prompt, self.steps = backbone, clip, prompt, steps
         self.options, self.reference, self.device = condition, reference, torch.device(device)
+        self.memory = memory
         self._noise = draw_noise(backbone, torch.Generator().manual_seed(seed))
         self._tasks: list[EditTask] = []
         with (stages or Stages(show=False)).stage("encoding", "encoding the clip"):
@@ -109,23 +113,32 @@ class ClipData(L.LightningDataModule):
     def condition(self, prompt: str, pictures: Tensor | None) -> Condition:
         """Prompt and pictures ``n 3 H W`` (None: words alone) -> condition with the run's own noise."""
         options = self.options
-        made = encode_condition(
-            self.backbone,
-            prompt,
-            pictures,
-            level=options.noise_level,
-            noise=self._noise,
-            negative_prompt=options.negative_prompt,
-        )
+        with self._at_work(self.backbone.text_encoder, self.backbone.image_encoder):
+            made = encode_condition(
+                self.backbone,
+                prompt,
+                pictures,
+                level=options.noise_level,
+                noise=self._noise,
+                negative_prompt=options.negative_prompt,
+            )
         return Condition(*(part.to(self.device) for part in (made.text, made.image, made.null_text)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``1 f c h w`` -> frames ``f 3 H W`` float32 on the CPU."""
-        return decode(self.backbone.vae, latents.to(self.backbone.vae.device)).float().cpu()
+        with self._at_work(self.backbone.vae):
+            return decode(self.backbone.vae, latents, self.memory.chunk).cpu()
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(at_work(part, self.device, self.memory.offload))
+            yield
 
     def _encode(self, inversion: str) -> Source:
-        vae = self.backbone.vae
-        latents = encode(vae, self.clip.frames.to(vae.device))
+        with self._at_work(self.backbone.vae):
+            latents = encode(self.backbone.vae, self.clip.frames, self.memory.chunk)
         told = self.condition(self.prompt, source_frames(self.clip.frames, self.reference.frame))
         return Source(
             self.clip,
@@ -136,7 +149,8 @@ class ClipData(L.LightningDataModule):
         )
 
     def _lesson(self) -> Lesson:
-        embeds = image_embedding(self.backbone, self.clip.frames)
+        with self._at_work(self.backbone.image_encoder):
+            embeds = in_chunks(partial(image_embedding, self.backbone), self.clip.frames, self.memory.chunk)
         levels = int(self.backbone.image_noising_scheduler.config["num_train_timesteps"])
         noised = partial(noise_embedding, self.backbone)
         return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, levels)

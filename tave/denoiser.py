@@ -57,9 +57,11 @@ class Denoiser(nn.Module):
 
     alphas_cumprod: Tensor  # `num_train_timesteps` float64; no buffer, which a cast of the module would round
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> None:
+    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, branches: str = "together") -> None:
+        """``branches``: all of a call in one batch (together), or one after another (alone), which needs less memory."""
         super().__init__()
-        self.unet = unet
+        choice("memory.branches", branches, ("together", "alone"))
+        self.unet, self.branches = unet, branches
         self.prediction_type: str = scheduler.config["prediction_type"]
         choice("scheduler.prediction_type", self.prediction_type, PREDICTION_TYPES)
         self.alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
@@ -77,14 +79,19 @@ class Denoiser(nn.Module):
         if guided:
             each = condition if len(condition.text) == len(latents) else stack(*[condition] * len(latents))
             condition, stacked = stack(each.null, each), torch.cat([latents, latents])  # [null, cond] along b
-        with self._tapped(tap, len(latents), latents.shape[1]) as features:
-            output = self.output(stacked, torch.full((len(stacked),), t, device=latents.device), condition)
-        output = output.to(latents.dtype)
+        # whoever rewrites features sees all branches at once
+        step = 1 if self.branches == "alone" and (tap is None or tap.rewrite is None) else len(stacked)
+        with self._tapped(tap, min(step, len(latents)), latents.shape[1]) as features:
+            parts = [
+                self.output(part, torch.full((len(part),), t, device=latents.device), condition.branches(i, len(part)))
+                for i, part in zip(range(0, len(stacked), step), stacked.split(step), strict=True)
+            ]
+        output = torch.cat(parts).to(latents.dtype)
         if guided:
             unconditional, conditional = output.chunk(2)
             output = unconditional + guidance_scale * (conditional - unconditional)
         noise = to_noise(output, latents, self.alphas_cumprod[t], self.prediction_type)
-        return Prediction(noise, features[0] if features else None)
+        return Prediction(noise, torch.cat(features)[-len(latents) :] if features else None)
 
     def output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`: what training compares.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import lightning as L
 import torch
@@ -18,6 +19,7 @@ from tave.evidence import attention_evidence
 from tave.inflate import tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
 from tave.masking import EditMask, MaskOptions, find_mask, given_mask
+from tave.memory import adamw
 from tave.options import OptionError, choice, within
 from tave.reference import Reference, ReferenceOptions
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
@@ -161,11 +163,13 @@ class Editor(L.LightningModule):
         editing: EditingOptions,
         *,
         seed: int = 0,
+        optimizer: str = "adamw",
         stages: Stages | None = None,
     ):
         super().__init__()
         self.denoiser, self.schedule = denoiser, schedule
         self.tuning, self.editing, self.seed = tuning, editing, seed
+        self.optimizer = optimizer
         self.stages = stages or Stages(show=False)
         self.strict_loading = False  # checkpoints hold the tuned weights alone
 
@@ -206,7 +210,14 @@ class Editor(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.tuning.lr, weight_decay=self.tuning.weight_decay)
+        return adamw(trained, self.optimizer, self.tuning.lr, self.tuning.weight_decay)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning's own refuses a fused optimizer under any autocast; only that of float16 scales the gradients.
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["state_dict"] = {f"denoiser.unet.{k}": v for k, v in tuned_state(self.denoiser.unet).items()}

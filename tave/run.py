@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
@@ -29,6 +30,7 @@ from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
 from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
+from tave.memory import hold, use_tiles
 from tave.options import OptionError
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
@@ -74,17 +76,17 @@ class Run:
         L.seed_everything(options.seed, workers=True, verbose=False)
         self.backbone: Backbone = instantiate(options.backbone)
         device = self._trainer([], logger=False).strategy.root_device
-        for part in (self.backbone.vae, self.backbone.text_encoder, self.backbone.image_encoder):
-            part.to(device)  # type: ignore[arg-type]
         schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
         unet = inflate(self.backbone.unet, len(clip.frames), options.inflation)
         self.trained = select_trainables(unet, options.tuning.trainables, options.tuning.lora_rank)
+        self._spare(unet)
         self.editor = Editor(
-            Denoiser(unet, self.backbone.scheduler),
+            Denoiser(unet, self.backbone.scheduler, options.memory.branches),
             schedule,
             options.tuning,
             options.editing,
             seed=options.seed,
+            optimizer=options.memory.optimizer,
             stages=stages,
         )
         self.data = ClipData(
@@ -97,6 +99,7 @@ class Run:
             inversion=options.inversion.condition,
             seed=options.seed,
             device=device,
+            memory=options.memory,
             stages=stages,
         )
         self.tuned_key = digest(
@@ -108,6 +111,7 @@ class Run:
             clip.frames,
             options.video.source_prompt,
             options.seed,
+            *options.memory.imprint(options.precision),
         )
         # The scheduler's configuration is in no weight file, yet it decides the levels.
         levels = (schedule.timesteps, schedule.alphas)
@@ -127,6 +131,18 @@ class Run:
         run = cls(options, folder, clip, Stages(show=show), config)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
+
+    def _spare(self, unet: UNet2DConditionModel) -> None:
+        """What ``memory`` asks of the parts, once it is known what trains."""
+        memory = self.options.memory
+        held = memory.held(self.options.precision)
+        if held != torch.float32:
+            hold(unet, held)
+            for encoder in (self.backbone.text_encoder, self.backbone.image_encoder):
+                encoder.to(held)  # type: ignore[arg-type]
+        if memory.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        use_tiles(self.backbone.vae, memory.tile)
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,19 @@ from tave.config import CONF, PACKAGE, TrainOptions, typed
 from tave.options import OptionError
 
 CLIPS = sorted(p.stem for p in (CONF / "video").glob("*_to_*.yaml"))
-GROUPS = ("reference", "inflation", "tuning", "inversion", "mask", "correction", "sampler", "trainer", "logger", "metrics")
+GROUPS = (
+    "reference",
+    "inflation",
+    "tuning",
+    "inversion",
+    "mask",
+    "correction",
+    "sampler",
+    "trainer",
+    "memory",
+    "logger",
+    "metrics",
+)
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -59,7 +71,9 @@ def test_every_named_choice_can_be_said_on_the_command_line() -> None:
     assert "mask.union=unconditional" in choices
     composed("+video=bus_to_suv")
     for said in choices:
-        options, (group, key) = composed("+video=bus_to_suv", said), said.partition("=")[0].split(".")
+        # memory.weights=half goes with autocast alone
+        options = composed("+video=bus_to_suv", "trainer.precision=bf16-mixed", said)
+        group, key = said.partition("=")[0].split(".")
         assert getattr(getattr(options, group), key) == said.partition("=")[2]
 
 
@@ -89,6 +103,8 @@ def test_the_patents_own_method_is_one_option_away() -> None:
         ("reference.mode=clever", "reference.mode"),
         ("tuning.lr=0", "tuning.lr"),
         ("seed=-4", "seed"),
+        ("memory.weights=half", "trainer.precision"),
+        ("memory.chunk=0", "memory.chunk"),
     ],
 )
 def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:

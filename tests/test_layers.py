@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # In the order in which data meets them; a module may import from those before it.
 ORDER = [
     "options",
+    "memory",
     "video",
     "backbone",
     "latents",
