@@ -83,9 +83,10 @@ def hold(network: nn.Module, dtype: torch.dtype) -> None:
     Norms stay as they are: they are small, and autocast works in float32 there.
     """
     for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.Linear | nn.Conv2d) and not any(parameter.requires_grad for parameter in own):
-            module.to(dtype)
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(parameter.requires_grad for parameter in own.values()):
+            for name, parameter in own.items():
+                module.register_parameter(name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
 
 
 @contextmanager
