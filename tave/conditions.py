@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from tave.backbone import Backbone
 from tave.options import within
@@ -37,7 +37,8 @@ class Condition:
     """One condition for each `b`.
 
     text: `b l d`, the prompt's tokens; null_text: `b l d`, the negative prompt's.
-    image: `b f d2`, noised embedding ++ noise level; `f` is 1 (one picture for the whole clip) or the number of frames.
+    image: `b f d`, of SD-unCLIP noised embedding ++ noise level, of IP-Adapter the embedding; `f` is 1 (one picture for
+        the whole clip) or the number of frames.
     """
 
     text: Tensor
@@ -48,14 +49,14 @@ class Condition:
         if self.text.ndim != 3 or self.image.ndim != 3 or self.null_text.shape != self.text.shape:
             raise ConditionError(
                 f"condition of text {tuple(self.text.shape)}, null_text {tuple(self.null_text.shape)}, image "
-                f"{tuple(self.image.shape)}: text and null_text must be `b l d` alike, image `b f d2`"
+                f"{tuple(self.image.shape)}: text and null_text must be `b l d` alike, image `b f d`"
             )
         if len(self.text) != len(self.image):
             raise ConditionError(f"condition of {len(self.text)} texts and {len(self.image)} images: give one per branch")
 
     @property
     def null_image(self) -> Tensor:
-        """`b f d2` zeros: the unconditional image vector, its level part included."""
+        """`b f d` zeros: the unconditional image vector, its level part included."""
         return torch.zeros_like(self.image)
 
     @property
@@ -130,26 +131,48 @@ def noise_levels(scheduler: DDPMScheduler, embeds: Tensor, levels: Tensor, noise
 
 @torch.no_grad()
 def noise_embedding(backbone: Backbone, embeds: Tensor, level: int | Tensor, noise: Tensor) -> Tensor:
-    """`n e` -> `n 2e`, float32 at least: noised at ``level``, then the level's own embedding beside it (METHOD 1).
+    """`n e` -> `n d`, float32 at least: what the family's UNet takes of a picture (METHOD 1).
 
+    SD-unCLIP: noised at ``level``, then the level's own embedding beside it, d = 2e. IP-Adapter: the embedding, d = e.
     level: one for all, or `n` of them; noise: `n e`, or `1 e` shared by all. Level 0 adds noise as well (sigma 0.0064),
     so whoever compares two conditions gives both the same draw. Raises OptionError for a level out of range.
     """
-    scheduler = backbone.image_noising_scheduler
     levels = torch.as_tensor(level, device=embeds.device).expand(len(embeds))
     for bound in (levels.min(), levels.max()):
-        within("condition.noise_level", int(bound), 0, int(scheduler.config["num_train_timesteps"]) - 1)
+        within("condition.noise_level", int(bound), 0, image_levels(backbone) - 1)
+    if backbone.noising is None:
+        return embeds.float()
     count, width = embeds.shape
     if noise.shape not in {(count, width), (1, width)}:
         raise ConditionError(f"noise {tuple(noise.shape)} for embeddings {tuple(embeds.shape)}: draw it as `n e` or `1 e`")
-    noised = noise_levels(scheduler, embeds, levels, noise, backbone.normalizer_mean, backbone.normalizer_std)
+    noising = backbone.noising
+    noised = noise_levels(noising.scheduler, embeds, levels, noise, noising.mean, noising.std)
     return torch.cat([noised, level_embedding(levels, width).to(noised)], dim=1)
+
+
+def image_levels(backbone: Backbone) -> int:
+    """How many noise levels the image vector has; 1, the clean one, where the family doesn't noise it."""
+    return 1 if backbone.noising is None else int(backbone.noising.scheduler.config["num_train_timesteps"])
+
+
+def unet_inputs(unet: nn.Module, text: Tensor, image: Tensor) -> dict[str, Any]:
+    """Text `m l d` and image `m d` as the arguments by which ``unet``'s family takes them, for its forward.
+
+    SD-unCLIP adds the vector to the timestep's embedding; IP-Adapter makes tokens of it beside the text's.
+    """
+    if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        return {"encoder_hidden_states": text, "added_cond_kwargs": {"image_embeds": [image.unsqueeze(1)]}}
+    return {"encoder_hidden_states": text, "class_labels": image}
+
+
+def text_tokens(encoder_hidden_states: Tensor | tuple[Tensor, Any]) -> Tensor:
+    """The text's part `m l d` of what cross-attention is given; IP-Adapter's image tokens come beside it."""
+    return encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
 
 
 def draw_noise(backbone: Backbone, generator: torch.Generator) -> Tensor:
     """`1 e`: the one draw that source and target condition share. Always made on the generator's own device."""
-    width = backbone.normalizer_mean.shape[0]
-    return torch.randn(1, width, generator=generator, device=generator.device)
+    return torch.randn(1, backbone.image_width, generator=generator, device=generator.device)
 
 
 def encode_condition(
@@ -170,7 +193,7 @@ def encode_condition(
     """
     text, null_text = encode_text(backbone, [prompt, negative_prompt]).split(1)
     if images is None:
-        nothing = text.new_zeros(1, 1, 2 * len(backbone.normalizer_mean))
+        nothing = text.new_zeros(1, 1, backbone.image_width * (1 if backbone.noising is None else 2))
         return Condition(text=text, image=nothing, null_text=null_text)
     if noise is None:
         if generator is None:

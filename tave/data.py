@@ -21,6 +21,7 @@ from tave.conditions import (
     draw_noise,
     encode_condition,
     image_embedding,
+    image_levels,
     noise_embedding,
 )
 from tave.editor import EditTask, Inverted, Lesson, Source
@@ -151,9 +152,8 @@ class ClipData(L.LightningDataModule):
     def _lesson(self) -> Lesson:
         with self._at_work(self.backbone.image_encoder):
             embeds = in_chunks(partial(image_embedding, self.backbone), self.clip.frames, self.memory.chunk)
-        levels = int(self.backbone.image_noising_scheduler.config["num_train_timesteps"])
         noised = partial(noise_embedding, self.backbone)
-        return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, levels)
+        return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, image_levels(self.backbone))
 
     def ask(self, requests: Sequence[Request], inverted: Remember) -> None:
         """Set the edits that ``predict_dataloader`` serves."""

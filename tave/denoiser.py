@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from tave.conditions import Condition, stack
+from tave.conditions import Condition, stack, unet_inputs
 from tave.inflate import frames_of
 from tave.options import choice
 from tave.schedule import PREDICTION_TYPES, to_noise
@@ -106,9 +106,8 @@ class Denoiser(nn.Module):
         sample = self.unet(
             latents.to(dtype).flatten(0, 1),  # (b f) c h w
             t.to(latents.device).repeat_interleave(f),  # (b f)
-            encoder_hidden_states=text.repeat_interleave(f, dim=0),  # (b f) l d
-            class_labels=image.flatten(0, 1),  # (b f) d2
             return_dict=False,
+            **unet_inputs(self.unet, text.repeat_interleave(f, dim=0), image.flatten(0, 1)),  # (b f) l d, (b f) d
         )[0]
         return sample.unflatten(0, (b, f))
 

@@ -72,7 +72,7 @@ def _door(cfg: DictConfig) -> None:
         key = override.key_or_group
         if key == "run":
             continue
-        if key.split(".")[0] not in groups:
+        if key.split(".")[0] not in groups and key != "backbone.path":  # moved weights are compared by their hashes
             raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
         for part in (key, "trainer.precision") if key == "memory" else (key,):  # a preset sets both
             value: Any = OmegaConf.select(cfg, part)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from tave.conditions import Condition
+from tave.conditions import Condition, text_tokens
 from tave.denoiser import Denoiser
 
 
@@ -80,14 +80,14 @@ class _Recorder:
         self,
         attn: Attention,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Any,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         assert attn.to_k is not None  # cross-attention always has one
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(text_tokens(encoder_hidden_states)))
         probabilities = attn.get_attention_scores(query, key)[..., self.tokens].float()  # (b f heads) n l
         self.maps.append(probabilities.sum(-1).unflatten(0, (-1, attn.heads)).mean(1))
         return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)

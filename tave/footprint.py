@@ -23,7 +23,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from hydra import compose
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -269,7 +269,19 @@ def preset(name: str) -> tuple[MemoryOptions, str]:
 
 def table(options: FootprintOptions, on_row: Callable[[str], None]) -> None:
     """The table as Markdown, a row at a time."""
-    heads = ("preset", "frames", "px", "resident", "optimizer", "gradients", "activations", "tuning", "editing", "coding", "peak")
+    heads = (
+        "preset",
+        "frames",
+        "px",
+        "resident",
+        "optimizer",
+        "gradients",
+        "activations",
+        "tuning",
+        "editing",
+        "coding",
+        "peak",
+    )
     on_row(f"| {' | '.join(heads)} |")
     on_row(f"| --- {'| ---: ' * (len(heads) - 1)}|")
     for name in options.presets:

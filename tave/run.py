@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
@@ -74,7 +75,8 @@ class Run:
     def __init__(self, options: TrainOptions, folder: Path, clip: Clip, stages: Stages, config: dict[str, Any] | None):
         self.options, self.folder, self.clip, self.stages, self.config = options, folder, clip, stages, config
         L.seed_everything(options.seed, workers=True, verbose=False)
-        self.backbone: Backbone = instantiate(options.backbone)
+        self.backbone: Backbone = open_backbone(options.backbone)
+        self._tell_of_weights()
         device = self._trainer([], logger=False).strategy.root_device
         schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
         unet = inflate(self.backbone.unet, len(clip.frames), options.inflation)
@@ -127,8 +129,8 @@ class Run:
         clip = read_clip(options.video.path, options.video)
         for entry in options.video.requests().values():
             _request("", entry, clip, options.video)
-        folder.mkdir(parents=True, exist_ok=True)
         run = cls(options, folder, clip, Stages(show=show), config)
+        folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
 
@@ -143,6 +145,16 @@ class Run:
         if memory.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         use_tiles(self.backbone.vae, memory.tile)
+
+    def _tell_of_weights(self) -> None:
+        """What a person should know once of the weights that are used."""
+        if self.backbone.licence:
+            self.stages.say(
+                f"weights of {self.backbone.name}: {self.backbone.licence}; it holds for what is tuned from them too"
+            )
+        if self.backbone.unverified:
+            files = ", ".join(self.backbone.unverified)
+            self.stages.say(f"not verified, since no published SHA-256 is known: {files}; run.json keeps what they have")
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 
@@ -211,6 +223,7 @@ class Run:
         about = {
             "base": dict(self.backbone.hashes),
             "backbone": self.backbone.name,
+            "licence": self.backbone.licence,
             "frames": len(self.clip.frames),
             "inflation": asdict(self.options.inflation),
             "tuning": asdict(self.options.tuning),
@@ -222,8 +235,16 @@ class Run:
     def load(self, path: Path) -> None:
         """Load tuned weights; :class:`StoredError` if they were tuned from another backbone or for other frames."""
         state, about = read_tensors(path)
-        if about.get("base") != dict(self.backbone.hashes) or about.get("backbone") != self.backbone.name:
-            raise StoredError(f"{path}: tuned from another backbone than {self.backbone.name}; give that one, or tune again")
+        base, here = about.get("base", {}), self.backbone.hashes
+        differing = [
+            f"{file} was {base.get(file)}, is {here.get(file)}" for file in {**base, **here} if base.get(file) != here.get(file)
+        ]
+        if about.get("backbone") != self.backbone.name:
+            differing.insert(0, f"it was {about.get('backbone')}")
+        if differing:
+            raise StoredError(
+                f"{path}: tuned from another backbone than {self.backbone.name} ({differing[0]}); give that one, or tune again"
+            )
         load_tuned(self.editor.denoiser.unet, state)
 
     def _inverted(self, make: Callable[[], Inverted]) -> Inverted:
@@ -273,11 +294,23 @@ class Run:
                     "cuda": torch.cuda.is_available(),
                 },
                 "weights": dict(self.backbone.hashes),
+                "weights_unverified": list(self.backbone.unverified),
+                "licence": self.backbone.licence,
                 "inputs": _hashes(self.options),
                 "keys": {"tuned": self.tuned_key, "trajectory": self.inversion_key},
                 "stages": self.stages.record,
             },
         )
+
+
+def open_backbone(settings: dict[str, Any]) -> Backbone:
+    """The backbone of a configuration. Raises what its loader raises, without Hydra's wrapping of several lines."""
+    try:
+        return instantiate(settings, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +17,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tave.backbone import Backbone, tiny_backbone
@@ -42,17 +49,84 @@ def condition(tiny: Backbone) -> Condition:
 @pytest.fixture(scope="session")
 def pipeline(tiny: Backbone) -> StableUnCLIPImg2ImgPipeline:
     """The library's own way from picture and prompt to condition, over the same parts."""
-    normalizer = StableUnCLIPImageNormalizer(embedding_dim=len(tiny.normalizer_mean))
-    normalizer.mean = nn.Parameter(tiny.normalizer_mean[None])
-    normalizer.std = nn.Parameter(tiny.normalizer_std[None])
+    assert tiny.noising is not None
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=len(tiny.noising.mean))
+    normalizer.mean = nn.Parameter(tiny.noising.mean[None])
+    normalizer.std = nn.Parameter(tiny.noising.std[None])
     return StableUnCLIPImg2ImgPipeline(
         feature_extractor=tiny.feature_extractor,
         image_encoder=tiny.image_encoder,
         image_normalizer=normalizer,
-        image_noising_scheduler=tiny.image_noising_scheduler,  # type: ignore[arg-type]
+        image_noising_scheduler=tiny.noising.scheduler,  # type: ignore[arg-type]
         tokenizer=tiny.tokenizer,
         text_encoder=tiny.text_encoder,
         unet=tiny.unet,
         scheduler=tiny.scheduler,  # type: ignore[arg-type]
         vae=tiny.vae,
     )
+
+
+@pytest.fixture(scope="session")
+def saved(tiny: Backbone, pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny parts as the library saves them, with the scheduler class of the real checkpoints. Left as it is."""
+    folder = tmp_path_factory.mktemp("saved")
+    scheduler = PNDMScheduler.from_config(tiny.scheduler.config)
+    StableUnCLIPImg2ImgPipeline(**{**pipeline.components, "scheduler": scheduler}).save_pretrained(folder)
+    return folder
+
+
+def age(folder: Path) -> None:
+    """Turn what today's libraries saved into the format of their time: names of weights, of files and of classes."""
+    old_names: dict[str, Callable[[str], str]] = {
+        "text_encoder/model": lambda name: f"text_model.{name}",
+        "vae/diffusion_pytorch_model": lambda name: (
+            name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value").replace("to_out.0", "proj_attn")
+        ),
+    }
+    for stem, renamed in old_names.items():
+        tensors = {renamed(name): tensor for name, tensor in load_file(folder / f"{stem}.safetensors").items()}
+        if stem.startswith("text"):
+            tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    told = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
+    (folder / "tokenizer/tokenizer.json").unlink()
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(told["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in told["merges"]]
+    (folder / "tokenizer/merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]))
+    if (file := folder / "feature_extractor/preprocessor_config.json").is_file():
+        config = json.loads(file.read_text()) | {"feature_extractor_type": "CLIPFeatureExtractor"}
+        file.write_text(json.dumps(config | {"image_processor_type": "CLIPFeatureExtractor"}))
+    file = folder / "scheduler/scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({key: config[key] for key in config if key not in ("timestep_spacing", "trained_betas")}))
+
+
+@pytest.fixture
+def checkpoint(saved: Path, tmp_path: Path) -> Path:
+    """A small SD-unCLIP checkpoint in the format of the real ones, to spoil."""
+    folder = Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+    age(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], Path]:
+    """An empty local hub cache; (`owner/name`, folder) puts a copy there in the cache's own layout -> its snapshot."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+    def put(name: str, folder: Path) -> Path:
+        at = cache / f"models--{name.replace('/', '--')}"
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        (at / "refs").mkdir(parents=True)
+        (at / "refs/main").write_text(commit)
+        for number, file in enumerate(path for path in sorted(folder.rglob("*")) if path.is_file()):
+            blob, link = at / "blobs" / f"{number:064x}", at / "snapshots" / commit / file.relative_to(folder)
+            for path in (blob, link):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, blob)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        return at / "snapshots" / commit
+
+    return put

@@ -42,8 +42,9 @@ def test_one_draw_serves_all_pictures(tiny: Backbone):
 
 
 def test_level_zero_still_adds_noise(tiny: Backbone):
+    assert tiny.noising is not None
     embeds, noise = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0))
-    moved = (noise_embedding(tiny, embeds, 0, noise)[:, :24] - embeds) / tiny.normalizer_std
+    moved = (noise_embedding(tiny, embeds, 0, noise)[:, :24] - embeds) / tiny.noising.std
     assert 0.004 < float(moved.norm() / noise.norm()) < 0.009
 
 

@@ -45,9 +45,12 @@ def test_named_clips_compose_and_their_files_are_there(clip: str) -> None:
     assert Path(entry.truth, "truth.npz").is_file()
 
 
-@pytest.mark.parametrize("choice", [*CHOICES, "backbone=roadside", "backbone=tiny"])
+BACKBONES = [f"backbone={path.stem}" for path in (CONF / "backbone").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, *BACKBONES])
 def test_every_choice_of_every_group_composes(choice: str) -> None:
-    composed("+video=bus_to_suv", choice)
+    composed("+video=bus_to_suv", choice, *(["backbone.path=weights"] if choice == "backbone=folder" else []))
 
 
 def named_choices() -> list[str]:

@@ -1,7 +1,7 @@
-"""The pretrained parts of SD-unCLIP, from local files (METHOD 1), and a tiny random one for tests."""
+"""The pretrained parts, from local files (METHOD 1), family by family, and a tiny random one for tests."""
 
-from tave.backbone.loading import load_backbone
-from tave.backbone.parts import Backbone, BackboneError
+from tave.backbone.parts import Backbone, BackboneError, ImageNoising
 from tave.backbone.tiny import byte_tokenizer, tiny_backbone
+from tave.backbone.unclip import load_backbone
 
-__all__ = ["Backbone", "BackboneError", "byte_tokenizer", "load_backbone", "tiny_backbone"]
+__all__ = ["Backbone", "BackboneError", "ImageNoising", "byte_tokenizer", "load_backbone", "tiny_backbone"]

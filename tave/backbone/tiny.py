@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from tave.backbone.parts import Backbone
+from tave.backbone.parts import Backbone, ImageNoising
 from tave.options import choice
 
 TOKENS, TEXT_WIDTH, IMAGE_WIDTH, IMAGE_SIZE = 77, 32, 24, 32
@@ -42,9 +42,7 @@ def tiny_backbone(seed: int = 0, prediction_type: str = "v_prediction") -> Backb
         text_encoder=text,
         feature_extractor=CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size),
         image_encoder=vision,
-        normalizer_mean=mean,
-        normalizer_std=std,
-        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        noising=ImageNoising(mean, std, DDPMScheduler(beta_schedule="squaredcos_cap_v2")),
         unet=unet,
         scheduler=_scheduler(prediction_type),
         vae=vae,
