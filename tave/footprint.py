@@ -89,7 +89,7 @@ class FootprintOptions:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. ``resident``: what lies on the device all the time; ``saved``: activations kept for the backward pass.
+    """Bytes. ``resident``: what lies on the device all the time; ``activations``: kept for the backward pass.
 
     ``tuning``, ``editing``, ``coding``: the highest of one tuning step, one guided sampling step with its
     correspondences, and the autoencoder at work, each with what is resident.
@@ -98,7 +98,7 @@ class Footprint:
     resident: int
     optimizer: int
     gradients: int
-    saved: int
+    activations: int
     tuning: int
     editing: int
     coding: int
@@ -230,7 +230,7 @@ def footprint(
         resident=resident,
         optimizer=moments,
         gradients=trained,
-        saved=saved[0],
+        activations=saved[0],
         tuning=base + tuning + (0 if measured else moments),
         editing=base + editing,
         coding=base + coding + (held_bytes(vae) if memory.offload and not measured else 0),
@@ -269,28 +269,15 @@ def preset(name: str) -> tuple[MemoryOptions, str]:
 
 def table(options: FootprintOptions, on_row: Callable[[str], None]) -> None:
     """The table as Markdown, a row at a time."""
-    heads = (
-        "preset",
-        "frames",
-        "px",
-        "resident",
-        "optimizer",
-        "gradients",
-        "activations",
-        "tuning",
-        "editing",
-        "coding",
-        "peak",
-    )
-    on_row(f"| {' | '.join(heads)} |")
-    on_row(f"| --- {'| ---: ' * (len(heads) - 1)}|")
+    figures = ("resident", "optimizer", "gradients", "activations", "tuning", "editing", "coding")
+    on_row(f"| preset | frames | px | {' | '.join(figures)} | peak |")
+    on_row(f"| --- {'| ---: ' * (len(figures) + 3)}|")
     for name in options.presets:
         memory, precision = preset(name)
         for frames in options.frames:
             for side in options.sizes:
                 row = footprint(memory, precision, frames, side, trainables=options.trainables, measured=options.measure)
-                figures = (row.resident, row.optimizer, row.gradients, row.saved, row.tuning, row.editing, row.coding)
-                told = " | ".join(f"{figure / GIB:.2f}" for figure in figures)
+                told = " | ".join(f"{getattr(row, figure) / GIB:.2f}" for figure in figures)
                 on_row(f"| {name} | {frames} | {side} | {told} | **{row.peak / GIB:.1f}** |")
 
 

@@ -176,6 +176,7 @@ class Run:
             last = begun / "last.ckpt"
             with _without_advice():
                 trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
+        self.editor.zero_grad()  # the last step's gradients would lie beside all that follows
         self._save_tuned(kept)
         shutil.rmtree(begun, ignore_errors=True)
 

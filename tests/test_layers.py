@@ -42,9 +42,10 @@ ORDER = [
     "controls",
     "rows",
     "benchmark",
+    "footprint",
 ]
 LIGHTNING = {"editor", "data", "writer", "run", "train", "edit"}
-HYDRA = {"config", "run", "train", "edit", "story", "benchmark"}
+HYDRA = {"config", "run", "train", "edit", "story", "benchmark", "footprint"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
