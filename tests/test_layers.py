@@ -43,9 +43,10 @@ ORDER = [
     "rows",
     "benchmark",
     "footprint",
+    "doctor",
 ]
 LIGHTNING = {"editor", "data", "writer", "run", "train", "edit"}
-HYDRA = {"config", "run", "train", "edit", "story", "benchmark", "footprint"}
+HYDRA = {"config", "run", "train", "edit", "story", "benchmark", "footprint", "doctor"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
