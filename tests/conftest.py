@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
@@ -75,6 +77,42 @@ def saved(tiny: Backbone, pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factor
     return folder
 
 
+@pytest.fixture(scope="session")
+def saved_ip_adapter(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small Stable Diffusion 1.5 as the library saves it, and beside it an adapter in its repository's own layout."""
+    folder, adapter = tmp_path_factory.mktemp("sd15"), tmp_path_factory.mktemp("adapter")
+    generator = torch.Generator().manual_seed(8)
+    config = dict(tiny.unet.config) | {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    config |= {"use_linear_projection": False, "attention_head_dim": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
+    StableDiffusionPipeline(
+        tokenizer=tiny.tokenizer,
+        text_encoder=tiny.text_encoder,
+        feature_extractor=tiny.feature_extractor,
+        unet=unet,
+        scheduler=PNDMScheduler.from_config(tiny.scheduler.config, prediction_type="epsilon"),  # type: ignore[arg-type]
+        vae=tiny.vae,
+        safety_checker=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    tiny.image_encoder.save_pretrained(adapter / "models/image_encoder")
+    text, image = tiny.text_encoder.config.hidden_size, tiny.image_width
+    shapes = {"image_proj.proj.weight": (4 * text, image), "image_proj.proj.bias": (4 * text,)}
+    shapes |= {"image_proj.norm.weight": (text,), "image_proj.norm.bias": (text,)}
+    layers = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for number, layer in enumerate(layers):
+        inner = unet.get_submodule(f"{layer.removesuffix('.processor')}.to_k").out_features
+        shapes |= {f"ip_adapter.{2 * number + 1}.to_{kind}_ip.weight": (inner, text) for kind in "kv"}
+    tensors = {name: torch.randn(shape, generator=generator).half() / shape[-1] ** 0.5 for name, shape in shapes.items()}
+    save_file(tensors, adapter / "models/ip-adapter_sd15.safetensors")
+    return folder, adapter
+
+
+UNSAID = ("timestep_spacing", "trained_betas")  # by the schedulers' files of that time
+
+
 def age(folder: Path) -> None:
     """Turn what today's libraries saved into the format of their time: names of weights, of files and of classes."""
     old_names: dict[str, Callable[[str], str]] = {
@@ -98,7 +136,7 @@ def age(folder: Path) -> None:
         file.write_text(json.dumps(config | {"image_processor_type": "CLIPFeatureExtractor"}))
     file = folder / "scheduler/scheduler_config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps({key: config[key] for key in config if key not in ("timestep_spacing", "trained_betas")}))
+    file.write_text(json.dumps({key: config[key] for key in config if key not in UNSAID}))
 
 
 @pytest.fixture
@@ -107,6 +145,14 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(saved, tmp_path / "checkpoint"))
     age(folder)
     return folder
+
+
+@pytest.fixture
+def sd15(saved_ip_adapter: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A small Stable Diffusion 1.5 in the format of the real one, and its adapter, to spoil."""
+    folder, adapter = (Path(shutil.copytree(each, tmp_path / each.name)) for each in saved_ip_adapter)
+    age(folder)
+    return folder, adapter
 
 
 @pytest.fixture

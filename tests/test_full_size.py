@@ -103,6 +103,37 @@ def test_the_trainable_set_has_its_size(trainables: str, count: int, names: int)
         assert sum("attn1.to_q" in name for name in chosen) == sum("attn2.to_q" in name for name in chosen) == 16
 
 
+def with_ip_adapter(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The published adapter's names and shapes: four tokens of 768 from an embedding of 1024."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "image_proj": {"proj.weight": (4 * 768, 1024), "proj.bias": (4 * 768,), "norm.weight": (768,), "norm.bias": (768,)}
+    }
+    inner = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280]  # down, up, middle: its order
+    shapes["ip_adapter"] = {
+        f"{2 * layer + 1}.to_{kind}_ip.weight": (width, 768) for layer, width in enumerate(inner) for kind in "kv"
+    }
+    state = {group: {name: torch.zeros(shape, device="meta") for name, shape in of.items()} for group, of in shapes.items()}
+    unet._load_ip_adapter_weights([state])
+    return unet
+
+
+def test_stable_diffusion_15_with_its_adapter_inflates() -> None:
+    plain, unet = unet_of("sd15").num_parameters(), with_ip_adapter(unet_of("sd15"))
+    added = unet.num_parameters() - plain
+    assert added * 2 / 1e6 == pytest.approx(44.6, abs=0.05)  # MB of float16
+    inflate(unet, 8)
+    assert unet.num_parameters() == plain + added + TEMPORAL
+    patent = select_trainables(unet, "patent")
+    assert len(patent) == 16 * 9 and not any("_ip." in name for name in patent)
+    assert sum("_ip." in name for name in select_trainables(unet, "all_attention")) == 16 * 2
+    text, image = torch.zeros(1, 77, 768, device="meta"), torch.zeros(1, 1, 1024, device="meta")
+    latents = torch.zeros(1, 8, 4, 64, 64, device="meta")
+    with torch.no_grad():
+        denoiser = Denoiser(unet, DDIMScheduler(prediction_type="epsilon"))
+        answer = denoiser.output(latents, torch.zeros(1, device="meta"), Condition(text, image, text))
+    assert answer.shape == latents.shape
+
+
 def test_encoders_and_autoencoder_have_the_size_of_their_files() -> None:
     text = {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
     large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "projection_dim": 768}

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from tave.backbone import Backbone, load_backbone
+from tave.backbone import Backbone, load_backbone, load_ip_adapter
 from tave.conditions import encode_condition
 from tave.correction import Step
 from tave.denoiser import Denoiser, Tap
@@ -90,3 +91,39 @@ def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Imag
     noise = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))
     assert backbone.scheduler.config["prediction_type"] == "v_prediction"
     check(ours(backbone, start, picture, scale, noise, level), theirs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_ip_adapter_equals_its_pipeline(
+    saved_ip_adapter: tuple[Path, Path], start: Tensor, picture: Image.Image, scale: float
+) -> None:
+    """epsilon-prediction, the picture as tokens in cross-attention."""
+    folder, adapter = saved_ip_adapter
+    backbone = load_ip_adapter(folder, adapter)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
+    pipeline.load_ip_adapter(str(adapter), subfolder="models", weight_name="ip-adapter_sd15.safetensors")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs: list[Tensor] = []
+
+    def keep(_pipeline: object, step: int, t: int, told: dict[str, Tensor]) -> dict[str, Tensor]:
+        theirs.append(told["latents"])
+        return told
+
+    pipeline(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        ip_adapter_image=picture,
+        guidance_scale=scale,
+        num_inference_steps=STEPS,
+        latents=start,
+        height=32,
+        width=32,
+        callback_on_step_end=keep,  # type: ignore[arg-type]
+        output_type="latent",
+    )
+    assert backbone.scheduler.config["prediction_type"] == "epsilon"
+    made = ours(backbone, start, picture, scale, torch.zeros(1, 24))
+    check(made, theirs)
+    other = ours(backbone, start, picture.rotate(180), scale, torch.zeros(1, 24))
+    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture is seen at all

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +17,27 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tave.backbone import Backbone, BackboneError
-from tave.cache import StoredError
-from tave.conditions import encode_text
+from tave.cache import StoredError, read_tensors, write_tensors
+from tave.conditions import Condition, encode_condition, encode_text, image_embedding
 from tave.config import CONF, TrainOptions, typed
+from tave.denoiser import Denoiser
 from tave.edit import edit, recorded
+from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
+from tave.options import OptionError
 from tave.roadside.cases import NAMED, write_case
 from tave.run import open_backbone
 from tave.train import train
 
+ROOT = Path(__file__).parents[1]
 Put = Callable[[str, Path], Path]
 UNET, NORMALIZER = "unet/diffusion_pytorch_model.safetensors", "image_normalizer/diffusion_pytorch_model.safetensors"
-# FIELD.md, section 5: all the values that are known.
+PARTS = {"unet": UNET, "image_normalizer": NORMALIZER}
+ADAPTER = "models/ip-adapter_sd15.safetensors"
+# All the values that are known.
 PUBLISHED = {
     ("sd21_unclip", "unet", "fp32"): "902a190c84ff59777cb0ecb7cd0eb86be822e6e2687376aa744ffb2d398b0b86",
     ("sd21_unclip", "unet", "fp16"): "a11c42f0619d06677f792a29b36277bf78bcefb7c010583c631da62e40630ff5",
@@ -43,16 +55,15 @@ def composed(*overrides: str) -> TrainOptions:
         return typed(compose("train", ["video.path=clip.mp4", "video.source_prompt=x", *overrides]))
 
 
-def load(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None) -> Backbone:
+def load(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None, **more: Any) -> Backbone:
     """The backbone of ``conf/backbone``, with the stand-in's hashes in place of the published ones."""
-    settings = dict(composed(f"backbone={choice}").backbone)
-    settings |= {"sha256": known or {}} | ({} if path is None else {"path": str(path)})
-    return open_backbone(settings)
+    settings = dict(composed(f"backbone={choice}").backbone) | {"sha256": known or {}} | more
+    return open_backbone(settings | ({} if path is None else {"path": str(path)}))
 
 
-def refused(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None) -> str:
+def refused(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None, **more: Any) -> str:
     with pytest.raises(BackboneError) as caught:
-        load(choice, path, known)
+        load(choice, path, known, **more)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -91,7 +102,7 @@ def test_published_files_are_verified_and_the_rest_is_told_of(checkpoint: Path) 
     assert set(loaded.unverified) == set(loaded.hashes) - {UNET} and len(loaded.hashes) == 5
 
 
-@pytest.mark.parametrize(("part", "file"), [("unet", UNET), ("image_normalizer", NORMALIZER)])
+@pytest.mark.parametrize(("part", "file"), list(PARTS.items()))
 def test_a_flipped_byte_is_refused_and_both_hashes_are_named(checkpoint: Path, part: str, file: str) -> None:
     published = sha256(checkpoint / file)
     flip(checkpoint / file)
@@ -169,6 +180,65 @@ def test_a_scheduler_that_predicts_something_else_is_refused(checkpoint: Path) -
     assert load("sd21_unclip", checkpoint).scheduler.config["prediction_type"] == "v_prediction"
 
 
+# ---- the second family ------------------------------------------------------------------------------------------------
+
+
+def test_stable_diffusion_with_ip_adapter_is_read_whole(sd15: tuple[Path, Path], tiny: Backbone) -> None:
+    """The adapter's tensors arrive in the UNet, at its precision, frozen; the picture reaches it as an embedding."""
+    folder, adapter = sd15
+    loaded = load("sd15_ip_adapter", folder, adapter=str(adapter))
+    weights, state = load_file(adapter / ADAPTER), loaded.unet.state_dict()
+    key = "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.0.weight"
+    assert any(torch.equal(tensor.float(), state[key]) for name, tensor in weights.items() if name.endswith("to_k_ip.weight"))
+    assert not any(parameter.requires_grad for parameter in loaded.unet.parameters())
+    assert {parameter.dtype for parameter in loaded.unet.parameters()} == {torch.float32}
+    assert loaded.noising is None and loaded.image_width == tiny.image_width
+    assert loaded.scheduler.config["prediction_type"] == "epsilon" and loaded.name == "sd15_ip_adapter"
+    assert {ADAPTER, "models/image_encoder/model.safetensors", UNET} <= set(loaded.unverified) == set(loaded.hashes)
+    picture = torch.rand(1, 3, 40, 48) * 2 - 1
+    told = encode_condition(loaded, "a red bus", picture, noise=torch.ones(1, 24))
+    assert torch.equal(told.image[0], image_embedding(loaded, picture))
+    with pytest.raises(OptionError, match="noise_level=3"):
+        encode_condition(loaded, "a red bus", picture, level=3, noise=torch.ones(1, 24))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(sd15: tuple[Path, Path]) -> None:
+    folder, adapter = sd15
+    file = adapter / ADAPTER
+    weights = load_file(file)
+
+    def told(changed: dict[str, torch.Tensor]) -> str:
+        save_file(changed, file)
+        return refused("sd15_ip_adapter", folder, adapter=str(adapter))
+
+    lacking = {name: tensor for name, tensor in weights.items() if name != "ip_adapter.1.to_k_ip.weight"}
+    assert "does not fit the UNet's" in told(lacking) and "(1.to_k_ip.weight)" in told(lacking)
+    plus = {name.replace("image_proj.proj.weight", "image_proj.latents"): tensor for name, tensor in weights.items()}
+    assert "is no plain IP-Adapter" in told(plus)
+    wider = weights | {"image_proj.proj.weight": torch.zeros(4 * 2048, 24)}
+    assert "makes 4 tokens of 2048 from an embedding of 24, but UNet and image encoder have 32 and 24" in told(wider)
+    torch.save(weights, file)
+    assert f"{ADAPTER} is a pickle by another name" in refused("sd15_ip_adapter", folder, adapter=str(adapter))
+    file.rename(file.with_suffix(".bin"))
+    assert "ip-adapter_sd15.bin is a pickle" in refused("sd15_ip_adapter", folder, adapter=str(adapter))
+
+
+def test_what_is_missing_of_the_second_family_is_named(sd15: tuple[Path, Path], hub: Put) -> None:
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5, runwayml" in refused("sd15_ip_adapter")
+    told = refused("sd15_ip_adapter", sd15[0])
+    assert "of h94/IP-Adapter none is in the local hub cache: give backbone.adapter=FOLDER" in told and ADAPTER in told
+    hub("h94/IP-Adapter", sd15[1])
+    (sd15[0] / "vae/diffusion_pytorch_model.safetensors").unlink()
+    assert "vae lacks diffusion_pytorch_model.safetensors" in refused("sd15_ip_adapter", sd15[0])
+
+
+def test_families_are_not_mixed_up(checkpoint: Path, sd15: tuple[Path, Path]) -> None:
+    told = refused("sd15_ip_adapter", checkpoint, adapter=str(sd15[1]))
+    assert "is not Stable Diffusion 1.5; it is an SD-unCLIP checkpoint" in told
+    shutil.copytree(sd15[0] / "unet", checkpoint / "unet", dirs_exist_ok=True)
+    assert "use backbone=sd15_ip_adapter" in refused("sd21_unclip", checkpoint)
+
+
 # ---- the user's story --------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +274,58 @@ def test_a_checkpoint_tunes_and_edits_without_a_network(
     assert tuned["licence"] == record["licence"] == "CreativeML Open RAIL++-M, 24 November 2022"
 
 
+@pytest.mark.parametrize("where", ["folder", "hub"])
+def test_the_second_family_tunes_and_edits_without_a_network(
+    sd15: tuple[Path, Path], clip: Path, hub: Put, tmp_path: Path, where: str
+) -> None:
+    folder, adapter = sd15
+    place = [f"backbone.path={folder}", f"backbone.adapter={adapter}"] if where == "folder" else []
+    hub("runwayml/stable-diffusion-v1-5", folder)
+    hub("h94/IP-Adapter", adapter)
+    run = train(
+        small(clip, tmp_path / "cache", "backbone=sd15_ip_adapter", "mask.union=cross_attention", *place),
+        tmp_path / "run",
+        show=False,
+    )
+    assert (run / "edits/suv/edited.mp4").is_file()
+    record, tuned = (json.loads((run / name).read_text()) for name in ("run.json", "tuned.json"))
+    assert record["weights"][ADAPTER] == sha256(adapter / ADAPTER)
+    assert tuned["licence"] == "CreativeML Open RAIL-M (Stable Diffusion 1.5), Apache 2.0 (IP-Adapter)"
+
+
+@pytest.mark.parametrize("trainables", ["patent", "lora", "all_attention"])
+@pytest.mark.parametrize("family", ["sd21_unclip", "sd15_ip_adapter"])
+def test_tuned_weights_come_back_to_the_bit(
+    checkpoint: Path, sd15: tuple[Path, Path], tmp_path: Path, family: str, trainables: str
+) -> None:
+    """Tuned, saved, and loaded into a fresh backbone: the same answer bit for bit, and not the untuned one."""
+    place = {"path": checkpoint} if family == "sd21_unclip" else {"path": sd15[0], "adapter": str(sd15[1])}
+    latents = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def fresh() -> tuple[Denoiser, Condition]:
+        backbone = load(family, **place)
+        noise, picture = torch.ones(1, 24), torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+        told = encode_condition(backbone, "a red bus", picture, noise=noise)
+        return Denoiser(inflate(backbone.unet, 3), backbone.scheduler), told
+
+    denoiser, told = fresh()
+    select_trainables(denoiser.unet, trainables)
+    with torch.no_grad():
+        untuned = denoiser(latents, 500, told, 3.0).noise
+    optimizer = torch.optim.AdamW((p for p in denoiser.parameters() if p.requires_grad), lr=1e-2)
+    for _ in range(2):
+        denoiser.output(latents, torch.tensor([500]), told).square().mean().backward()
+        optimizer.step()
+    write_tensors(tmp_path / "tuned.safetensors", tuned_state(denoiser.unet), {})
+    again, _ = fresh()
+    load_tuned(again.unet, read_tensors(tmp_path / "tuned.safetensors")[0])
+    with torch.no_grad():
+        mine, theirs = (each(latents, 500, told, 3.0).noise for each in (denoiser, again))
+    assert torch.equal(mine, theirs) and not torch.allclose(mine, untuned, atol=1e-3)
+    state = tuned_state(denoiser.unet)
+    assert any("to_k_ip" in name for name in state) == (family == "sd15_ip_adapter" and trainables == "all_attention")
+
+
 def test_unverified_files_are_compared_from_then_on(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
     run = train(small(clip, tmp_path / "cache", "backbone=folder", f"backbone.path={checkpoint}"), tmp_path / "run", show=False)
     before = sha256(checkpoint / "vae/diffusion_pytorch_model.safetensors")
@@ -231,3 +353,74 @@ def test_wrong_weights_leave_nothing_behind(checkpoint: Path, clip: Path, tmp_pa
     with pytest.raises(BackboneError, match="has SHA-256"):  # small files are not the published ones
         train(options, tmp_path / "run", show=False)
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+# Every command in one process, since starting one costs more than all their work; RUN_FOLDER is what the first one printed.
+DRIVER = """
+import contextlib, io, json, runpy, sys
+printed = []
+for module, *arguments in json.load(sys.stdin):
+    sys.argv = [module, *(part.replace("RUN_FOLDER", printed[0] if printed else "") for part in arguments)]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    printed.append(told.getvalue().splitlines()[-1])
+print(json.dumps(printed))
+"""
+
+
+def documented(file: Path, heading: str) -> list[list[str]]:
+    """The commands below ``heading``, without their interpreter."""
+    below = file.read_text().split(f"\n{heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", below, re.DOTALL)
+    return [shlex.split(block.replace("\\\n", " "))[2:] for block in blocks]
+
+
+def test_the_documented_commands_do_what_they_say(
+    checkpoint: Path, sd15: tuple[Path, Path], clip: Path, hub: Put, tmp_path: Path
+) -> None:
+    """Small checkpoints stand in, so their own hash and a small size are added; nothing of the commands is left out."""
+    here = tmp_path / "here"
+    for name in ("sd21_unclip_small", "mine", "moved"):
+        shutil.copytree(checkpoint, here / "weights" / name)
+    shutil.copytree(sd15[0], here / "weights/stable-diffusion-v1-5")
+    shutil.copytree(sd15[1], here / "weights/IP-Adapter")
+    shutil.copy(clip / "source.mp4", here / "clip.mp4")
+    Image.open(clip / "target.png").convert("RGB").save(here / "target.jpg")  # a photograph: nobody's matte
+    hub("sd2-community/stable-diffusion-2-1-unclip", checkpoint)
+    size = ["video.width=32", "video.height=32", "video.multiple=8", "video.frames=2", "tuning.steps=2", "inversion.steps=3"]
+    unet, normalizer = (f"backbone.sha256.{part}.fp32={sha256(checkpoint / file)}" for part, file in PARTS.items())
+    known = {"backbone=sd21_unclip": [unet], "backbone=sd21_unclip_small": [unet, normalizer]}
+    commands = documented(ROOT / "docs/real_weights.md", "## Edit a clip") + documented(
+        ROOT / "README.md", "## With real weights"
+    )
+    assert [command[0] for command in commands] == [*["tave.train"] * 4, "tave.edit", "tave.train"]
+    said = [
+        [part.replace("FOLDER", "weights/sd21_unclip_small") if part == "backbone.path=FOLDER" else part for part in command]
+        for command in commands
+    ]
+    for command in said:
+        if command[0] == "tave.train":
+            command += size + [each for part in command for each in known.get(part, [])]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(said),
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folders = [here / line for line in json.loads(done.stdout.splitlines()[-1])]
+    for command, folder in zip(commands, folders, strict=True):
+        made = folder if command[0] == "tave.edit" else folder / "edits/target"
+        assert (made / "edited.mp4").is_file() and (made / "reference.png").is_file()
+    told = [json.loads((folder / "tuned.json").read_text()) for folder in folders if folder.name != "target-2"]
+    assert [each["backbone"] for each in told] == [
+        "sd21_unclip_small",
+        "sd21_unclip",
+        "sd15_ip_adapter",
+        "weights/mine",
+        "sd21_unclip_small",
+    ]
+    assert "RAIL" in told[0]["licence"] and told[3]["licence"] is None
