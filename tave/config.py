@@ -116,6 +116,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         within("seed", self.seed, 0, 2**31 - 1)
         self.memory.check(self.precision)
+        if self.reference.confine != "off" and self.memory.branches == "alone":
+            raise OptionError(f"reference.confine={self.reference.confine} blends two branches: set memory.branches=together")
 
     @property
     def precision(self) -> str:

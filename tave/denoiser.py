@@ -147,11 +147,19 @@ class Denoiser(nn.Module):
 
         handle = blocks[tap.block].register_forward_hook(hook)
         try:
-            # a graph of the whole UNet would not notice that hooks come and go; compiled blocks are not concerned
-            with torch.compiler.set_stance("force_eager") if self._compiled_whole() else nullcontext():
+            with self.hooked():
                 yield features
         finally:
             handle.remove()
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """To be open around calls while hooks are on the UNet: a graph of the whole UNet would not notice them come and go.
+
+        Compiled transformer blocks are not concerned.
+        """
+        with torch.compiler.set_stance("force_eager") if self._compiled_whole() else nullcontext():
+            yield
 
     def _compiled_whole(self) -> bool:
         """Whether the UNet as a whole went through ``torch.compile``, or its own ``compile``."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tave.conditions import Condition
 from tave.correction import Background, Correction, CorrectionOptions, InterFrame
-from tave.denoiser import Denoiser
+from tave.denoiser import Denoiser, NoisePredictor
 from tave.evidence import attention_evidence
+from tave.guidance import Confined, SeparateGuidance
 from tave.inflate import tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
 from tave.masking import EditMask, MaskOptions, find_mask, given_mask
@@ -231,7 +232,7 @@ class Editor(L.LightningModule):
         target, mask, reference = self._target_and_mask(task, inverted.trajectory)
         with self.stages.stage("sampling", f"sampling {task.name}") as on_step:
             latents = sample(
-                self.denoiser,
+                self._predictor(mask.mask, source.condition),
                 self.schedule,
                 inverted.trajectory.level(self.schedule.steps),
                 target,
@@ -292,6 +293,14 @@ class Editor(L.LightningModule):
                 on_step=on_step,
             )
         return target, mask
+
+    def _predictor(self, mask: Tensor, source: Condition) -> NoisePredictor:
+        """What samples: the denoiser, within what the options put around it."""
+        confine, image_scale = self.editing.reference.confine, self.editing.sampler.image_guidance_scale
+        made: NoisePredictor = self.denoiser
+        if confine != "off":
+            made = Confined(self.denoiser, mask, source.image if confine == "source" else source.null_image)
+        return made if image_scale is None else SeparateGuidance(made, image_scale)
 
     def _corrections(self, mask: Tensor, trajectory: Trajectory) -> list[Correction]:
         made: list[Correction] = []

@@ -22,6 +22,7 @@ ORDER = [
     "attention",
     "inflate",
     "denoiser",
+    "guidance",
     "inversion",
     "evidence",
     "masking",
