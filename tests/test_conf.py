@@ -117,6 +117,11 @@ def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:
     assert any(named in str(error) for error in told)
 
 
+def test_options_that_exclude_each_other_are_told() -> None:
+    with pytest.raises(OptionError, match=r"reference\.confine=source.*memory\.branches=together"):
+        composed("+video=bus_to_suv", "memory=8gb", "reference.confine=source")
+
+
 def test_no_clip_is_told_with_the_remedy() -> None:
     with pytest.raises(OptionError, match=r"video\.path.*\+video="):
         composed()
