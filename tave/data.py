@@ -40,17 +40,24 @@ Remember = Callable[[Callable[[], Inverted]], Inverted]
 
 
 @dataclass(frozen=True)
+class TargetImage:
+    """A picture of the target ``3 H W`` in [-1, 1], with its alpha or the user's matte ``1 H W`` if there is one."""
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    matte: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Request:
-    """An edit that is asked for: target image ``3 H W`` in [-1, 1] with its alpha or matte ``1 H W`` if there is one.
+    """An edit that is asked for, by one or several pictures of its target.
 
     ``region``: where to edit, ``f 1 H W``, 1 = edit; None: it is found.
     """
 
     name: str
     prompt: str
-    image: Tensor
-    alpha: Tensor | None = None
-    matte: Tensor | None = None
+    images: Sequence[TargetImage]
     region: Tensor | None = None
 
 
@@ -111,14 +118,16 @@ class ClipData(L.LightningDataModule):
             self.source = self._encode(inversion)
             self.lesson = self._lesson()
 
-    def condition(self, prompt: str, pictures: Tensor | None) -> Condition:
-        """Prompt and pictures ``n 3 H W`` (None: words alone) -> condition with the run's own noise."""
+    def condition(self, prompt: str, pictures: Tensor | Sequence[Tensor] | None) -> Condition:
+        """Prompt and pictures ``n 3 H W`` (several: of one object; None: words alone) -> condition with the run's noise."""
         options = self.options
         with self._at_work(self.backbone.text_encoder, self.backbone.image_encoder):
             made = encode_condition(
                 self.backbone,
                 prompt,
                 pictures,
+                several=self.reference.several,
+                frames=len(self.clip.frames),
                 level=options.noise_level,
                 noise=self._noise,
                 negative_prompt=options.negative_prompt,
@@ -160,9 +169,12 @@ class ClipData(L.LightningDataModule):
         self._tasks = [self._task(request, inverted) for request in requests]
 
     def _task(self, request: Request, inverted: Remember) -> EditTask:
-        def refer(mask: Tensor | None, matte: Tensor | None) -> Reference:
-            given = request.matte if matte is None else matte
-            return reference_images(self.clip.frames, request.image, request.alpha, self.reference, given=given, mask=mask)
+        def refer(mask: Tensor | None, first: Sequence[Reference]) -> list[Reference]:
+            mattes = [seen.matte for seen in first] or [image.matte for image in request.images]
+            return [
+                reference_images(self.clip.frames, image.rgb, image.alpha, self.reference, given=given, mask=mask)
+                for image, given in zip(request.images, mattes, strict=True)
+            ]
 
         return EditTask(
             request.name,

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from tave.conditions import Condition, stack, unet_inputs
-from tave.inflate import frames_of
+from tave.inflate import compiled_blocks, frames_of
 from tave.options import choice
 from tave.schedule import PREDICTION_TYPES, to_noise
 
@@ -153,12 +153,13 @@ class Denoiser(nn.Module):
             handle.remove()
 
     @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """To be open around calls while hooks are on the UNet: a graph of the whole UNet would not notice them come and go.
+    def hooked(self, within_blocks: bool = False) -> Iterator[None]:
+        """To be open around calls while something is changed on the UNet, whose graphs would not notice, or be made anew.
 
-        Compiled transformer blocks are not concerned.
+        ``within_blocks``: the change is within transformer blocks; else compiled ones are not concerned.
         """
-        with torch.compiler.set_stance("force_eager") if self._compiled_whole() else nullcontext():
+        compiled = self._compiled_whole() or (within_blocks and compiled_blocks(self.unet))
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             yield
 
     def _compiled_whole(self) -> bool:

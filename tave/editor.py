@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,8 +115,8 @@ class Inverted:
 class EditTask:
     """One edit to make. The callables keep autoencoder and encoders out of the module.
 
-    refer: (mask ``f 1 H W`` on pixels, matte), both None before there is one -> the pictures that the encoder shall
-    see. target: pictures ``n 3 H W``, or None for words alone -> the target condition.
+    refer: (mask ``f 1 H W`` on pixels or None, references of the first pass or none) -> of each target image, what the
+    encoder shall see. target: pictures ``n 3 H W`` of each, or None for words alone -> the target condition.
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
     region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
     inverted: finds the inversion, made by the given function if it is not remembered.
@@ -125,8 +125,8 @@ class EditTask:
     name: str
     prompt: str
     source: Source
-    refer: Callable[[Tensor | None, Tensor | None], Reference]
-    target: Callable[[Tensor | None], Condition]
+    refer: Callable[[Tensor | None, Sequence[Reference]], list[Reference]]
+    target: Callable[[Sequence[Tensor] | None], Condition]
     decode: Callable[[Tensor], Tensor]
     lost_words: list[int]
     region: Tensor | None
@@ -135,7 +135,7 @@ class EditTask:
 
 @dataclass(frozen=True)
 class Edit:
-    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, the edit's opacity; reference: what was shown."""
+    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, its opacity; references: what was shown."""
 
     name: str
     prompt: str
@@ -143,7 +143,7 @@ class Edit:
     frames: Tensor
     mask: EditMask
     alpha: Tensor
-    reference: Reference
+    references: Sequence[Reference]
     inverted: Inverted
 
 
@@ -229,7 +229,7 @@ class Editor(L.LightningModule):
         """Invert, find the mask, sample, decode (METHOD 4-6)."""
         source, options = task.source, self.editing
         inverted = task.inverted(lambda: self.invert(task))
-        target, mask, reference = self._target_and_mask(task, inverted.trajectory)
+        target, mask, references = self._target_and_mask(task, inverted.trajectory)
         with self.stages.stage("sampling", f"sampling {task.name}") as on_step:
             latents = sample(
                 self._predictor(mask.mask, source.condition),
@@ -246,7 +246,7 @@ class Editor(L.LightningModule):
         alpha = composite_alpha(pixels, options.sampler.feather)
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)
-        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, reference, inverted)
+        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, references, inverted)
 
     def invert(self, task: EditTask) -> Inverted:
         """The source's trajectory, and the gate: how well sampling back returns the clip (METHOD 4)."""
@@ -260,26 +260,27 @@ class Editor(L.LightningModule):
         check_reconstruction(found.reconstruction_psnr, found.autoencoder_psnr, options.gate)
         return found
 
-    def _target_and_mask(self, task: EditTask, trajectory: Trajectory) -> tuple[Condition, EditMask, Reference]:
+    def _target_and_mask(self, task: EditTask, trajectory: Trajectory) -> tuple[Condition, EditMask, list[Reference]]:
         """One pass, or two where the reference needs the mask and the mask the reference (METHOD 1)."""
-        seen = task.refer(None, None)
+        seen = task.refer(None, ())
         target, mask = self._mask(task, trajectory, seen)
         if self.editing.reference.mode == "in_context":
             first, size = seen, task.source.clip.frames.shape[-2:]
             # the undilated mask: a widened one would lower the ground line
-            seen = task.refer(resize_mask(mask.binary, *size), first.matte)
-            if seen.mode == "in_context":
+            seen = task.refer(resize_mask(mask.binary, *size), first)
+            if seen[0].mode == "in_context":
                 target, mask = self._mask(task, trajectory, seen)
-        if seen.note:
-            log.warning("edit %r: %s", task.name, seen.note)
+        for note in dict.fromkeys(reference.note for reference in seen if reference.note):
+            log.warning("edit %r: %s", task.name, note)
         return target, mask, seen
 
-    def _mask(self, task: EditTask, trajectory: Trajectory, seen: Reference) -> tuple[Condition, EditMask]:
-        target, source = task.target(seen.target), task.source.condition
+    def _mask(self, task: EditTask, trajectory: Trajectory, seen: Sequence[Reference]) -> tuple[Condition, EditMask]:
+        shown = [reference.target for reference in seen if reference.target is not None]
+        target, source = task.target(shown or None), task.source.condition
         region = torch.ones_like(trajectory.level(0)[:, :, :1]) if self.editing.mask.region == "whole" else task.region
         if region is not None:
             return target, given_mask(region.to(trajectory.latents))
-        if seen.target is None:  # words against words: a picture on one side alone would differ everywhere
+        if not shown:  # words against words: a picture on one side alone would differ everywhere
             source = replace(source, image=source.null_image)
         with self.stages.stage("masking", f"finding the region of {task.name}") as on_step:
             mask = find_mask(

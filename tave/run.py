@@ -26,10 +26,10 @@ from torch import Tensor
 from tave.backbone import Backbone
 from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
 from tave.config import PACKAGE, EditEntry, TrainOptions
-from tave.data import ClipData, Request
+from tave.data import ClipData, Request, TargetImage
 from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
-from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
+from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
 from tave.memory import hold, use_tiles
 from tave.options import OptionError
@@ -144,6 +144,8 @@ class Run:
                 encoder.to(held)  # type: ignore[arg-type]
         if memory.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        if self.options.compile:
+            compile_blocks(unet)
         use_tiles(self.backbone.vae, memory.tile)
 
     def _tell_of_weights(self) -> None:
@@ -192,11 +194,12 @@ class Run:
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
-        image = {"target_image": entry.target_image, "sha256": file_digest(entry.target_image), "matte": entry.matte}
-        image["mask"] = entry.mask
+        images = [{"target_image": path, "sha256": file_digest(path), "matte": matte} for path, matte in entry.images]
         return {
             "source_prompt": self.options.video.source_prompt,
-            **image,
+            **images[0],  # the metrics compare with the first
+            "more_images": images[1:],
+            "mask": entry.mask,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
         }
@@ -315,10 +318,9 @@ def open_backbone(settings: dict[str, Any]) -> Backbone:
 
 
 def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:
-    image, alpha = read_image(entry.target_image)
-    matte = None if entry.matte is None else read_matte(entry.matte)
+    images = [TargetImage(*read_image(path), matte and read_matte(matte)) for path, matte in entry.images]
     region = None if entry.mask is None else read_region(entry.mask, clip, cut)
-    return Request(name, entry.target_prompt, image, alpha, matte, region)
+    return Request(name, entry.target_prompt, images, region)
 
 
 def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
@@ -350,5 +352,5 @@ def _commit() -> str | None:
 
 
 def _hashes(options: TrainOptions) -> dict[str, str]:
-    paths = [options.video.path] + [entry.target_image for entry in options.video.requests().values()]
+    paths = [options.video.path, *(path for entry in options.video.requests().values() for path, _ in entry.images)]
     return {path: file_digest(path) for path in paths if Path(path).is_file()}

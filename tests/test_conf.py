@@ -117,6 +117,19 @@ def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:
     assert any(named in str(error) for error in told)
 
 
+def test_several_target_images_and_their_mattes_are_counted() -> None:
+    asked = ["+video=custom", "video.path=a.mp4", "video.source_prompt=a", "video.target_prompt=b"]
+    (entry,) = composed(*asked, "video.target_image=[a.png,b.png]", "video.matte=[m.png,n.png]").video.requests().values()
+    assert entry.images == [("a.png", "m.png"), ("b.png", "n.png")]
+    (entry,) = composed(*asked, "video.target_image=a.png").video.requests().values()
+    assert entry.images == [("a.png", None)]
+    for wrong, named in (("[a.png,b.png]", "video.matte has 1 for 2"), ("[]", "is empty"), ("3", "is no path")):
+        with pytest.raises(OptionError, match=named):
+            _ = [
+                e.images for e in composed(*asked, f"video.target_image={wrong}", "video.matte=m.png").video.requests().values()
+            ]
+
+
 def test_options_that_exclude_each_other_are_told() -> None:
     with pytest.raises(OptionError, match=r"reference\.confine=source.*memory\.branches=together"):
         composed("+video=bus_to_suv", "memory=8gb", "reference.confine=source")

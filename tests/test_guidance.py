@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from tave.backbone import Backbone
+from tave.backbone import Backbone, load_ip_adapter
 from tave.conditions import Condition, stack
 from tave.denoiser import Denoiser, Prediction, Tap
 from tave.guidance import Confined, SeparateGuidance
@@ -87,6 +88,20 @@ def test_a_mask_of_zeros_is_the_other_picture(
     elsewhere = clip(latents, T, replace(condition, image=other), scale).noise
     assert torch.allclose(Confined(clip, everywhere(0), other)(latents, T, condition, scale).noise, elsewhere, atol=1e-4)
     assert not torch.allclose(elsewhere, clip(latents, T, condition, scale).noise, atol=1e-3)
+
+
+def test_tokens_of_a_picture_are_confined_as_well(saved_ip_adapter: tuple[Path, Path], condition: Condition, latents: Tensor):
+    """IP-Adapter's picture speaks in cross-attention, also after the last residual block."""
+    backbone = load_ip_adapter(*saved_ip_adapter)
+    denoiser = Denoiser(inflate(backbone.unet, FRAMES), backbone.scheduler)
+    told, other = (torch.randn(1, 1, backbone.image_width, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    here = replace(condition, image=told)
+    for mask, image in ((1.0, told), (0.0, other)):
+        plain = denoiser(latents, T, replace(condition, image=image), 3.0).noise
+        assert torch.allclose(Confined(denoiser, everywhere(mask), other)(latents, T, here, 3.0).noise, plain, atol=1e-4)
+    assert not torch.allclose(
+        denoiser(latents, T, replace(condition, image=other), 3.0).noise, denoiser(latents, T, here, 3.0).noise
+    )
 
 
 def test_equal_pictures_make_the_mask_meaningless(clip: Denoiser, condition: Condition, latents: Tensor):
