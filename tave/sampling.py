@@ -25,6 +25,7 @@ class SamplingOptions:
 
     guidance_scale: float = 7.5
     image_guidance_scale: float | None = None
+    fresh_noise: float = 0.0  # share of the start inside the mask: 0 as inverted, 1 noise that rides with the object
     background: str = "latents"  # latents: the inversion's, at each step | none
     composite: bool = True  # the source's own pixels outside the mask
     feather: int = 4
@@ -35,6 +36,7 @@ class SamplingOptions:
         if self.image_guidance_scale is not None:
             within("sampler.image_guidance_scale", self.image_guidance_scale, 0, 100)
         within("sampler.feather", self.feather, 0, 256)
+        within("sampler.fresh_noise", self.fresh_noise, 0, 1)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ ORDER = [
     "correspondence",
     "correction",
     "sampling",
+    "start",
     "stages",
     "cache",
     "editor",
