@@ -68,7 +68,7 @@ class Case:
     asked: Asked = Asked()
     annotation: Tensor | None = None  # f H W bool, the source object as a person has drawn it
     autoencoder_psnr: float | None = None  # dB of the backbone's round trip over whole frames
-    backbone: Path | None = None  # the folder that the edit's backbone came from
+    conditioner: Path | None = None  # the folder of the image encoder that steered the edit
 
 
 def read_files(
@@ -142,7 +142,8 @@ def read_cases(run: Path, names: Collection[str] | None = None, annotations: Pat
 
 def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     path = folder / "soft_mask.npz"
-    config = _json(run / "run.json").get("config", {}) if (run / "run.json").is_file() else {}
+    record = _json(run / "run.json") if (run / "run.json").is_file() else {}
+    config = record.get("config", {})
     arrays = _arrays(path, ("binary", "mask", "alpha"))
     if any(array.ndim != 3 or len(array) != len(arrays["alpha"]) for array in arrays.values()):
         raise RunError(f"{path}: binary, mask and alpha must have three axes and as many frames each")
@@ -169,7 +170,7 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         asked=_read_asked(folder, config),
         annotation=read_annotations(annotations, edited, _cut(run, config)) if annotations else None,
         autoencoder_psnr=_floor(run / "trajectory.safetensors"),
-        backbone=_backbone(config),
+        conditioner=_conditioner(record),
     )
 
 
@@ -221,9 +222,11 @@ def _floor(path: Path) -> float | None:
     return None if found is None else float(found)
 
 
-def _backbone(config: dict[str, Any]) -> Path | None:
-    path = (config.get("backbone") or {}).get("path")
-    return Path(path) if path else None
+def _conditioner(record: dict[str, Any]) -> Path | None:
+    if told := record.get("image_encoder"):
+        return Path(told)
+    path = (record.get("config", {}).get("backbone") or {}).get("path")  # of runs that did not tell yet
+    return Path(path, "image_encoder") if path else None
 
 
 def _read_truth(folder: Path, edited: Tensor) -> Truth:

@@ -116,13 +116,13 @@ class OpenClip:
         found = [self._model.encode_text(part) for part in tokens.split(_BATCH)]
         return functional.normalize(torch.cat(found).float(), dim=-1)
 
-    def conditions(self, backbone: Path) -> bool:
-        """Whether this is the image encoder of an SD-unCLIP folder in diffusers' layout: the same patch embedding.
+    def conditions(self, encoder: Path) -> bool:
+        """Whether this is the image encoder in the folder ``encoder``, in transformers' layout: the same patch embedding.
 
         An edit is then steered by the very encoder that measures it. False where the folder can't say.
         """
         ours = getattr(getattr(self._model.visual, "conv1", None), "weight", None)
-        for file in sorted((backbone / "image_encoder").glob("*.safetensors")):
+        for file in sorted(encoder.glob("*.safetensors")):
             with safe_open(file, "pt") as stored:
                 key = "vision_model.embeddings.patch_embedding.weight"
                 if ours is None or key not in stored.keys():  # noqa: SIM118 - not a mapping

@@ -244,7 +244,7 @@ def _object(case: Case, mask: Tensor | None) -> Tensor | None:
 
 
 def _seen_by_clip(sheet: Sheet, case: Case, region: Tensor | None, clip: Encoder) -> None:
-    if case.backbone and isinstance(clip, OpenClip) and clip.conditions(case.backbone):
+    if case.conditioner and isinstance(clip, OpenClip) and clip.conditions(case.conditioner):
         sheet.notes.append(f"{clip.id} also conditions the model: it praises itself in clip_image and clip_text")
     prompt, image, told = case.asked.target_prompt, case.asked.image, {"by": clip.id, "size": f"{clip.size}px"}
     caption = None if prompt is None else clip.texts([prompt])[0]

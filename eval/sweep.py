@@ -85,7 +85,8 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
             found.outcomes.append(Outcome(name, int(record["seed"]), options, more | numbers))
         found.commits.add(record.get("commit") or "unknown")
         found.hardware.add(_hardware(record.get("hardware", {})))
-        found.weights.add(str(record.get("weights", {}).get("unet", "unknown"))[:12])
+        weights = sorted(record.get("weights", {}).items())  # by file, of which shards make several
+        found.weights.add("+".join(str(sha)[:12] for file, sha in weights if file.split("/")[0] == "unet") or "unknown")
     if not found.outcomes:
         raise RunError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
     if len(found.weights) > 1:

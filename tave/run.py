@@ -299,6 +299,7 @@ class Run:
                 },
                 "weights": dict(self.backbone.hashes),
                 "weights_unverified": list(self.backbone.unverified),
+                "image_encoder": self.backbone.conditioner,
                 "licence": self.backbone.licence,
                 "inputs": _hashes(self.options),
                 "keys": {"tuned": self.tuned_key, "trajectory": self.inversion_key},

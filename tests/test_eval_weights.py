@@ -131,11 +131,10 @@ def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
 def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     encoder, key = OpenClip(folder), "vision_model.embeddings.patch_embedding.weight"
     patches = encoder._model.visual.conv1.weight
-    (tmp_path / "image_encoder").mkdir()
     assert not encoder.conditions(tmp_path)
-    save_file({key: patches.half()}, tmp_path / "image_encoder" / "model.safetensors")
+    save_file({key: patches.half()}, tmp_path / "model.safetensors")
     assert encoder.conditions(tmp_path)
-    save_file({key: torch.randn_like(patches)}, tmp_path / "image_encoder" / "model.safetensors")
+    save_file({key: torch.randn_like(patches)}, tmp_path / "model.safetensors")
     assert not encoder.conditions(tmp_path)
 
 

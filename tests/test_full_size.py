@@ -135,9 +135,9 @@ def test_stable_diffusion_15_with_its_adapter_inflates() -> None:
 
 
 def test_encoders_and_autoencoder_have_the_size_of_their_files() -> None:
-    text = {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
-    large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "projection_dim": 768}
-    huge = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1024}
+    text: dict[str, Any] = {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    large: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "projection_dim": 768}
+    huge: dict[str, Any] = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1024}
     sides: dict[str, Any] = {"num_attention_heads": 16, "image_size": 224, "patch_size": 14}
     levels: dict[str, Any] = {
         "block_out_channels": (128, 256, 512, 512),

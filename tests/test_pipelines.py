@@ -71,7 +71,7 @@ def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Imag
     """v-prediction, the picture as a vector added to the timestep."""
     backbone = load_backbone(saved)
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(saved, local_files_only=True)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(saved, subfolder="scheduler", clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     theirs: list[Tensor] = []
     pipeline(
@@ -102,7 +102,7 @@ def test_ip_adapter_equals_its_pipeline(
     backbone = load_ip_adapter(folder, adapter)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
     pipeline.load_ip_adapter(str(adapter), subfolder="models", weight_name="ip-adapter_sd15.safetensors")
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     theirs: list[Tensor] = []
 

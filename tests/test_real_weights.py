@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import re
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import tave.edit
+import tave.train
+from eval.cases import read_cases
 from tave.backbone import Backbone, BackboneError
 from tave.cache import StoredError, read_tensors, write_tensors
 from tave.conditions import Condition, encode_condition, encode_text, image_embedding
@@ -233,7 +235,7 @@ def test_what_is_missing_of_the_second_family_is_named(sd15: tuple[Path, Path], 
 
 
 def test_families_are_not_mixed_up(checkpoint: Path, sd15: tuple[Path, Path]) -> None:
-    told = refused("sd15_ip_adapter", checkpoint, adapter=str(sd15[1]))
+    told = refused("sd15_ip_adapter", checkpoint)  # told before anybody looks for an adapter
     assert "is not Stable Diffusion 1.5; it is an SD-unCLIP checkpoint" in told
     shutil.copytree(sd15[0] / "unet", checkpoint / "unet", dirs_exist_ok=True)
     assert "use backbone=sd15_ip_adapter" in refused("sd21_unclip", checkpoint)
@@ -290,6 +292,8 @@ def test_the_second_family_tunes_and_edits_without_a_network(
     assert (run / "edits/suv/edited.mp4").is_file()
     record, tuned = (json.loads((run / name).read_text()) for name in ("run.json", "tuned.json"))
     assert record["weights"][ADAPTER] == sha256(adapter / ADAPTER)
+    (case,) = read_cases(run)  # metrics learn which encoder steered the edit, from the cache as well
+    assert case.conditioner is not None and (case.conditioner / "model.safetensors").is_file()
     assert tuned["licence"] == "CreativeML Open RAIL-M (Stable Diffusion 1.5), Apache 2.0 (IP-Adapter)"
 
 
@@ -299,7 +303,7 @@ def test_tuned_weights_come_back_to_the_bit(
     checkpoint: Path, sd15: tuple[Path, Path], tmp_path: Path, family: str, trainables: str
 ) -> None:
     """Tuned, saved, and loaded into a fresh backbone: the same answer bit for bit, and not the untuned one."""
-    place = {"path": checkpoint} if family == "sd21_unclip" else {"path": sd15[0], "adapter": str(sd15[1])}
+    place: dict[str, Any] = {"path": checkpoint} if family == "sd21_unclip" else {"path": sd15[0], "adapter": str(sd15[1])}
     latents = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
     def fresh() -> tuple[Denoiser, Condition]:
@@ -355,17 +359,19 @@ def test_wrong_weights_leave_nothing_behind(checkpoint: Path, clip: Path, tmp_pa
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
-# Every command in one process, since starting one costs more than all their work; RUN_FOLDER is what the first one printed.
-DRIVER = """
-import contextlib, io, json, runpy, sys
-printed = []
-for module, *arguments in json.load(sys.stdin):
-    sys.argv = [module, *(part.replace("RUN_FOLDER", printed[0] if printed else "") for part in arguments)]
-    with contextlib.redirect_stdout(io.StringIO()) as told:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    printed.append(told.getvalue().splitlines()[-1])
-print(json.dumps(printed))
-"""
+@pytest.fixture
+def doors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[list[str]], str]]:
+    """A command without its interpreter -> the last line that it prints. What Hydra makes of logging is undone."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def say(command: list[str]) -> str:
+        monkeypatch.setattr(sys, "argv", command)
+        {"tave.train": tave.train.main, "tave.edit": tave.edit.main}[command[0]]()
+        return capsys.readouterr().out.splitlines()[-1]
+
+    yield say
+    root.handlers[:], root.level = before, level
 
 
 def documented(file: Path, heading: str) -> list[list[str]]:
@@ -376,7 +382,13 @@ def documented(file: Path, heading: str) -> list[list[str]]:
 
 
 def test_the_documented_commands_do_what_they_say(
-    checkpoint: Path, sd15: tuple[Path, Path], clip: Path, hub: Put, tmp_path: Path
+    checkpoint: Path,
+    sd15: tuple[Path, Path],
+    clip: Path,
+    hub: Put,
+    tmp_path: Path,
+    doors: Callable[[list[str]], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Small checkpoints stand in, so their own hash and a small size are added; nothing of the commands is left out."""
     here = tmp_path / "here"
@@ -390,37 +402,21 @@ def test_the_documented_commands_do_what_they_say(
     size = ["video.width=32", "video.height=32", "video.multiple=8", "video.frames=2", "tuning.steps=2", "inversion.steps=3"]
     unet, normalizer = (f"backbone.sha256.{part}.fp32={sha256(checkpoint / file)}" for part, file in PARTS.items())
     known = {"backbone=sd21_unclip": [unet], "backbone=sd21_unclip_small": [unet, normalizer]}
-    commands = documented(ROOT / "docs/real_weights.md", "## Edit a clip") + documented(
-        ROOT / "README.md", "## With real weights"
-    )
-    assert [command[0] for command in commands] == [*["tave.train"] * 4, "tave.edit", "tave.train"]
-    said = [
-        [part.replace("FOLDER", "weights/sd21_unclip_small") if part == "backbone.path=FOLDER" else part for part in command]
-        for command in commands
-    ]
-    for command in said:
+    commands = documented(ROOT / "docs/real_weights.md", "## Edit a clip")
+    assert [command[0] for command in commands] == [*["tave.train"] * 4, "tave.edit"]
+    commands += documented(ROOT / "README.md", "## With real weights")
+    monkeypatch.chdir(here)
+    printed: list[Path] = []
+    for command in commands:
+        for placeholder, meant in (("=FOLDER", "=weights/sd21_unclip_small"), ("RUN_FOLDER", str([*printed, ""][0]))):
+            command = [part.replace(placeholder, meant) for part in command]
         if command[0] == "tave.train":
             command += size + [each for part in command for each in known.get(part, [])]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(said),
-        capture_output=True,
-        text=True,
-        cwd=here,
-        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    folders = [here / line for line in json.loads(done.stdout.splitlines()[-1])]
-    for command, folder in zip(commands, folders, strict=True):
+        printed.append(Path(doors(command)))
+    for command, folder in zip(commands, printed, strict=True):
         made = folder if command[0] == "tave.edit" else folder / "edits/target"
         assert (made / "edited.mp4").is_file() and (made / "reference.png").is_file()
-    told = [json.loads((folder / "tuned.json").read_text()) for folder in folders if folder.name != "target-2"]
-    assert [each["backbone"] for each in told] == [
-        "sd21_unclip_small",
-        "sd21_unclip",
-        "sd15_ip_adapter",
-        "weights/mine",
-        "sd21_unclip_small",
-    ]
+    told = [json.loads((folder / "tuned.json").read_text()) for folder in printed if (folder / "tuned.json").is_file()]
+    names = ["sd21_unclip_small", "sd21_unclip", "sd15_ip_adapter", "weights/mine", "sd21_unclip_small"]
+    assert [each["backbone"] for each in told] == names
     assert "RAIL" in told[0]["licence"] and told[3]["licence"] is None

@@ -150,6 +150,6 @@ def test_numbers_of_two_kinds_and_two_backbones_are_not_mixed(sweep: Path) -> No
         read_sweep(sweep)
     with pytest.raises(RunError, match="no measured run"):
         read_sweep(sweep, "nobody")
-    written(sweep / "most", "bike", 1, 2.0, {"good": 1.0}, weights={"unet": "v"})
+    written(sweep / "most", "bike", 1, 2.0, {"good": 1.0}, weights={"unet/diffusion_pytorch_model.safetensors": "v"})
     with pytest.raises(RunError, match="UNets v, w"):
         read_sweep(sweep, "b*")

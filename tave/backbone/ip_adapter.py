@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -78,12 +78,12 @@ def load_ip_adapter(
         return {"image_encoder": weight_files(folder / ENCODER, WEIGHTS["image_encoder"], ADAPTER_LAYOUT), "adapter": [file]}
 
     folder = find(path, mirrors, whole, _absent("path", path, mirrors, f"{LAYOUT}: {listing((*PLAIN, *MODELS))}"))
-    files = f"{ENCODER}/config.json + model.safetensors, {ADAPTER}"
-    place = find(adapter, adapter_mirrors, whole_adapter, _absent("adapter", adapter, adapter_mirrors, files))
-    weights, beside = whole(folder), whole_adapter(place)
     config = read_json(folder / "unet" / "config.json")
     if config.get("class_embed_type") is not None or config.get("addition_embed_type") is not None:
         raise BackboneError(f"{folder}/unet is not Stable Diffusion 1.5; {option_for(config)}")
+    files = f"{ENCODER}/config.json + model.safetensors, {ADAPTER}"
+    place = find(adapter, adapter_mirrors, whole_adapter, _absent("adapter", adapter, adapter_mirrors, files))
+    weights, beside = whole(folder), whole_adapter(place)
     called = name or f"{path} + {adapter}"
     hashes, unverified = verified(weights, folder, sha256, called)
     more, unverified_too = verified(beside, place, sha256, called)
@@ -92,7 +92,7 @@ def load_ip_adapter(
     if (folder / "feature_extractor" / "preprocessor_config.json").is_file():
         extractor = read_part(CLIPImageProcessor, folder / "feature_extractor")
     else:
-        side = int(encoder.config.image_size)
+        side = cast(int, encoder.config.image_size)
         extractor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     parts: dict[str, Any] = {
         "tokenizer": read_part(CLIPTokenizer, folder / "tokenizer"),
@@ -104,14 +104,14 @@ def load_ip_adapter(
         "vae": read_model(AutoencoderKL, folder / "vae", weights["vae"], torch_dtype=dtype),
     }
     tensors = _adapter(place / ADAPTER, parts["unet"], int(encoder.config.projection_dim))
-    StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False).load_ip_adapter(  # type: ignore[arg-type]
-        tensors, subfolder="", weight_name=""
-    )
+    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)  # type: ignore[arg-type]
+    pipeline.load_ip_adapter(cast(Any, tensors), subfolder="", weight_name="")
     return Backbone(
         **parts,
         name=called,
         hashes=hashes | more,
         unverified=(*unverified, *unverified_too),
+        conditioner=str(place / ENCODER),
         licence=licence,
     )
 

@@ -38,6 +38,7 @@ class Backbone:
     name: of the checkpoint where it has one, else where it came from; with ``hashes`` it says what a tuning was made from.
     hashes: weight file, relative to its folder -> SHA-256 in hexadecimal.
     unverified: those of them that should be compared with a published value and of which none is known.
+    conditioner: the folder of the image encoder, so that metrics can tell whether they judge by what steered the edit.
     licence: of the weights; it holds for what is tuned from them too.
     """
 
@@ -52,6 +53,7 @@ class Backbone:
     hashes: dict[str, str]
     noising: ImageNoising | None = None
     unverified: tuple[str, ...] = ()
+    conditioner: str | None = None
     licence: str | None = None
 
     def __post_init__(self) -> None:

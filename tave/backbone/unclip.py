@@ -91,6 +91,7 @@ def load_backbone(
         name=called,
         hashes=hashes,
         unverified=tuple(unverified),
+        conditioner=str(folder / "image_encoder"),
         licence=licence,
     )
 
