@@ -81,7 +81,9 @@ class Confined:
             if not isinstance(output, Tensor):  # a transformer's, of one
                 return (blend(_module, _inputs, output[0]),)
             runs = output.unflatten(0, (-1, 2, b, len(mask)))  # g 2 b f c h' w'
-            share = adaptive_avg_pool2d(mask.to(output), output.shape[-2:]).expand(-1, output.shape[1], -1, -1)
+            share = adaptive_avg_pool2d(mask.to(output), (output.shape[-2], output.shape[-1])).expand(
+                -1, output.shape[1], -1, -1
+            )
             one = torch.lerp(runs[:, 1], runs[:, 0], share.expand_as(runs[:, 0]))
             return torch.stack([one, one], dim=1).flatten(0, 3)
 

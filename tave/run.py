@@ -319,7 +319,7 @@ def open_backbone(settings: dict[str, Any]) -> Backbone:
 
 
 def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:
-    images = [TargetImage(*read_image(path), matte and read_matte(matte)) for path, matte in entry.images]
+    images = [TargetImage(*read_image(path), None if matte is None else read_matte(matte)) for path, matte in entry.images]
     region = None if entry.mask is None else read_region(entry.mask, clip, cut)
     return Request(name, entry.target_prompt, images, region)
 

@@ -48,8 +48,9 @@ def test_counting_without_storage_equals_a_real_run(tiny: Backbone, checkpointin
     found = []
     for fake in (True, False):
         with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
-            unet = UNet2DConditionModel.from_config(config).eval()
+            unet = UNet2DConditionModel.from_config(config)
             assert isinstance(unet, UNet2DConditionModel)
+            unet.eval()
             select_trainables(inflate(unet, FRAMES), "patent")
             if checkpointing:
                 unet.enable_gradient_checkpointing()
