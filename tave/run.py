@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from tave.backbone import Backbone
@@ -30,6 +31,7 @@ from tave.editor import Editor, Inverted
 from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
 from tave.options import OptionError
+from tave.report import Report
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
 from tave.video import Clip, ReadOptions, read_clip, read_image, read_matte, write_video
@@ -71,6 +73,7 @@ class Run:
 
     def __init__(self, options: TrainOptions, folder: Path, clip: Clip, stages: Stages, config: dict[str, Any] | None):
         self.options, self.folder, self.clip, self.stages, self.config = options, folder, clip, stages, config
+        self.report = Report(_loggers(options, folder), folder, config or asdict(options))
         L.seed_everything(options.seed, workers=True, verbose=False)
         self.backbone: Backbone = instantiate(options.backbone)
         device = self._trainer([], logger=False).strategy.root_device
@@ -123,8 +126,8 @@ class Run:
         clip = read_clip(options.video.path, options.video)
         for entry in options.video.requests().values():
             _request("", entry, clip, options.video)
-        folder.mkdir(parents=True, exist_ok=True)
         run = cls(options, folder, clip, Stages(show=show), config)
+        folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
 
@@ -144,7 +147,7 @@ class Run:
         begun = kept.with_suffix("")
         checkpoint = ModelCheckpoint(begun, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True)
         with self.stages.stage("tuning", "tuning on the clip") as on_step:
-            trainer = self._trainer([checkpoint, _Tick(on_step)], logger=self._loggers())
+            trainer = self._trainer([checkpoint, _Tick(on_step), self.report], logger=self.report.loggers)
             last = begun / "last.ckpt"
             with _without_advice():
                 trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
@@ -157,7 +160,8 @@ class Run:
         self.data.ask(asked, self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
-        trainer = self._trainer([RunWriter(self.folder, truths, about, self.stages)], logger=False)
+        writer = RunWriter(self.folder, truths, about, self.stages)
+        trainer = self._trainer([writer, self.report], logger=self.report.loggers)
         with _without_advice():
             trainer.predict(self.editor, self.data, return_predictions=False)
 
@@ -172,6 +176,10 @@ class Run:
             "options": asdict(self.options.editing),
         }
 
+    def close(self) -> None:
+        """Finish the logs."""
+        self.report.close()
+
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         return instantiate(
@@ -179,15 +187,12 @@ class Run:
             max_steps=self.options.tuning.steps,
             gradient_clip_val=self.options.tuning.gradient_clip or None,
             callbacks=callbacks,
-            logger=logger,
+            logger=logger or False,
             default_root_dir=str(self.folder),
             enable_progress_bar=False,
             enable_model_summary=False,
             _convert_="all",
         )
-
-    def _loggers(self) -> Any:
-        return [instantiate(entry, save_dir=str(self.folder)) for entry in self.options.logger.values()] or False
 
     # ---- what is remembered ------------------------------------------------------------------------------------------
 
@@ -262,6 +267,13 @@ class Run:
                 "stages": self.stages.record,
             },
         )
+
+
+def _loggers(options: TrainOptions, folder: Path) -> list[Logger]:
+    """The loggers that are asked for; each keeps its files below ``folder/logs``, and makes them when it has to tell."""
+    # Called outside of Hydra, which would wrap an error of one line into five.
+    told = {"save_dir": str(folder / "logs"), "_partial_": True, "_convert_": "all"}
+    return [instantiate(entry, **told)() for entry in options.logger.values()]
 
 
 def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:

@@ -33,6 +33,7 @@ ORDER = [
     "data",
     "config",
     "writer",
+    "report",
     "run",
     "train",
     "edit",
@@ -42,7 +43,7 @@ ORDER = [
     "rows",
     "benchmark",
 ]
-LIGHTNING = {"editor", "data", "writer", "run", "train", "edit"}
+LIGHTNING = {"editor", "data", "writer", "report", "run", "train", "edit"}
 HYDRA = {"config", "run", "train", "edit", "story", "benchmark"}
 
 
