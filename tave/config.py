@@ -38,6 +38,9 @@ def slug(text: str) -> str:
 
 OmegaConf.register_new_resolver("slug", slug, replace=True)
 
+# Groups and keys that a sweep doesn't vary to compare them.
+NO_VALUES = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
+
 
 def _job(fact: str) -> str | None:
     """What Hydra knows of this job, for loggers; None outside of a Hydra door, and where there is no such thing.
@@ -52,8 +55,8 @@ def _job(fact: str) -> str | None:
     if fact == "study":
         return experiment or (Path(told.sweep.dir).name if sweeps else None)
     if fact == "values":
-        words = [word for word in told.overrides.task if sweeps and word.partition("=")[0] not in ("+video", "experiment")]
-        return "".join(f" {word}" for word in words)
+        words = {word: re.split(r"[.=]", word.lstrip("+"))[0] for word in told.overrides.task} if sweeps else {}
+        return "".join(f" {word}" for word, group in words.items() if group not in NO_VALUES)
     if fact == "backbone":
         return told.runtime.choices.get("backbone")
     return experiment if experiment and not sweeps else "tave"

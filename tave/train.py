@@ -60,7 +60,9 @@ def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bo
         (folder / "edits" / name / "edit.json").is_file() and (figures.get(name) or not options.metrics.enabled)
         for name in options.video.requests()
     )
-    return made and _deciding(json.loads(record.read_text())["config"]) == _deciding(json.loads(json.dumps(config, default=str)))
+    return made and _deciding(json.loads(record.read_text())["config"]) == _deciding(
+        json.loads(json.dumps(config, default=str))
+    )
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:

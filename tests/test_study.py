@@ -25,7 +25,9 @@ from eval.sweep import read_sweep
 from tave.config import CONF, typed
 from tave.roadside import cases
 
-STUDIES = [path for path in sorted((CONF / "experiment").glob("*.yaml")) if "sweeper" in path.read_text()]
+SEARCHES = sorted((CONF / "experiment").glob("optuna_*.yaml"))
+FILES = sorted((CONF / "experiment").glob("*.yaml"))
+STUDIES = [path for path in FILES if "sweeper" in path.read_text() and path not in SEARCHES]
 EXPECTED = {
     *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
     *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
@@ -95,6 +97,25 @@ def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
     told = readme.read_text()
     assert "experiment=blend_weights" in told and "How much of its neighbours" in told
     assert "weights=[0.0, 1.0, 0.0]" in told and "weights=[0.5, 0.0, 0.5]" in told
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_a_search_returns_the_best_of_what_it_tried(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="tave[optuna] is not installed")
+    small = [
+        "backbone=tiny",
+        "metrics.judge=null",
+        "metrics.objective=warp_error_in_mask",
+        "tuning.steps=1",
+        "inversion.steps=2",
+    ]
+    folders = [f"hydra.sweep.dir={tmp_path / 'sweep'}", f"cache={tmp_path / 'cache'}", "hydra.sweeper.n_trials=2"]
+    command = [sys.executable, "-W", "ignore", "-m", "tave.train", "-m", f"experiment={path.stem}", *small, *folders]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    runs = [json.loads(file.read_text())["edits"] for file in (tmp_path / "sweep").rglob("metrics.json")]
+    assert len(runs) == 2
+    best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert best.best_value == pytest.approx(max(run["suv"]["warp_error_in_mask"] for run in runs))
 
 
 # ---- its summary -----------------------------------------------------------------------------------------------------
