@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tave.conditions import Condition
 from tave.correction import Background, Correction, CorrectionOptions, InterFrame
+from tave.correspondence import Field
 from tave.denoiser import Denoiser
 from tave.evidence import attention_evidence
 from tave.inflate import tuned_state
@@ -132,7 +133,10 @@ class EditTask:
 
 @dataclass(frozen=True)
 class Edit:
-    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, the edit's opacity; reference: what was shown."""
+    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, the edit's opacity; reference: what was shown.
+
+    field: the inter-frame correction's of its last step; None without one.
+    """
 
     name: str
     prompt: str
@@ -142,6 +146,7 @@ class Edit:
     alpha: Tensor
     reference: Reference
     inverted: Inverted
+    field: Field | None = None
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
@@ -218,6 +223,7 @@ class Editor(L.LightningModule):
         source, options = task.source, self.editing
         inverted = task.inverted(lambda: self.invert(task))
         target, mask, reference = self._target_and_mask(task, inverted.trajectory)
+        corrections = self._corrections(mask.mask, inverted.trajectory)
         with self.stages.stage("sampling", f"sampling {task.name}") as on_step:
             latents = sample(
                 self.denoiser,
@@ -225,7 +231,7 @@ class Editor(L.LightningModule):
                 inverted.trajectory.level(self.schedule.steps),
                 target,
                 guidance_scale=options.sampler.guidance_scale,
-                corrections=self._corrections(mask.mask, inverted.trajectory),
+                corrections=corrections,
                 on_step=on_step,
             )
         with self.stages.stage("decoding", f"decoding {task.name}"):
@@ -234,7 +240,8 @@ class Editor(L.LightningModule):
         alpha = composite_alpha(pixels, options.sampler.feather)
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)
-        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, reference, inverted)
+        field = next((made.field for made in corrections if isinstance(made, InterFrame)), None)
+        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, reference, inverted, field)
 
     def invert(self, task: EditTask) -> Inverted:
         """The source's trajectory, and the gate: how well sampling back returns the clip (METHOD 4)."""
