@@ -18,12 +18,13 @@ from tave.denoiser import Denoiser
 from tave.evidence import attention_evidence
 from tave.inflate import tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
-from tave.masking import EditMask, MaskOptions, find_mask, given_mask
+from tave.masking import EditMask, MaskOptions, find_mask, given_mask, settle
 from tave.options import OptionError, choice, within
 from tave.reference import Reference, ReferenceOptions
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
 from tave.schedule import Schedule, add_noise, training_target
 from tave.stages import Stages
+from tave.start import fresh_start
 from tave.video import Clip
 
 log = logging.getLogger(__name__)
@@ -224,11 +225,18 @@ class Editor(L.LightningModule):
         inverted = task.inverted(lambda: self.invert(task))
         target, mask, reference = self._target_and_mask(task, inverted.trajectory)
         corrections = self._corrections(mask.mask, inverted.trajectory)
+        start = fresh_start(
+            inverted.trajectory.level(self.schedule.steps),
+            mask.mask,
+            mask.binary,
+            options.sampler.fresh_noise,
+            torch.Generator().manual_seed(self.seed),
+        )
         with self.stages.stage("sampling", f"sampling {task.name}") as on_step:
             latents = sample(
                 self.denoiser,
                 self.schedule,
-                inverted.trajectory.level(self.schedule.steps),
+                start,
                 target,
                 guidance_scale=options.sampler.guidance_scale,
                 corrections=corrections,
@@ -236,6 +244,8 @@ class Editor(L.LightningModule):
             )
         with self.stages.stage("decoding", f"decoding {task.name}"):
             frames = task.decode(latents)
+        if task.region is None and options.mask.region == "found":  # a region that was asked for stays as it was
+            mask = replace(mask, mask=settle(mask.mask, frames, source.clip.frames, options.mask.settle))
         pixels = resize_mask(mask.mask, *frames.shape[-2:])
         alpha = composite_alpha(pixels, options.sampler.feather)
         if options.sampler.composite:

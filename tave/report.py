@@ -195,17 +195,20 @@ class Wandb(WandbLogger):
 
     Args:
         mode: online, offline (files below the run folder, for ``wandb sync``) or disabled.
+        wait: seconds until an online run without an answer goes on offline.
         tags: those that are None or empty are left out.
         told: what :class:`WandbLogger` and ``wandb.init`` take.
     """
 
-    def __init__(self, mode: str = "offline", tags: Sequence[str | None] = (), **told: Any):
+    def __init__(self, mode: str = "offline", wait: float = 20, tags: Sequence[str | None] = (), **told: Any):
         if mode not in MODES:
             raise OptionError(f"logger.wandb.mode={mode!r} is not known: choose one of {', '.join(MODES)}")
         if mode == "online" and not _has_key():
             log.warning("logger.wandb.mode=online, but WANDB_API_KEY and netrc hold no key: logged offline, see wandb login")
             mode = "offline"
-        super().__init__(mode=mode, tags=[tag for tag in tags if tag], **told)
+        # Offline it has wandb's own patience: there it is its helper process that may be slow to start.
+        settings = {"silent": True} | ({"init_timeout": wait} if mode == "online" else {})
+        super().__init__(mode=mode, tags=[tag for tag in tags if tag], settings=settings, **told)
         del self._wandb_init["anonymous"]  # wandb warns of it, whatever it is
 
     @property
@@ -220,7 +223,7 @@ class Wandb(WandbLogger):
                 raise
             told = str(error).partition("\n")[0]
             log.warning("W&B gave no answer (%s): logged offline, send it later with wandb sync", told)
-            self._wandb_init["mode"] = "offline"
+            self._wandb_init |= {"mode": "offline", "settings": {"silent": True}}
             return super().experiment
 
     def finish(self) -> None:

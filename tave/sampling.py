@@ -21,6 +21,7 @@ class SamplingOptions:
     """Sampling. ``feather`` is in pixels."""
 
     guidance_scale: float = 7.5
+    fresh_noise: float = 0.0  # share of the start inside the mask: 0 as inverted, 1 noise that rides with the object
     background: str = "latents"  # latents: the inversion's, at each step | none
     composite: bool = True  # the source's own pixels outside the mask
     feather: int = 4
@@ -29,6 +30,7 @@ class SamplingOptions:
         choice("sampler.background", self.background, ("none", "latents"))
         within("sampler.guidance_scale", self.guidance_scale, 0, 100)
         within("sampler.feather", self.feather, 0, 256)
+        within("sampler.fresh_noise", self.fresh_noise, 0, 1)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from tave.cache import file_digest
 from tave.config import CONF, TrainOptions, typed
 from tave.options import OptionError
 
@@ -51,7 +52,10 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
 
 
 def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bool:
-    """Whether all that is asked for stands in ``folder``, made under the same configuration: a job of a resumed sweep."""
+    """Whether all that is asked for stands in ``folder``, made by the same weights and configuration: a resumed sweep's job.
+
+    Weights are compared where the backbone is a folder: a hub's copy is kept by its content, and tests' are drawn anew.
+    """
     record, metrics = folder / "run.json", folder / "metrics.json"
     if not record.is_file() or not metrics.is_file():
         return False
@@ -60,9 +64,11 @@ def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bo
         (folder / "edits" / name / "edit.json").is_file() and (figures.get(name) or not options.metrics.enabled)
         for name in options.video.requests()
     )
-    return made and _deciding(json.loads(record.read_text())["config"]) == _deciding(
-        json.loads(json.dumps(config, default=str))
-    )
+    told, place = json.loads(record.read_text()), Path(str(options.backbone.get("path", "")))
+    known = {place / file: sha for file, sha in told.get("weights", {}).items() if (place / file).is_file()}
+    if not made or any(file_digest(file) != sha for file, sha in known.items()):
+        return False
+    return _deciding(told["config"]) == _deciding(json.loads(json.dumps(config, default=str)))
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ ORDER = [
     "correspondence",
     "correction",
     "sampling",
+    "start",
     "stages",
     "cache",
     "editor",

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +78,8 @@ def records(path: Path) -> Iterator[bytes]:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):  # not all of it is written yet
+            return
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # the whole record, or its last piece
@@ -89,9 +92,12 @@ def logged(folder: Path) -> dict[str, Any]:
     from wandb.proto import wandb_internal_pb2
 
     found: dict[str, Any] = {}
-    for data in records(next(folder.glob("*.wandb"))):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(data)
+    deadline, told = time.monotonic() + 60, []
+    # wandb's helper process still writes for a moment after a run's end.
+    while not any(record.WhichOneof("record_type") == "exit" for record in told) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        told = [wandb_internal_pb2.Record.FromString(data) for data in records(next(folder.glob("*.wandb")))]  # type: ignore[attr-defined]
+    for record in told:
         for item in record.history.item:
             key, *inner = item.nested_key or [item.key]
             value = json.loads(item.value_json)
@@ -191,7 +197,7 @@ def test_a_logger_that_keeps_numbers_alone_is_spared_the_rest() -> None:
 
 def test_without_a_key_online_is_offline_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        logger = Wandb("online", save_dir=str(tmp_path), project="tave", settings={"silent": True})
+        logger = Wandb("online", save_dir=str(tmp_path), project="tave")
     assert "wandb login" in caplog.text
     assert logger._wandb_init["mode"] == "offline"
 
@@ -210,7 +216,7 @@ def test_a_server_without_an_answer_ends_in_an_offline_run(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    logger = Wandb("online", save_dir=str(tmp_path), project="tave", settings={"silent": True, "init_timeout": 1})
+    logger = Wandb("online", save_dir=str(tmp_path), project="tave", wait=1)
     logger.log_metrics({"loss": 1.0}, 0)
     logger.finish()
     assert "wandb sync" in caplog.text

@@ -77,6 +77,7 @@ def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
         "residue",
         "mask_recall",
         "mask_iou_union",
+        "mask_iou_final",
     }
     assert promised | {"ideal_psnr", "ideal_psnr_aligned", "warp_error_object", "background_psnr_floor"} <= set(figures)
     assert set(metrics["metrics"]) == set(figures)

@@ -22,8 +22,10 @@ from PIL import Image
 from eval.cases import RunError
 from eval.study import StudyOptions, study
 from eval.sweep import read_sweep
+from tave.cache import file_digest
 from tave.config import CONF, typed
 from tave.roadside import cases
+from tave.train import _finished
 
 SEARCHES = sorted((CONF / "experiment").glob("optuna_*.yaml"))
 FILES = sorted((CONF / "experiment").glob("*.yaml"))
@@ -97,6 +99,25 @@ def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
     told = readme.read_text()
     assert "experiment=blend_weights" in told and "How much of its neighbours" in told
     assert "weights=[0.0, 1.0, 0.0]" in told and "weights=[0.5, 0.0, 0.5]" in told
+
+
+def test_new_weights_in_the_old_folder_make_a_run_unfinished(tmp_path: Path) -> None:
+    weights, run = tmp_path / "backbone" / "unet" / "weights.safetensors", tmp_path / "run"
+    weights.parent.mkdir(parents=True), run.mkdir()
+    weights.write_bytes(b"old")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = ["+video=custom", "video.path=a.mp4", "video.source_prompt=bus", f"backbone.path={tmp_path / 'backbone'}"]
+        cfg = compose("train", given)
+        relogged = compose("train", [*given, "logger=[csv,wandb]", "metrics.objective=residue"])
+    config, other = (OmegaConf.to_container(found, resolve=True) for found in (cfg, relogged))
+    told = {"config": config, "weights": {"unet/weights.safetensors": file_digest(weights)}}
+    (run / "run.json").write_text(json.dumps(told))
+    (run / "metrics.json").write_text("{}")
+    assert _finished(typed(cfg), run, config)  # type: ignore[arg-type]
+    assert _finished(typed(relogged), run, other)  # type: ignore[arg-type] - who is told of it changes nothing
+    assert not _finished(typed(cfg), run, {**config, "seed": 34})  # type: ignore[dict-item]
+    weights.write_bytes(b"new")
+    assert not _finished(typed(cfg), run, config)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
