@@ -59,7 +59,8 @@ def grid(
     panels = figure.subplots(len(rows), across, squeeze=False)
     for line, (label, pictures) in zip(panels, rows, strict=True):
         for place, panel in enumerate(line):
-            panel.set_xticks([], []), panel.set_yticks([], [])
+            panel.set_xticks([], [])
+            panel.set_yticks([], [])
             if place >= len(pictures):
                 panel.set_axis_off()
                 continue

@@ -47,7 +47,7 @@ def test_arrows_are_as_long_as_the_motion_in_pixels(edit: Path) -> None:
     panels = plots.arrows(edit).axes
     assert len(panels) == FRAMES - 1
     (arrows,) = panels[0].collections
-    assert len(arrows.get_offsets()) == 12  # the masked cells
+    assert len(np.asarray(arrows.get_offsets())) == 12  # the masked cells
     assert set(arrows.U) == {8.0} and set(arrows.V) == {0.0}  # type: ignore[attr-defined]
 
 

@@ -103,7 +103,8 @@ def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
 
 def test_new_weights_in_the_old_folder_make_a_run_unfinished(tmp_path: Path) -> None:
     weights, run = tmp_path / "backbone" / "unet" / "weights.safetensors", tmp_path / "run"
-    weights.parent.mkdir(parents=True), run.mkdir()
+    weights.parent.mkdir(parents=True)
+    run.mkdir()
     weights.write_bytes(b"old")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         given = ["+video=custom", "video.path=a.mp4", "video.source_prompt=bus", f"backbone.path={tmp_path / 'backbone'}"]
