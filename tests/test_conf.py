@@ -58,7 +58,7 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
 def named_choices() -> list[str]:
     """``key=value`` for every value that an option's own check spells out."""
     calls = [
-        node for path in PACKAGE.glob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        node for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
     ]
     found = [
         f"{call.args[0].value}={value.value}"

@@ -46,7 +46,7 @@ class ReferenceOptions:
     images of one object are told by the mean of their embeddings (average), or in turn, frame by frame
     (alternate). ``confine``: while sampling, the target's
     picture speaks everywhere (off), or inside the mask alone, and outside it the source frame (source) or
-    none (null); it takes twice the time.
+    none (nothing); it takes twice the time.
     """
 
     mode: str = "in_context"
@@ -63,7 +63,7 @@ class ReferenceOptions:
         choice("reference.frame", self.frame, FRAMES)
         choice("reference.matte", self.matte, MATTES)
         choice("reference.several", self.several, ("average", "alternate"))
-        choice("reference.confine", self.confine, ("off", "source", "null"))
+        choice("reference.confine", self.confine, ("off", "source", "nothing"))
         within("reference.height_scale", self.height_scale, 0.05, 20)
         within("reference.feather", self.feather, 0, 0.5)
         within("reference.margin", self.margin, 0, 2)
