@@ -154,7 +154,7 @@ def unet_inputs(unet: nn.Module, text: Tensor, image: Tensor) -> dict[str, Any]:
 
     SD-unCLIP adds the vector to the timestep's embedding; IP-Adapter makes tokens of it beside the text's.
     """
-    if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+    if getattr(getattr(unet, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
         return {"encoder_hidden_states": text, "added_cond_kwargs": {"image_embeds": [image.unsqueeze(1)]}}
     return {"encoder_hidden_states": text, "class_labels": image}
 
