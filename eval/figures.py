@@ -127,6 +127,9 @@ def _against_truth(sheet: Sheet, case: Case, truth: Truth, mask: Tensor | None) 
     if case.binary is not None:
         grid = f"{case.binary.shape[2]}x{case.binary.shape[1]}"
         sheet.add(regions.MaskIouUnion, regions.mask_iou_union(case.binary, old, new), size=grid)
+        if mask is not None:
+            final = regions.cells(mask, case.binary.shape[1], case.binary.shape[2])
+            sheet.add(regions.MaskIouFinal, regions.mask_iou_union(final, old, new), size=grid)
     # Source and ideal both as drawn: a codec's traces in the source clip would pull the edit towards it.
     sheet.add(ideal.Residue, ideal.residue(edited, truth.source, truth.ideal, old, new))
     sheet.add(ideal.IdealPsnr, ideal.ideal_psnr(edited, truth.ideal, old, new))

@@ -112,6 +112,12 @@ class MaskIouUnion(ClipMetric):
     name, unit, over, higher_is_better = "mask_iou_union", "share", "latent cells of all frames pooled", True
 
 
+class MaskIouFinal(MaskIouUnion):
+    """The same of the mask that the edit ends with: dilated, then settled to what was changed."""
+
+    name = "mask_iou_final"
+
+
 class MaskIouSource(ClipMetric):
     figure = staticmethod(mask_iou_source)
     name, unit, over = "mask_iou_source", "share", "pixels of all frames pooled"

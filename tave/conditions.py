@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from tave.backbone import Backbone
-from tave.options import within
+from tave.options import choice, within
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,12 @@ class Condition:
         """The unconditional condition: the negative prompt and no picture."""
         return Condition(text=self.null_text, image=self.null_image, null_text=self.null_text)
 
+    def branches(self, first: int, count: int) -> Condition:
+        """``count`` of the `b` branches from ``first`` on; a single one serves all."""
+        if len(self.text) == 1:
+            return self
+        return Condition(*(part[first : first + count] for part in (self.text, self.image, self.null_text)))
+
 
 def stack(*conditions: Condition) -> Condition:
     """Concatenate along `b`. Where one has a picture per frame and another a single one, the single one is repeated.
@@ -104,6 +111,22 @@ def image_embedding(backbone: Backbone, images: Tensor) -> Tensor:
     inputs = backbone.feature_extractor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
     encoder = backbone.image_encoder
     return encoder(inputs.pixel_values.to(device=encoder.device, dtype=encoder.dtype)).image_embeds
+
+
+def joint_embedding(embeds: Sequence[Tensor], several: str, frames: int) -> Tensor:
+    """Embeddings of several pictures of one object, `1 e` or `f e` each, as one: `1 e` or `f e`.
+
+    average: their mean, shorter than any of them where they differ. alternate: frame i is told picture i modulo their
+    number, `f e` with f = ``frames``. A single picture stays as it is.
+    """
+    choice("reference.several", several, ("average", "alternate"))
+    if len(embeds) == 1:
+        return embeds[0]
+    if several == "average":
+        return torch.stack(torch.broadcast_tensors(*embeds)).mean(0)
+    each = torch.stack([embed.expand(frames, -1) for embed in embeds], dim=1)  # f n e
+    turns = torch.arange(frames, device=each.device)
+    return each[turns, turns % len(embeds)]
 
 
 def level_embedding(levels: Tensor, width: int) -> Tensor:
@@ -172,8 +195,10 @@ def draw_noise(backbone: Backbone, generator: torch.Generator) -> Tensor:
 def encode_condition(
     backbone: Backbone,
     prompt: str,
-    images: Tensor | None,
+    images: Tensor | Sequence[Tensor] | None,
     *,
+    several: str = "average",
+    frames: int = 1,
     level: int = 0,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -181,8 +206,9 @@ def encode_condition(
 ) -> Condition:
     """One prompt with its picture(s) -> :class:`Condition` of b = 1.
 
-    images: `n 3 H W` in [-1, 1]; n is 1, or the number of frames for a picture per frame. None: words alone, the image
-        vector is the unconditional one.
+    images: `n 3 H W` in [-1, 1]; n is 1, or the number of frames for a picture per frame. A sequence of such: several
+        pictures of one object, joined as ``several`` says (:func:`joint_embedding`) over ``frames``. None: words alone,
+        the image vector is the unconditional one.
     noise: `1 e` or `n e`; else it is drawn once from ``generator``. Raises :class:`ConditionError` if neither is given.
     """
     text, null_text = encode_text(backbone, [prompt, negative_prompt]).split(1)
@@ -193,6 +219,7 @@ def encode_condition(
         if generator is None:
             raise ConditionError("the image condition needs its noise: pass noise, or a generator to draw it once")
         noise = draw_noise(backbone, generator)
-    embeds = image_embedding(backbone, images)
+    pictures = [images] if isinstance(images, Tensor) else images
+    embeds = joint_embedding([image_embedding(backbone, picture) for picture in pictures], several, frames)
     image = noise_embedding(backbone, embeds, level, noise.to(embeds.device))
     return Condition(text=text, image=image.unsqueeze(0), null_text=null_text)

@@ -17,6 +17,7 @@ from tave.editor import EditingOptions, TuningOptions
 from tave.inflate import InflationOptions
 from tave.inversion import InversionOptions
 from tave.masking import MaskOptions
+from tave.memory import MemoryOptions
 from tave.options import OptionError, within
 from tave.reference import ReferenceOptions
 from tave.sampling import SamplingOptions
@@ -41,14 +42,32 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 class EditEntry:
     """One edit of a clip. ``matte``: a picture of the target's silhouette, for target images without alpha.
 
+    ``target_image``: a path, or a list of them, several pictures of one object; ``matte`` then as many, or none.
     ``mask``: where to edit, a clip or a folder of pictures that is white there; without it the region is found.
     """
 
-    target_image: str = MISSING
+    target_image: Any = MISSING
     target_prompt: str = MISSING
-    matte: str | None = None
+    matte: Any = None
     mask: str | None = None
     truth: str | None = None  # folder with the known answer; read by the metrics alone
+
+    @property
+    def images(self) -> list[tuple[str, str | None]]:
+        """Each target image with its matte. Raises :class:`OptionError` for what are no paths, or not as many."""
+        images, mattes = (_paths(name, getattr(self, name)) for name in ("target_image", "matte"))
+        if not images:
+            raise OptionError("video.target_image is empty: give a picture, or several as [a.png,b.png]")
+        if mattes and len(mattes) != len(images):
+            raise OptionError(f"video.matte has {len(mattes)} for {len(images)} target images: give one for each, or none")
+        return [(image, mattes[i] if mattes else None) for i, image in enumerate(images)]
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    told = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(told, list | tuple) or not all(isinstance(path, str) for path in told):
+        raise OptionError(f"video.{name}={value!r} is no path: give one, or several as [a.png,b.png]")
+    return list(told)
 
 
 @dataclass(frozen=True)
@@ -58,9 +77,9 @@ class VideoOptions(ReadOptions):
     name: str = "clip"
     path: str = MISSING
     source_prompt: str = MISSING
-    target_image: str | None = None
+    target_image: Any = None  # a path, or a list of them, as in EditEntry
     target_prompt: str | None = None
-    matte: str | None = None
+    matte: Any = None
     mask: str | None = None
     edit: str | None = None  # the name of the edit given by target_image; made from that file's name if absent
     edits: dict[str, EditEntry] = field(default_factory=dict)
@@ -71,8 +90,8 @@ class VideoOptions(ReadOptions):
         if (self.target_image is None) != (self.target_prompt is None):
             raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
         if self.target_image is not None and self.target_prompt is not None:
-            name = self.edit or slug(Path(self.target_image).stem)
-            wanted[name] = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
+            entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
+            wanted[self.edit or slug(Path(entry.images[0][0]).stem)] = entry
         for name in wanted:
             if slug(name) != name:
                 raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")
@@ -105,14 +124,24 @@ class TrainOptions:
     mask: MaskOptions = field(default_factory=MaskOptions)
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     sampler: SamplingOptions = field(default_factory=SamplingOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
+    compile: bool = False  # torch.compile of the UNet's transformer blocks: slow to start, then faster
     seed: int = 33
     cache: str = "outputs/cache"
 
     def __post_init__(self) -> None:
         within("seed", self.seed, 0, 2**31 - 1)
+        self.memory.check(self.precision)
+        if self.reference.confine != "off" and self.memory.branches == "alone":
+            raise OptionError(f"reference.confine={self.reference.confine} blends two branches: set memory.branches=together")
+
+    @property
+    def precision(self) -> str:
+        """The Trainer's, by Lightning's names."""
+        return str(self.trainer.get("precision", "32-true"))
 
     @property
     def editing(self) -> EditingOptions:

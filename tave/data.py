@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tave.backbone import Backbone
@@ -28,6 +29,7 @@ from tave.evidence import missing_tokens
 from tave.inversion import inversion_condition
 from tave.latents import decode, encode
 from tave.masking import to_cells
+from tave.memory import MemoryOptions, at_work, in_chunks
 from tave.reference import Reference, ReferenceOptions, reference_images, source_frames
 from tave.stages import Stages
 from tave.video import Clip
@@ -38,17 +40,24 @@ Remember = Callable[[Callable[[], Inverted]], Inverted]
 
 
 @dataclass(frozen=True)
+class TargetImage:
+    """A picture of the target ``3 H W`` in [-1, 1], with its alpha or the user's matte ``1 H W`` if there is one."""
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    matte: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Request:
-    """An edit that is asked for: target image ``3 H W`` in [-1, 1] with its alpha or matte ``1 H W`` if there is one.
+    """An edit that is asked for, by one or several pictures of its target.
 
     ``region``: where to edit, ``f 1 H W``, 1 = edit; None: it is found.
     """
 
     name: str
     prompt: str
-    image: Tensor
-    alpha: Tensor | None = None
-    matte: Tensor | None = None
+    images: Sequence[TargetImage]
     region: Tensor | None = None
 
 
@@ -96,37 +105,50 @@ class ClipData(L.LightningDataModule):
         inversion: str,
         seed: int,
         device: torch.device | str = "cpu",
+        memory: MemoryOptions = MemoryOptions(),
         stages: Stages | None = None,
     ):
         super().__init__()
         self.backbone, self.clip, self.prompt, self.steps = backbone, clip, prompt, steps
         self.options, self.reference, self.device = condition, reference, torch.device(device)
+        self.memory = memory
         self._noise = draw_noise(backbone, torch.Generator().manual_seed(seed))
         self._tasks: list[EditTask] = []
         with (stages or Stages(show=False)).stage("encoding", "encoding the clip"):
             self.source = self._encode(inversion)
             self.lesson = self._lesson()
 
-    def condition(self, prompt: str, pictures: Tensor | None) -> Condition:
-        """Prompt and pictures ``n 3 H W`` (None: words alone) -> condition with the run's own noise."""
+    def condition(self, prompt: str, pictures: Tensor | Sequence[Tensor] | None) -> Condition:
+        """Prompt and pictures ``n 3 H W`` (several: of one object; None: words alone) -> condition with the run's noise."""
         options = self.options
-        made = encode_condition(
-            self.backbone,
-            prompt,
-            pictures,
-            level=options.noise_level,
-            noise=self._noise,
-            negative_prompt=options.negative_prompt,
-        )
+        with self._at_work(self.backbone.text_encoder, self.backbone.image_encoder):
+            made = encode_condition(
+                self.backbone,
+                prompt,
+                pictures,
+                several=self.reference.several,
+                frames=len(self.clip.frames),
+                level=options.noise_level,
+                noise=self._noise,
+                negative_prompt=options.negative_prompt,
+            )
         return Condition(*(part.to(self.device) for part in (made.text, made.image, made.null_text)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``1 f c h w`` -> frames ``f 3 H W`` float32 on the CPU."""
-        return decode(self.backbone.vae, latents.to(self.backbone.vae.device)).float().cpu()
+        with self._at_work(self.backbone.vae):
+            return decode(self.backbone.vae, latents, self.memory.chunk).cpu()
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(at_work(part, self.device, self.memory.offload))
+            yield
 
     def _encode(self, inversion: str) -> Source:
-        vae = self.backbone.vae
-        latents = encode(vae, self.clip.frames.to(vae.device))
+        with self._at_work(self.backbone.vae):
+            latents = encode(self.backbone.vae, self.clip.frames, self.memory.chunk)
         told = self.condition(self.prompt, source_frames(self.clip.frames, self.reference.frame))
         return Source(
             self.clip,
@@ -137,7 +159,8 @@ class ClipData(L.LightningDataModule):
         )
 
     def _lesson(self) -> Lesson:
-        embeds = image_embedding(self.backbone, self.clip.frames)
+        with self._at_work(self.backbone.image_encoder):
+            embeds = in_chunks(partial(image_embedding, self.backbone), self.clip.frames, self.memory.chunk)
         noised = partial(noise_embedding, self.backbone)
         return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, image_levels(self.backbone))
 
@@ -146,9 +169,12 @@ class ClipData(L.LightningDataModule):
         self._tasks = [self._task(request, inverted) for request in requests]
 
     def _task(self, request: Request, inverted: Remember) -> EditTask:
-        def refer(mask: Tensor | None, matte: Tensor | None) -> Reference:
-            given = request.matte if matte is None else matte
-            return reference_images(self.clip.frames, request.image, request.alpha, self.reference, given=given, mask=mask)
+        def refer(mask: Tensor | None, first: Sequence[Reference]) -> list[Reference]:
+            mattes = [seen.matte for seen in first] or [image.matte for image in request.images]
+            return [
+                reference_images(self.clip.frames, image.rgb, image.alpha, self.reference, given=given, mask=mask)
+                for image, given in zip(request.images, mattes, strict=True)
+            ]
 
         return EditTask(
             request.name,

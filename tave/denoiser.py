@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from tave.conditions import Condition, stack, unet_inputs
-from tave.inflate import frames_of
+from tave.inflate import compiled_blocks, frames_of
 from tave.options import choice
 from tave.schedule import PREDICTION_TYPES, to_noise
 
@@ -57,9 +57,11 @@ class Denoiser(nn.Module):
 
     alphas_cumprod: Tensor  # `num_train_timesteps` float64; no buffer, which a cast of the module would round
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> None:
+    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, branches: str = "together") -> None:
+        """``branches``: all of a call in one batch (together), or one after another (alone), which needs less memory."""
         super().__init__()
-        self.unet = unet
+        choice("memory.branches", branches, ("together", "alone"))
+        self.unet, self.branches = unet, branches
         self.prediction_type: str = scheduler.config["prediction_type"]
         choice("scheduler.prediction_type", self.prediction_type, PREDICTION_TYPES)
         self.alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
@@ -77,14 +79,19 @@ class Denoiser(nn.Module):
         if guided:
             each = condition if len(condition.text) == len(latents) else stack(*[condition] * len(latents))
             condition, stacked = stack(each.null, each), torch.cat([latents, latents])  # [null, cond] along b
-        with self._tapped(tap, len(latents), latents.shape[1]) as features:
-            output = self.output(stacked, torch.full((len(stacked),), t, device=latents.device), condition)
-        output = output.to(latents.dtype)
+        # whoever rewrites features sees all branches at once
+        step = 1 if self.branches == "alone" and (tap is None or tap.rewrite is None) else len(stacked)
+        with self._tapped(tap, min(step, len(latents)), latents.shape[1]) as features:
+            parts = [
+                self.output(part, torch.full((len(part),), t, device=latents.device), condition.branches(i, len(part)))
+                for i, part in zip(range(0, len(stacked), step), stacked.split(step), strict=True)
+            ]
+        output = torch.cat(parts).to(latents.dtype)
         if guided:
             unconditional, conditional = output.chunk(2)
             output = unconditional + guidance_scale * (conditional - unconditional)
         noise = to_noise(output, latents, self.alphas_cumprod[t], self.prediction_type)
-        return Prediction(noise, features[0] if features else None)
+        return Prediction(noise, torch.cat(features)[-len(latents) :] if features else None)
 
     def output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`: what training compares.
@@ -140,11 +147,20 @@ class Denoiser(nn.Module):
 
         handle = blocks[tap.block].register_forward_hook(hook)
         try:
-            # a graph of the whole UNet would not notice that hooks come and go; compiled blocks are not concerned
-            with torch.compiler.set_stance("force_eager") if self._compiled_whole() else nullcontext():
+            with self.hooked():
                 yield features
         finally:
             handle.remove()
+
+    @contextmanager
+    def hooked(self, within_blocks: bool = False) -> Iterator[None]:
+        """To be open around calls while something is changed on the UNet, whose graphs would not notice, or be made anew.
+
+        ``within_blocks``: the change is within transformer blocks; else compiled ones are not concerned.
+        """
+        compiled = self._compiled_whole() or (within_blocks and compiled_blocks(self.unet))
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
 
     def _compiled_whole(self) -> bool:
         """Whether the UNet as a whole went through ``torch.compile``, or its own ``compile``."""

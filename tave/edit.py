@@ -67,15 +67,16 @@ def _door(cfg: DictConfig) -> None:
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
     folder = Path(cfg.run)
     merged = recorded(folder)
-    groups = {"video", "mask", "correction", "sampler", "reference", "metrics", "logger", "trainer"}
+    groups = {"video", "mask", "correction", "sampler", "reference", "metrics", "logger", "trainer", "memory"}
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         key = override.key_or_group
         if key == "run":
             continue
         if key.split(".")[0] not in groups and key != "backbone.path":  # moved weights are compared by their hashes
             raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
-        value: Any = OmegaConf.select(cfg, key)
-        OmegaConf.update(merged, key, value, merge=True, force_add=True)
+        for part in (key, "trainer.precision") if key == "memory" else (key,):  # a preset sets both
+            value: Any = OmegaConf.select(cfg, part)
+            OmegaConf.update(merged, part, value, merge=True, force_add=True)
     for name in edit(folder, typed(merged)):
         print(folder / "edits" / name)
 

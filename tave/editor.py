@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from tave.conditions import Condition
 from tave.correction import Background, Correction, CorrectionOptions, InterFrame
-from tave.denoiser import Denoiser
+from tave.denoiser import Denoiser, NoisePredictor
 from tave.evidence import attention_evidence
+from tave.guidance import Confined, SeparateGuidance
 from tave.inflate import tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
-from tave.masking import EditMask, MaskOptions, find_mask, given_mask
+from tave.masking import EditMask, MaskOptions, find_mask, given_mask, settle
+from tave.memory import adamw
 from tave.options import OptionError, choice, within
 from tave.reference import Reference, ReferenceOptions
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
 from tave.schedule import Schedule, add_noise, training_target
 from tave.stages import Stages
+from tave.start import fresh_start
 from tave.video import Clip
 
 log = logging.getLogger(__name__)
@@ -112,8 +116,8 @@ class Inverted:
 class EditTask:
     """One edit to make. The callables keep autoencoder and encoders out of the module.
 
-    refer: (mask ``f 1 H W`` on pixels, matte), both None before there is one -> the pictures that the encoder shall
-    see. target: pictures ``n 3 H W``, or None for words alone -> the target condition.
+    refer: (mask ``f 1 H W`` on pixels or None, references of the first pass or none) -> of each target image, what the
+    encoder shall see. target: pictures ``n 3 H W`` of each, or None for words alone -> the target condition.
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
     region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
     inverted: finds the inversion, made by the given function if it is not remembered.
@@ -122,8 +126,8 @@ class EditTask:
     name: str
     prompt: str
     source: Source
-    refer: Callable[[Tensor | None, Tensor | None], Reference]
-    target: Callable[[Tensor | None], Condition]
+    refer: Callable[[Tensor | None, Sequence[Reference]], list[Reference]]
+    target: Callable[[Sequence[Tensor] | None], Condition]
     decode: Callable[[Tensor], Tensor]
     lost_words: list[int]
     region: Tensor | None
@@ -132,7 +136,7 @@ class EditTask:
 
 @dataclass(frozen=True)
 class Edit:
-    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, the edit's opacity; reference: what was shown."""
+    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, its opacity; references: what was shown."""
 
     name: str
     prompt: str
@@ -140,7 +144,7 @@ class Edit:
     frames: Tensor
     mask: EditMask
     alpha: Tensor
-    reference: Reference
+    references: Sequence[Reference]
     inverted: Inverted
 
 
@@ -161,11 +165,13 @@ class Editor(L.LightningModule):
         editing: EditingOptions,
         *,
         seed: int = 0,
+        optimizer: str = "adamw",
         stages: Stages | None = None,
     ):
         super().__init__()
         self.denoiser, self.schedule = denoiser, schedule
         self.tuning, self.editing, self.seed = tuning, editing, seed
+        self.optimizer = optimizer
         self.stages = stages or Stages(show=False)
         self.strict_loading = False  # checkpoints hold the tuned weights alone
 
@@ -206,7 +212,14 @@ class Editor(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.tuning.lr, weight_decay=self.tuning.weight_decay)
+        return adamw(trained, self.optimizer, self.tuning.lr, self.tuning.weight_decay)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning's own refuses a fused optimizer under any autocast; only that of float16 scales the gradients.
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["state_dict"] = {f"denoiser.unet.{k}": v for k, v in tuned_state(self.denoiser.unet).items()}
@@ -217,12 +230,19 @@ class Editor(L.LightningModule):
         """Invert, find the mask, sample, decode (METHOD 4-6)."""
         source, options = task.source, self.editing
         inverted = task.inverted(lambda: self.invert(task))
-        target, mask, reference = self._target_and_mask(task, inverted.trajectory)
+        target, mask, references = self._target_and_mask(task, inverted.trajectory)
+        start = fresh_start(
+            inverted.trajectory.level(self.schedule.steps),
+            mask.mask,
+            mask.binary,
+            options.sampler.fresh_noise,
+            torch.Generator().manual_seed(self.seed),
+        )
         with self.stages.stage("sampling", f"sampling {task.name}") as on_step:
             latents = sample(
-                self.denoiser,
+                self._predictor(mask.mask, source.condition),
                 self.schedule,
-                inverted.trajectory.level(self.schedule.steps),
+                start,
                 target,
                 guidance_scale=options.sampler.guidance_scale,
                 corrections=self._corrections(mask.mask, inverted.trajectory),
@@ -230,11 +250,13 @@ class Editor(L.LightningModule):
             )
         with self.stages.stage("decoding", f"decoding {task.name}"):
             frames = task.decode(latents)
+        if task.region is None and options.mask.region == "found":  # a region that was asked for stays as it was
+            mask = replace(mask, mask=settle(mask.mask, frames, source.clip.frames, options.mask.settle))
         pixels = resize_mask(mask.mask, *frames.shape[-2:])
         alpha = composite_alpha(pixels, options.sampler.feather)
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)
-        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, reference, inverted)
+        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, references, inverted)
 
     def invert(self, task: EditTask) -> Inverted:
         """The source's trajectory, and the gate: how well sampling back returns the clip (METHOD 4)."""
@@ -248,26 +270,27 @@ class Editor(L.LightningModule):
         check_reconstruction(found.reconstruction_psnr, found.autoencoder_psnr, options.gate)
         return found
 
-    def _target_and_mask(self, task: EditTask, trajectory: Trajectory) -> tuple[Condition, EditMask, Reference]:
+    def _target_and_mask(self, task: EditTask, trajectory: Trajectory) -> tuple[Condition, EditMask, list[Reference]]:
         """One pass, or two where the reference needs the mask and the mask the reference (METHOD 1)."""
-        seen = task.refer(None, None)
+        seen = task.refer(None, ())
         target, mask = self._mask(task, trajectory, seen)
         if self.editing.reference.mode == "in_context":
             first, size = seen, task.source.clip.frames.shape[-2:]
             # the undilated mask: a widened one would lower the ground line
-            seen = task.refer(resize_mask(mask.binary, *size), first.matte)
-            if seen.mode == "in_context":
+            seen = task.refer(resize_mask(mask.binary, *size), first)
+            if seen[0].mode == "in_context":
                 target, mask = self._mask(task, trajectory, seen)
-        if seen.note:
-            log.warning("edit %r: %s", task.name, seen.note)
+        for note in dict.fromkeys(reference.note for reference in seen if reference.note):
+            log.warning("edit %r: %s", task.name, note)
         return target, mask, seen
 
-    def _mask(self, task: EditTask, trajectory: Trajectory, seen: Reference) -> tuple[Condition, EditMask]:
-        target, source = task.target(seen.target), task.source.condition
+    def _mask(self, task: EditTask, trajectory: Trajectory, seen: Sequence[Reference]) -> tuple[Condition, EditMask]:
+        shown = [reference.target for reference in seen if reference.target is not None]
+        target, source = task.target(shown or None), task.source.condition
         region = torch.ones_like(trajectory.level(0)[:, :, :1]) if self.editing.mask.region == "whole" else task.region
         if region is not None:
             return target, given_mask(region.to(trajectory.latents))
-        if seen.target is None:  # words against words: a picture on one side alone would differ everywhere
+        if not shown:  # words against words: a picture on one side alone would differ everywhere
             source = replace(source, image=source.null_image)
         with self.stages.stage("masking", f"finding the region of {task.name}") as on_step:
             mask = find_mask(
@@ -281,6 +304,14 @@ class Editor(L.LightningModule):
                 on_step=on_step,
             )
         return target, mask
+
+    def _predictor(self, mask: Tensor, source: Condition) -> NoisePredictor:
+        """What samples: the denoiser, within what the options put around it."""
+        confine, image_scale = self.editing.reference.confine, self.editing.sampler.image_guidance_scale
+        made: NoisePredictor = self.denoiser
+        if confine != "off":
+            made = Confined(self.denoiser, mask, source.image if confine == "source" else source.null_image)
+        return made if image_scale is None else SeparateGuidance(made, image_scale)
 
     def _corrections(self, mask: Tensor, trajectory: Trajectory) -> list[Correction]:
         made: list[Correction] = []

@@ -46,7 +46,7 @@ def attention_evidence(denoiser: Denoiser, condition: Condition, tokens: Sequenc
         b, f, _, h, w = latents.shape
         if not tokens:
             return latents.new_zeros(b, f, 1, h, w)
-        with torch.no_grad(), recorded(denoiser.unet, tokens) as maps:
+        with torch.no_grad(), denoiser.hooked(within_blocks=True), recorded(denoiser.unet, tokens) as maps:
             denoiser(latents, t, condition)
         grids = [cells.unflatten(1, _grid(cells.shape[1], h, w))[:, None] for cells in maps]
         layers = [interpolate(grid, (h, w), mode="bilinear") for grid in grids]

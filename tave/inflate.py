@@ -91,6 +91,22 @@ def inflate(unet: UNet2DConditionModel, frames: int, options: InflationOptions =
     return unet
 
 
+def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
+    """``torch.compile`` each transformer block, in place; names, hooks on other parts and checkpointing stay as they are.
+
+    The first step of each kind takes minutes to compile on a CPU, so it pays for long tunings and large frames. The
+    inductor backend needs a C++ compiler on the CPU, and Triton on a GPU.
+    """
+    # all blocks share one forward, and each width, number of branches and gradient mode is a graph of its own
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    unet.compile_repeated_blocks(backend=backend, fullgraph=True)
+
+
+def compiled_blocks(unet: nn.Module) -> bool:
+    """Whether :func:`compile_blocks` was here."""
+    return any(getattr(block, "_compiled_call_impl", None) is not None for block in _blocks(unet))
+
+
 def frames_of(unet: nn.Module) -> int | None:
     """The number of frames that ``unet`` was inflated for, None for an image network."""
     return next((m.frames for m in unet.modules() if isinstance(m, TemporalAttention)), None)

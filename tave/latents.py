@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from tave.memory import in_chunks
 from tave.options import within
 
 
@@ -28,8 +27,9 @@ def encode(vae: AutoencoderKL, frames: Tensor, chunk: int = 8) -> Tensor:
     height, width = frames.shape[-2:]
     if height % factor or width % factor:
         raise LatentsError(f"frames of {width}x{height}: make both sides multiples of {factor}")
-    parts = [vae.encode(part).latent_dist.mode() for part in _chunks(vae, frames, chunk)]  # type: ignore[union-attr]
-    return (torch.cat(parts).float() * vae.config["scaling_factor"]).unsqueeze(0)
+    within("chunk", chunk, 1, 10_000)
+    means = in_chunks(lambda part: vae.encode(_placed(vae, part)).latent_dist.mode(), frames, chunk)  # type: ignore[union-attr]
+    return (means.float() * vae.config["scaling_factor"]).unsqueeze(0)
 
 
 @torch.no_grad()
@@ -38,11 +38,10 @@ def decode(vae: AutoencoderKL, latents: Tensor, chunk: int = 8) -> Tensor:
     if latents.ndim != 5 or len(latents) != 1:
         raise LatentsError(f"latents of shape {tuple(latents.shape)}: give one clip, `1 f c h w`")
     scaled = latents[0] / vae.config["scaling_factor"]
-    parts = [vae.decode(part).sample for part in _chunks(vae, scaled, chunk)]  # type: ignore[union-attr]
-    return torch.cat(parts).float().clamp(-1, 1)
-
-
-def _chunks(vae: AutoencoderKL, pictures: Tensor, chunk: int) -> Iterator[Tensor]:
     within("chunk", chunk, 1, 10_000)
-    for part in pictures.split(chunk):
-        yield part.to(device=vae.device, dtype=vae.dtype)
+    frames = in_chunks(lambda part: vae.decode(_placed(vae, part)).sample, scaled, chunk)  # type: ignore[union-attr]
+    return frames.float().clamp(-1, 1)
+
+
+def _placed(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    return pictures.to(device=vae.device, dtype=vae.dtype)

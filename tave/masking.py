@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d, avg_pool3d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, avg_pool3d, max_pool2d
 
 from tave.conditions import Condition, stack
 from tave.denoiser import NoisePredictor
@@ -18,6 +18,10 @@ from tave.schedule import Schedule, ddim_step
 
 # A step whose mean disagreement is under this share of mean |eps_src| says nothing: it is rounding.
 SILENCE = 1e-3
+# The share of a cell's pixels that must have changed for the cell to count as edited.
+CHANGED = 0.3
+# And of the cells around it, itself included: a lone cell is the codec's or the autoencoder's doing.
+CROWD = 0.4
 # The `fixed` threshold looks at the map clamped at this many times its mean.
 CLAMP = 3.0
 
@@ -60,6 +64,7 @@ class MaskOptions:
     smooth_time: int = 1  # frames in the box, odd; 1 = none
     dilate: int = 1
     union: str = "none"  # with the source object's own evidence: none | cross_attention | unconditional (noise)
+    settle: float = 0.0  # after sampling: what changed less, as a share of the range, is the source's again; 0 = off
     region: str = "found"  # found: as above | whole: every cell is edited
 
     def __post_init__(self) -> None:
@@ -73,6 +78,7 @@ class MaskOptions:
         within("mask.fixed", self.fixed, 0, 1)
         within("mask.quantile", self.quantile, 0, 1)
         within("mask.dilate", self.dilate, 0, 64)
+        within("mask.settle", self.settle, 0, 1)
         for name in ("smooth", "smooth_time"):
             within(f"mask.{name}", getattr(self, name), 1, 63)
             if getattr(self, name) % 2 == 0:
@@ -85,8 +91,9 @@ class EditMask:
 
     ``soft`` `1 f 1 h w` in [0, 1]: the averaged, smoothed, normalised disagreement. ``binary`` `1 f 1 h w` in
     {0, 1}: thresholded, and united with the evidence if asked. ``mask`` `1 f 1 h w`: dilated; what sampling
-    uses. ``per_step`` `T' f h w` >= 0: the weighted maps that were averaged, noisiest step first.
-    ``evidence`` `1 f 1 h w` in [0, 1]: the soft map of the source's own object, where a union asked for it.
+    uses, and then what :func:`settle` leaves of it. ``per_step`` `T' f h w` >= 0: the weighted maps that were averaged,
+    noisiest step first. ``evidence`` `1 f 1 h w` in [0, 1]: the soft map of the source's own object, where a union asked
+    for it.
     """
 
     soft: Tensor
@@ -165,6 +172,26 @@ def find_mask(
         per_step=per_step,
         evidence=None if proof is None else proof[None, :, None],
     )
+
+
+def settle(mask: Tensor, edited: Tensor, source: Tensor, least: float) -> Tensor:
+    """What is left of ``mask`` `1 f 1 h w` once it is seen what the edit changed: the region of the composite.
+
+    The old object's room and the new one's are only known when the new one is painted. So sampling may have a generous mask,
+    and what it gave back as it was, returns to the source's own pixels. A cell has changed where at least 30 % of its
+    pixels differ in some channel by more than ``least`` of the range; two fifths of its 3 x 3 neighbourhood must agree.
+
+    Args:
+        edited, source: frames `f 3 H W` in [-1, 1].
+        least: 0 (the mask stays as it is) to 1.
+    """
+    if not least:
+        return mask
+    changed = ((edited - source.to(edited)).abs().amax(1, keepdim=True) > 2 * least).float()
+    h, w = mask.shape[-2:]
+    cells = (adaptive_avg_pool2d(changed, (h, w)) >= CHANGED).float()
+    crowd = avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
+    return mask * (crowd > CROWD)[None].to(mask)
 
 
 def _readings(

@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -25,11 +26,12 @@ from torch import Tensor
 from tave.backbone import Backbone
 from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
 from tave.config import PACKAGE, EditEntry, TrainOptions
-from tave.data import ClipData, Request
+from tave.data import ClipData, Request, TargetImage
 from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
-from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
+from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
+from tave.memory import hold, use_tiles
 from tave.options import OptionError
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
@@ -76,17 +78,17 @@ class Run:
         self.backbone: Backbone = open_backbone(options.backbone)
         self._tell_of_weights()
         device = self._trainer([], logger=False).strategy.root_device
-        for part in (self.backbone.vae, self.backbone.text_encoder, self.backbone.image_encoder):
-            part.to(device)  # type: ignore[arg-type]
         schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
         unet = inflate(self.backbone.unet, len(clip.frames), options.inflation)
         self.trained = select_trainables(unet, options.tuning.trainables, options.tuning.lora_rank)
+        self._spare(unet)
         self.editor = Editor(
-            Denoiser(unet, self.backbone.scheduler),
+            Denoiser(unet, self.backbone.scheduler, options.memory.branches),
             schedule,
             options.tuning,
             options.editing,
             seed=options.seed,
+            optimizer=options.memory.optimizer,
             stages=stages,
         )
         self.data = ClipData(
@@ -99,6 +101,7 @@ class Run:
             inversion=options.inversion.condition,
             seed=options.seed,
             device=device,
+            memory=options.memory,
             stages=stages,
         )
         self.tuned_key = digest(
@@ -110,6 +113,7 @@ class Run:
             clip.frames,
             options.video.source_prompt,
             options.seed,
+            *options.memory.imprint(options.precision),
         )
         # The scheduler's configuration is in no weight file, yet it decides the levels.
         levels = (schedule.timesteps, schedule.alphas)
@@ -129,6 +133,20 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
+
+    def _spare(self, unet: UNet2DConditionModel) -> None:
+        """What ``memory`` asks of the parts, once it is known what trains."""
+        memory = self.options.memory
+        held = memory.held(self.options.precision)
+        if held != torch.float32:
+            hold(unet, held)
+            for encoder in (self.backbone.text_encoder, self.backbone.image_encoder):
+                encoder.to(held)  # type: ignore[arg-type]
+        if memory.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if self.options.compile:
+            compile_blocks(unet)
+        use_tiles(self.backbone.vae, memory.tile)
 
     def _tell_of_weights(self) -> None:
         """What a person should know once of the weights that are used."""
@@ -160,6 +178,7 @@ class Run:
             last = begun / "last.ckpt"
             with _without_advice():
                 trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
+        self.editor.zero_grad()  # the last step's gradients would lie beside all that follows
         self._save_tuned(kept)
         shutil.rmtree(begun, ignore_errors=True)
 
@@ -175,11 +194,12 @@ class Run:
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
-        image = {"target_image": entry.target_image, "sha256": file_digest(entry.target_image), "matte": entry.matte}
-        image["mask"] = entry.mask
+        images = [{"target_image": path, "sha256": file_digest(path), "matte": matte} for path, matte in entry.images]
         return {
             "source_prompt": self.options.video.source_prompt,
-            **image,
+            **images[0],  # the metrics compare with the first
+            "more_images": images[1:],
+            "mask": entry.mask,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
         }
@@ -299,10 +319,9 @@ def open_backbone(settings: dict[str, Any]) -> Backbone:
 
 
 def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:
-    image, alpha = read_image(entry.target_image)
-    matte = None if entry.matte is None else read_matte(entry.matte)
+    images = [TargetImage(*read_image(path), None if matte is None else read_matte(matte)) for path, matte in entry.images]
     region = None if entry.mask is None else read_region(entry.mask, clip, cut)
-    return Request(name, entry.target_prompt, image, alpha, matte, region)
+    return Request(name, entry.target_prompt, images, region)
 
 
 def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
@@ -334,5 +353,5 @@ def _commit() -> str | None:
 
 
 def _hashes(options: TrainOptions) -> dict[str, str]:
-    paths = [options.video.path] + [entry.target_image for entry in options.video.requests().values()]
+    paths = [options.video.path, *(path for entry in options.video.requests().values() for path, _ in entry.images)]
     return {path: file_digest(path) for path in paths if Path(path).is_file()}

@@ -18,9 +18,14 @@ from tave.schedule import Schedule, ddim_step
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Sampling. ``feather`` is in pixels."""
+    """Sampling. ``feather`` is in pixels.
+
+    ``image_guidance_scale``: the picture's own, beside ``guidance_scale`` for the words; None: one scale for both.
+    """
 
     guidance_scale: float = 7.5
+    image_guidance_scale: float | None = None
+    fresh_noise: float = 0.0  # share of the start inside the mask: 0 as inverted, 1 noise that rides with the object
     background: str = "latents"  # latents: the inversion's, at each step | none
     composite: bool = True  # the source's own pixels outside the mask
     feather: int = 4
@@ -28,7 +33,10 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         choice("sampler.background", self.background, ("none", "latents"))
         within("sampler.guidance_scale", self.guidance_scale, 0, 100)
+        if self.image_guidance_scale is not None:
+            within("sampler.image_guidance_scale", self.image_guidance_scale, 0, 100)
         within("sampler.feather", self.feather, 0, 256)
+        within("sampler.fresh_noise", self.fresh_noise, 0, 1)
 
 
 @torch.no_grad()

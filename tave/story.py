@@ -36,21 +36,25 @@ def tune_clip(
 
 def edit_clip(
     run: str | Path,
-    target_image: str | Path,
+    target_image: str | Path | Sequence[str | Path],
     prompt: str,
     *,
     name: str | None = None,
     overrides: Sequence[str] = (),
     show: bool = True,
 ) -> Path:
-    """Edit the clip of ``run`` towards ``target_image``, described by ``prompt``; returns the edit's folder."""
+    """Edit the clip of ``run`` towards ``target_image``, described by ``prompt``; returns the edit's folder.
+
+    Several images are pictures of one object, joined as ``reference.several`` says.
+    """
     from omegaconf import OmegaConf
 
     from tave.config import typed
     from tave.edit import edit, recorded
 
     cfg = recorded(Path(run))
-    cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = str(target_image), prompt, name
+    images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
+    cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
     (made,) = edit(Path(run), typed(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))), show=show)  # type: ignore[arg-type]
     return Path(run) / "edits" / made
 

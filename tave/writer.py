@@ -73,8 +73,10 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
     write_video(folder / "side_by_side.mp4", side_by_side(rows), fps)
     heat = resize_mask(edit.mask.soft, *source.shape[-2:]).cpu().expand(-1, 3, -1, -1) * 2 - 1
     write_image(folder / "side_by_side.png", contact_sheet([source, heat, shaded(source, mask), edited]))
-    if (shown := edit.reference.target) is not None:
-        write_image(folder / "reference.png", shown[len(shown) // 2].cpu())
+    for number, reference in enumerate(edit.references, 1):
+        if (shown := reference.target) is not None:
+            name = "reference.png" if number == 1 else f"reference-{number}.png"
+            write_image(folder / name, shown[len(shown) // 2].cpu())
     with whole_file(folder / "soft_mask.npz") as waiting, waiting.open("wb") as sink:
         np.savez_compressed(
             sink,
@@ -84,7 +86,8 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
             per_step=edit.mask.per_step.cpu().numpy().astype(np.float16),
             alpha=opacity_bytes(alpha[:, 0]),
         )
-    told = {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.reference.mode, "note": edit.reference.note}
+    notes = "; ".join(dict.fromkeys(reference.note for reference in edit.references if reference.note))
+    told = {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.references[0].mode, "note": notes}
     write_json(folder / "edit.json", told | about)
     if truth is not None and _fits(Path(truth), source):
         shutil.copytree(truth, folder / "truth")

@@ -15,6 +15,7 @@ from tave.conditions import (
     encode_condition,
     encode_text,
     image_embedding,
+    joint_embedding,
     noise_embedding,
     stack,
 )
@@ -68,6 +69,27 @@ def test_condition_of_one_and_of_many_pictures(tiny: Backbone, picture: torch.Te
     assert one.image.shape == (1, 1, 48) and many.image.shape == (1, 3, 48)
     assert torch.allclose(one.image.expand(-1, 3, -1), many.image, atol=1e-5)
     assert torch.allclose(one.text, many.text, atol=1e-6) and not torch.allclose(one.null_text, many.null_text)
+
+
+def test_several_pictures_are_averaged_or_take_turns():
+    a, b = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0))
+    frames = torch.randn(5, 24)
+    assert torch.equal(joint_embedding([a, a], "average", 5), a)
+    assert torch.allclose(joint_embedding([a, b], "average", 5), (a + b) / 2)
+    assert torch.allclose(joint_embedding([a, frames], "average", 5), (a + frames) / 2)
+    turns = joint_embedding([a, frames], "alternate", 5)
+    assert torch.equal(turns[::2], a.expand(3, -1)) and torch.equal(turns[1::2], frames[1::2])
+    for several in ("average", "alternate"):
+        assert joint_embedding([a], several, 5) is a
+
+
+def test_the_same_picture_twice_is_that_picture(tiny: Backbone, picture: torch.Tensor):
+    noise = draw_noise(tiny, torch.Generator().manual_seed(0))
+    one = encode_condition(tiny, "a red car", picture, noise=noise)
+    twice = encode_condition(tiny, "a red car", [picture, picture], noise=noise)
+    turns = encode_condition(tiny, "a red car", [picture, picture], noise=noise, several="alternate", frames=3)
+    assert torch.equal(one.image, twice.image)
+    assert turns.image.shape == (1, 3, 48) and torch.allclose(turns.image, one.image.expand(-1, 3, -1), atol=1e-6)
 
 
 def test_unconditional_vector_is_all_zeros(condition: Condition):

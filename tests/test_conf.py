@@ -14,7 +14,19 @@ from tave.config import CONF, PACKAGE, TrainOptions, typed
 from tave.options import OptionError
 
 CLIPS = sorted(p.stem for p in (CONF / "video").glob("*_to_*.yaml"))
-GROUPS = ("reference", "inflation", "tuning", "inversion", "mask", "correction", "sampler", "trainer", "logger", "metrics")
+GROUPS = (
+    "reference",
+    "inflation",
+    "tuning",
+    "inversion",
+    "mask",
+    "correction",
+    "sampler",
+    "trainer",
+    "memory",
+    "logger",
+    "metrics",
+)
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -62,7 +74,9 @@ def test_every_named_choice_can_be_said_on_the_command_line() -> None:
     assert "mask.union=unconditional" in choices
     composed("+video=bus_to_suv")
     for said in choices:
-        options, (group, key) = composed("+video=bus_to_suv", said), said.partition("=")[0].split(".")
+        # memory.weights=half goes with autocast alone
+        options = composed("+video=bus_to_suv", "trainer.precision=bf16-mixed", said)
+        group, key = said.partition("=")[0].split(".")
         assert getattr(getattr(options, group), key) == said.partition("=")[2]
 
 
@@ -92,6 +106,8 @@ def test_the_patents_own_method_is_one_option_away() -> None:
         ("reference.mode=clever", "reference.mode"),
         ("tuning.lr=0", "tuning.lr"),
         ("seed=-4", "seed"),
+        ("memory.weights=half", "trainer.precision"),
+        ("memory.chunk=0", "memory.chunk"),
     ],
 )
 def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:
@@ -99,6 +115,24 @@ def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:
         composed("+video=bus_to_suv", override)
     told = chain([caught.value], [e for e in (caught.value.__cause__,) if e])
     assert any(named in str(error) for error in told)
+
+
+def test_several_target_images_and_their_mattes_are_counted() -> None:
+    asked = ["+video=custom", "video.path=a.mp4", "video.source_prompt=a", "video.target_prompt=b"]
+    (entry,) = composed(*asked, "video.target_image=[a.png,b.png]", "video.matte=[m.png,n.png]").video.requests().values()
+    assert entry.images == [("a.png", "m.png"), ("b.png", "n.png")]
+    (entry,) = composed(*asked, "video.target_image=a.png").video.requests().values()
+    assert entry.images == [("a.png", None)]
+    for wrong, named in (("[a.png,b.png]", "video.matte has 1 for 2"), ("[]", "is empty"), ("3", "is no path")):
+        with pytest.raises(OptionError, match=named):
+            _ = [
+                e.images for e in composed(*asked, f"video.target_image={wrong}", "video.matte=m.png").video.requests().values()
+            ]
+
+
+def test_options_that_exclude_each_other_are_told() -> None:
+    with pytest.raises(OptionError, match=r"reference\.confine=source.*memory\.branches=together"):
+        composed("+video=bus_to_suv", "memory=8gb", "reference.confine=source")
 
 
 def test_no_clip_is_told_with_the_remedy() -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # In the order in which data meets them; a module may import from those before it.
 ORDER = [
     "options",
+    "memory",
     "video",
     "backbone",
     "latents",
@@ -21,12 +22,14 @@ ORDER = [
     "attention",
     "inflate",
     "denoiser",
+    "guidance",
     "inversion",
     "evidence",
     "masking",
     "correspondence",
     "correction",
     "sampling",
+    "start",
     "stages",
     "cache",
     "editor",
@@ -41,9 +44,11 @@ ORDER = [
     "controls",
     "rows",
     "benchmark",
+    "footprint",
+    "doctor",
 ]
 LIGHTNING = {"editor", "data", "writer", "run", "train", "edit"}
-HYDRA = {"config", "run", "train", "edit", "story", "benchmark"}
+HYDRA = {"config", "run", "train", "edit", "story", "benchmark", "footprint", "doctor"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -25,6 +25,7 @@ from tave.masking import (
     find_mask,
     otsu,
     part_of,
+    settle,
     smooth,
     weigh,
 )
@@ -338,3 +339,36 @@ def test_a_batch_of_clips_is_refused() -> None:
 def test_another_schedules_trajectory_is_refused() -> None:
     with pytest.raises(MaskError, match="5 steps, the schedule 4"):
         find_mask(Disagreeing(regions()), schedule(), trajectory(5), condition(0), condition(1))
+
+
+def pictures(changed: Tensor, by: float) -> tuple[Tensor, Tensor]:
+    """A source `f 3 H W` and an edit that differs by ``by`` of the range in one channel, where ``changed`` `f H W` is."""
+    source = torch.zeros(FRAMES, 3, 4 * SIDE, 4 * SIDE)
+    edited = source.clone()
+    edited[:, 1] += 2 * by * changed
+    return edited, source
+
+
+def in_pixels(cells: Tensor) -> Tensor:
+    return cells[0, :, 0].repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+
+def test_settling_gives_back_what_sampling_did_not_change() -> None:
+    painted = regions()
+    generous = dilate(painted[0, :, 0], 2)[None, :, None]
+    left = settle(generous, *pictures(in_pixels(painted), 0.2), least=0.1)
+    core = -dilate(-painted[0, :, 0], 1)[None, :, None]  # corners of a square have few neighbours
+    assert torch.all(left <= painted) and torch.all(left >= core) and left.sum() > core.sum()
+
+
+def test_settling_never_leaves_the_mask_and_ignores_small_changes() -> None:
+    everywhere = torch.ones(FRAMES, 4 * SIDE, 4 * SIDE)
+    assert torch.equal(settle(regions(), *pictures(everywhere, 0.2), least=0.1), regions())
+    assert not settle(regions(), *pictures(everywhere, 0.09), least=0.1).any()
+    assert torch.equal(settle(regions(), *pictures(everywhere, 0.0), least=0.0), regions())
+
+
+def test_a_lone_changed_cell_is_noise() -> None:
+    lone = torch.zeros(1, FRAMES, 1, SIDE, SIDE)
+    lone[0, :, 0, 5, 5] = 1
+    assert not settle(torch.ones_like(lone), *pictures(in_pixels(lone), 0.5), least=0.1).any()

@@ -186,6 +186,17 @@ def test_the_object_stands_on_the_boxs_line_at_its_height_and_centre(height_scal
             assert abs((left + right) / 2 - (14 + 6 * index)) <= 1
 
 
+def test_the_target_does_not_pulse_with_the_boxes() -> None:
+    rgb, truth = target()
+    frames, mask, background = clip()
+    mask[2, :, 26:30] = mask[2, :, 30:34]  # one frame's box is four rows taller
+    for index in range(5):
+        picture = in_context(rgb, truth, frames, mask, index)
+        assert picture is not None
+        top, bottom, _, _ = box((picture - background).abs().amax(0) > 0.08)
+        assert abs(bottom - top - 16) <= 1
+
+
 def test_the_source_object_is_gone_and_the_background_is_the_clips_own() -> None:
     rgb, truth = target()
     frames, mask, background = clip(count=8)  # drives further than its length: every pixel is seen bare once

@@ -77,6 +77,7 @@ def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
         "residue",
         "mask_recall",
         "mask_iou_union",
+        "mask_iou_final",
     }
     assert promised | {"ideal_psnr", "ideal_psnr_aligned", "warp_error_object", "background_psnr_floor"} <= set(figures)
     assert set(metrics["metrics"]) == set(figures)
@@ -136,6 +137,23 @@ def test_another_edit_of_a_tuned_clip(run: Path, tmp_path: Path) -> None:
     assert second == run / "edits" / "car-2"  # nothing that was there is lost
     assert (run / "edits/suv/edited.mp4").read_bytes() == before
     assert set(score_run(run, None)) == {"suv", "car", "car-2"}
+
+
+def test_several_pictures_of_one_object(run: Path, clip: list[str]) -> None:
+    """The same one twice is the same edit, to the bit; two different ones are both shown to the encoder."""
+    image, blind = Path(clip[2].partition("=")[2]), ["metrics.judge=null"]
+    one, two = (
+        tave.edit_clip(run, images, "a red suv", name=name, overrides=blind, show=False)
+        for name, images in (("one", image), ("two", [image, image]))
+    )
+    assert (one / "edited.mp4").read_bytes() == (two / "edited.mp4").read_bytes()
+    assert (two / "reference.png").read_bytes() == (two / "reference-2.png").read_bytes()
+    assert not (one / "reference-2.png").exists()
+    told = json.loads((two / "edit.json").read_text())
+    assert [other["target_image"] for other in told["more_images"]] == [told["target_image"]]
+    turns = ["reference.several=alternate", "sampler.image_guidance_scale=2", "reference.confine=source", *blind]
+    made = tave.edit_clip(run, [image, run / "edits/suv/reference.png"], "a red suv", name="turns", overrides=turns, show=False)
+    assert (made / "edited.mp4").read_bytes() != (one / "edited.mp4").read_bytes()
 
 
 def test_three_lines_of_a_notebook(clip: list[str], cache: Path, tmp_path: Path) -> None:

@@ -42,7 +42,11 @@ class ReferenceOptions:
     frame, once a first mask tells the place) | none (no picture: words alone). ``frame``: middle | first |
     per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
     alpha | given | none. ``feather``: blending of the pasted object's edge, standard deviation as a share of
-    its height. ``margin``: grey around the object, share of its size.
+    its height. ``margin``: grey around the object, share of its size. ``several``: target
+    images of one object are told by the mean of their embeddings (average), or in turn, frame by frame
+    (alternate). ``confine``: while sampling, the target's
+    picture speaks everywhere (off), or inside the mask alone, and outside it the source frame (source) or
+    none (null); it takes twice the time.
     """
 
     mode: str = "in_context"
@@ -51,11 +55,15 @@ class ReferenceOptions:
     matte: str = "auto"
     feather: float = 0.02
     margin: float = 0.1
+    several: str = "average"
+    confine: str = "off"
 
     def __post_init__(self) -> None:
         choice("reference.mode", self.mode, MODES)
         choice("reference.frame", self.frame, FRAMES)
         choice("reference.matte", self.matte, MATTES)
+        choice("reference.several", self.several, ("average", "alternate"))
+        choice("reference.confine", self.confine, ("off", "source", "null"))
         within("reference.height_scale", self.height_scale, 0.05, 20)
         within("reference.feather", self.feather, 0, 0.5)
         within("reference.margin", self.margin, 0, 2)

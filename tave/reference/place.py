@@ -57,9 +57,10 @@ def in_context(
     """Source frame ``index`` with the target in the source object's place, `3 H W` in [-1, 1] (METHOD 1).
 
     The largest piece of ``mask`` over time gives the region and its box. The region is filled with the
-    temporal median of its unmasked pixels, where there are none by inpainting. The object, as tall as the box
-    times ``height_scale``, stands on the box's bottom line and is centred on it; it keeps its heading, and
-    what leaves the frame is cut off.
+    temporal median of its unmasked pixels, where there are none by inpainting. The object stands on the box's
+    bottom line and is centred on it, as tall as the median of the boxes over time, times ``height_scale``: a
+    box of one frame is a few cells more or less, and the target mustn't pulse with it. It keeps its heading,
+    and what leaves the frame is cut off.
 
     Args:
         rgb, cut: the target image `3 h w` in [-1, 1] and its matte `1 h w` in [0, 1], at any size.
@@ -74,17 +75,18 @@ def in_context(
     masked = mask[:, 0].numpy() > 0.5
     if not masked.any():
         return None
-    region, box = _region(masked, index)
+    track = largest_over_time(masked)
+    region, box = _region(masked, track, index)
     background = _fill(frames, masked, region, index)
-    height = max(1, round((box.bottom - box.top) * height_scale))
+    heights = [tall.bottom - tall.top for tall in map(box_of, track[track.any((1, 2))])]
+    height = max(1, round(float(np.median(heights)) * height_scale))
     color, alpha = _scaled(rgb, cut, height)
     alpha = _feathered(alpha, feather * height)
     return _paste(background, color, alpha, box.bottom, (box.left + box.right) / 2)
 
 
-def _region(masked: np.ndarray, index: int) -> tuple[np.ndarray, Box]:
-    """The source object's pixels at frame ``index``, `H W` bool, and its box."""
-    track = largest_over_time(masked)
+def _region(masked: np.ndarray, track: np.ndarray, index: int) -> tuple[np.ndarray, Box]:
+    """The source object's pixels at frame ``index``, `H W` bool, and its box; ``track`` is its `largest_over_time`."""
     if track[index].any():
         region = without_holes(track[index])
     elif masked[index].any():  # fast objects don't overlap themselves from frame to frame: the track is torn here
