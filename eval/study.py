@@ -17,8 +17,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from eval.cases import RunError
+from eval.plots import by_value
 from eval.score import conf_folder
 from eval.sweep import Sweep, read_sweep
+from eval.table import interval
 
 LEARNT = "## What was learnt"
 
@@ -51,6 +53,24 @@ def rows_of(sweep: Sweep, metrics: list[str]) -> list[dict[str, Any]]:
             told = {"value": value, "metric": metric, "mean": fmean(cases.values()), "seeds_sd": spread}
             rows.append(told | {"cases": dict(sorted(cases.items())), "n": len(measured)})
     return rows
+
+
+def paired_rows(rows: list[dict[str, Any]], versus: str) -> list[dict[str, Any]]:
+    """Every value minus the value ``versus``, over the cases that both have: mean difference and 95 % bootstrap interval.
+
+    Raises:
+        RunError: no value is called so.
+    """
+    ours = {row["metric"]: row for row in rows if row["value"] == versus}
+    if not ours:
+        raise RunError(f"versus={versus}: there are {'; '.join(dict.fromkeys(row['value'] for row in rows))}")
+    made = []
+    for row in rows:
+        before = ours[row["metric"]]["cases"] if row["metric"] in ours and row["value"] != versus else {}
+        if both := [figure - before[case] for case, figure in row["cases"].items() if case in before]:
+            told = dict(zip(("difference", "low", "high"), interval(both), strict=True))
+            made.append({"value": row["value"], "versus": versus, "metric": row["metric"], **told, "n": len(both)})
+    return made
 
 
 def table(rows: list[dict[str, Any]], metrics: list[str], about: dict[str, dict[str, Any]]) -> str:
@@ -87,28 +107,6 @@ def by_case(rows: list[dict[str, Any]], metric: str) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: list[dict[str, Any]], metrics: list[str], about: dict[str, dict[str, Any]]) -> None:
-    """A panel for each metric: values across, a dot for each case, their mean as a line."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RunError("the figure needs matplotlib, which is in tave[notebooks]: run make setup") from error
-    across = min(4, len(metrics))
-    down = -(-len(metrics) // across)
-    figure = Figure(figsize=(3.4 * across, 2.9 * down), layout="constrained")
-    for number, name in enumerate(metrics, 1):
-        panel, found = figure.add_subplot(down, across, number), [row for row in rows if row["metric"] == name]
-        places = list(range(len(found)))
-        for place, row in zip(places, found, strict=True):
-            panel.plot([place] * len(row["cases"]), list(row["cases"].values()), "o", color="0.7", markersize=4)
-        panel.errorbar(places, [row["mean"] for row in found], [row["seeds_sd"] or 0 for row in found], marker="s", color="C0")
-        panel.set_xticks(places, [row["value"] for row in found], rotation=35, ha="right", fontsize=6)
-        better = {True: "higher is better", False: "lower is better", None: ""}[about[name]["higher_is_better"]]
-        panel.set_title(f"{name}\n{better}", fontsize=8)
-        panel.set_ylabel(about[name]["unit"], fontsize=7)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
 def question_of(folder: Path) -> tuple[str, list[str], str]:
     """The study's name, the comment of its file and the command, from the sweep's ``multirun.yaml``."""
     path = folder / "multirun.yaml"
@@ -140,7 +138,7 @@ def readme(sweep: Sweep, rows: list[dict[str, Any]], metrics: list[str], folder:
         [
             *(f"# {name}", "", *comment, "", *facts, "", table(rows, metrics, sweep.metrics), ""),
             *("Means over the cases; ± is the standard deviation of that mean from seed to seed.", ""),
-            *("![Every case as a dot, the mean as a line](figure.png)", "", by_case(rows, metrics[0]), ""),
+            *("![Every clip as a thin line, the mean as a thick one](figure.png)", "", by_case(rows, metrics[0]), ""),
             *("What the numbers are:", "", *ids, "", LEARNT, "", learnt, ""),
         ]
     )
@@ -156,7 +154,7 @@ def study(options: StudyOptions) -> Path:
     path, rows = out / "README.md", rows_of(sweep, metrics)
     out.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
-    draw(out / "figure.png", rows, metrics, sweep.metrics)
+    by_value(rows, metrics, sweep.metrics).savefig(out / "figure.png", dpi=110, metadata={"Software": None})
     about = {name: sweep.metrics[name] for name in metrics}
     (out / "study.json").write_text(json.dumps({"axes": sweep.axes, "metrics": about, "rows": rows}, indent=1) + "\n")
     path.write_text(readme(sweep, rows, metrics, Path(options.sweep), before or "Not written yet."), encoding="utf-8")

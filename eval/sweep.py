@@ -22,12 +22,16 @@ _OF_THE_RUN = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One edit. ``options``: every option of its run, by its dotted key; ``figures``: what was measured, numbers alone."""
+    """One edit. ``options``: every option of its run, by its dotted key; ``figures``: what was measured, numbers alone.
+
+    ``edit``: its folder.
+    """
 
     case: str
     seed: int
     options: dict[str, Any]
     figures: dict[str, float]
+    edit: Path
 
 
 @dataclass
@@ -80,13 +84,13 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
             if found.metrics.setdefault(metric, about)["id"] != about["id"]:
                 raise RunError(f"{path.parent}: {metric} is {about['id']}, elsewhere {found.metrics[metric]['id']}: score anew")
         options, more = dict(_flat(record["config"])), _of_the_run(told)
-        for figures in told["edits"].values():
-            numbers = {key: float(value) for key, value in figures.items() if isinstance(value, (int, float))}
-            found.outcomes.append(Outcome(name, int(record["seed"]), options, more | numbers))
+        for edit, figures in told["edits"].items():
+            numbers = more | {key: float(value) for key, value in figures.items() if isinstance(value, (int, float))}
+            found.outcomes.append(Outcome(name, int(record["seed"]), options, numbers, path.parent / "edits" / edit))
         found.commits.add(record.get("commit") or "unknown")
         found.hardware.add(_hardware(record.get("hardware", {})))
-        weights = sorted(record.get("weights", {}).items())  # by file, of which shards make several
-        found.weights.add("+".join(str(sha)[:12] for file, sha in weights if file.split("/")[0] == "unet") or "unknown")
+        unet = sorted(sha for file, sha in record.get("weights", {}).items() if file.partition("/")[0] == "unet")
+        found.weights.add("+".join(sha[:12] for sha in unet) or "unknown")
     if not found.outcomes:
         raise RunError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
     if len(found.weights) > 1:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,6 +38,32 @@ def slug(text: str) -> str:
 
 
 OmegaConf.register_new_resolver("slug", slug, replace=True)
+
+# Groups and keys that a sweep doesn't vary to compare them.
+NO_VALUES = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
+
+
+def _job(fact: str) -> str | None:
+    """What Hydra knows of this job, for loggers; None outside of a Hydra door, and where there is no such thing.
+
+    ``study``: the experiment, else the sweep's folder; ``values``: what the sweep varies but the clip, after a blank;
+    ``backbone``: the choice; ``row``: the experiment of a single run, else tave.
+    """
+    if not HydraConfig.initialized():
+        return "" if fact == "values" else None
+    told = HydraConfig.get()
+    experiment, sweeps = told.runtime.choices.get("experiment"), told.mode == RunMode.MULTIRUN
+    if fact == "study":
+        return experiment or (Path(told.sweep.dir).name if sweeps else None)
+    if fact == "values":
+        words = {word: re.split(r"[.=]", word.lstrip("+"))[0] for word in told.overrides.task} if sweeps else {}
+        return "".join(f" {word}" for word, group in words.items() if group not in NO_VALUES)
+    if fact == "backbone":
+        return told.runtime.choices.get("backbone")
+    return experiment if experiment and not sweeps else "tave"
+
+
+OmegaConf.register_new_resolver("job", _job, replace=True)
 
 
 @dataclass
@@ -100,10 +128,14 @@ class VideoOptions(ReadOptions):
 
 @dataclass(frozen=True)
 class MetricsOptions:
-    """What is measured after the edits; ``judge``: folder of the open_clip judge, null for none."""
+    """What is measured after the edits; ``judge``: folder of the open_clip judge, null for none.
+
+    ``objective``: the figure that a search over options looks at, as in metrics.json; null for none.
+    """
 
     enabled: bool = True
     judge: str | None = None
+    objective: str | None = None
 
     @property
     def judge_folder(self) -> Path | None:

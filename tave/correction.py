@@ -85,6 +85,8 @@ class InterFrame:
     that of its blend, in the mask of frame f: 1 where neighbours agree, ``1 / sqrt(sum w^2)`` where they are
     independent. The signal isn't scaled: rescaling the latent about its mean would raise the picture's
     contrast as well.
+
+    ``field`` is that of the last step so far, on the features' grid, for whoever wants to look at it.
     """
 
     def __init__(self, mask: Tensor, options: CorrectionOptions = CorrectionOptions()) -> None:
@@ -92,6 +94,7 @@ class InterFrame:
             raise ValueError(f"mask has shape {tuple(mask.shape)}: correct one clip at a time, `1 f 1 h w`")
         self.mask = mask[0, :, 0]
         self.options = options
+        self.field: Field | None = None
         self._idle = not bool(mask.any())
 
     def tap(self, level: int, total: int) -> Tap | None:
@@ -128,9 +131,10 @@ class InterFrame:
         """The field on the features' own grid, of features `1 f d h' w'`."""
         if features.shape[0] != 1:
             raise ValueError(f"features hold {features.shape[0]} clips: correct one clip at a time")
-        if self.options.candidates == "all":
-            return correspond(features[0])
-        return correspond(features[0], coarsen(self.mask.to(features.device), *features.shape[-2:]))
+        masked = self.options.candidates == "masked"
+        region = coarsen(self.mask.to(features.device), *features.shape[-2:]) if masked else None
+        self.field = correspond(features[0], region)
+        return self.field
 
     def _rewrite(self, conditional: Tensor, block_output: Tensor) -> Tensor:
         """Blend the block's own output, each guidance branch with the conditional branch's field."""

@@ -8,6 +8,7 @@ Options that aren't given are those of the run; any of mask, correction, sampler
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]
         raise OptionError("no edit is asked for: give video.target_image=... and video.target_prompt=...")
     named = {_free(folder / "edits", name): entry for name, entry in wanted.items()}
     clip = read_clip(folder / "source.mp4", ReadOptions(frames=None, multiple=1))
-    run = Run(options, folder, clip, Stages(show=show), None)
-    run.load(folder / "tuned.safetensors")
-    run.predict(named)
-    if options.metrics.enabled:
-        score_run(folder, options.metrics.judge_folder, list(named))
+    with closing(Run(options, folder, clip, Stages(show=show), None)) as run:
+        run.load(folder / "tuned.safetensors")
+        run.predict(named)
+        if options.metrics.enabled:
+            run.report.measured(score_run(folder, options.metrics.judge_folder, list(named)))
     return list(named)
 
 

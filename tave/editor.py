@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tave.conditions import Condition
 from tave.correction import Background, Correction, CorrectionOptions, InterFrame
+from tave.correspondence import Field
 from tave.denoiser import Denoiser, NoisePredictor
 from tave.evidence import attention_evidence
 from tave.guidance import Confined, SeparateGuidance
@@ -136,7 +137,10 @@ class EditTask:
 
 @dataclass(frozen=True)
 class Edit:
-    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, its opacity; references: what was shown."""
+    """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, its opacity; references: what was shown.
+
+    field: the inter-frame correction's of its last step; None without one.
+    """
 
     name: str
     prompt: str
@@ -146,6 +150,7 @@ class Edit:
     alpha: Tensor
     references: Sequence[Reference]
     inverted: Inverted
+    field: Field | None = None
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
@@ -231,6 +236,7 @@ class Editor(L.LightningModule):
         source, options = task.source, self.editing
         inverted = task.inverted(lambda: self.invert(task))
         target, mask, references = self._target_and_mask(task, inverted.trajectory)
+        corrections = self._corrections(mask.mask, inverted.trajectory)
         start = fresh_start(
             inverted.trajectory.level(self.schedule.steps),
             mask.mask,
@@ -245,7 +251,7 @@ class Editor(L.LightningModule):
                 start,
                 target,
                 guidance_scale=options.sampler.guidance_scale,
-                corrections=self._corrections(mask.mask, inverted.trajectory),
+                corrections=corrections,
                 on_step=on_step,
             )
         with self.stages.stage("decoding", f"decoding {task.name}"):
@@ -256,7 +262,8 @@ class Editor(L.LightningModule):
         alpha = composite_alpha(pixels, options.sampler.feather)
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)
-        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, references, inverted)
+        field = next((made.field for made in corrections if isinstance(made, InterFrame)), None)
+        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, references, inverted, field)
 
     def invert(self, task: EditTask) -> Inverted:
         """The source's trajectory, and the gate: how well sampling back returns the clip (METHOD 4)."""

@@ -21,6 +21,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from tave.backbone import Backbone
@@ -33,6 +34,7 @@ from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables,
 from tave.inversion import Trajectory
 from tave.memory import hold, use_tiles
 from tave.options import OptionError
+from tave.report import Report
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
 from tave.video import Clip, ReadOptions, read_clip, read_image, read_matte, write_video
@@ -74,6 +76,7 @@ class Run:
 
     def __init__(self, options: TrainOptions, folder: Path, clip: Clip, stages: Stages, config: dict[str, Any] | None):
         self.options, self.folder, self.clip, self.stages, self.config = options, folder, clip, stages, config
+        self.report = Report(_loggers(options, folder), folder, config or asdict(options))
         L.seed_everything(options.seed, workers=True, verbose=False)
         self.backbone: Backbone = open_backbone(options.backbone)
         self._tell_of_weights()
@@ -174,7 +177,7 @@ class Run:
         begun = kept.with_suffix("")
         checkpoint = ModelCheckpoint(begun, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True)
         with self.stages.stage("tuning", "tuning on the clip") as on_step:
-            trainer = self._trainer([checkpoint, _Tick(on_step)], logger=self._loggers())
+            trainer = self._trainer([checkpoint, _Tick(on_step), self.report], logger=self.report.loggers)
             last = begun / "last.ckpt"
             with _without_advice():
                 trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
@@ -188,7 +191,8 @@ class Run:
         self.data.ask(asked, self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
-        trainer = self._trainer([RunWriter(self.folder, truths, about, self.stages)], logger=False)
+        writer = RunWriter(self.folder, truths, about, self.stages)
+        trainer = self._trainer([writer, self.report], logger=self.report.loggers)
         with _without_advice():
             trainer.predict(self.editor, self.data, return_predictions=False)
 
@@ -204,6 +208,10 @@ class Run:
             "options": asdict(self.options.editing),
         }
 
+    def close(self) -> None:
+        """Finish the logs."""
+        self.report.close()
+
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         return instantiate(
@@ -211,15 +219,12 @@ class Run:
             max_steps=self.options.tuning.steps,
             gradient_clip_val=self.options.tuning.gradient_clip or None,
             callbacks=callbacks,
-            logger=logger,
+            logger=logger or False,
             default_root_dir=str(self.folder),
             enable_progress_bar=False,
             enable_model_summary=False,
             _convert_="all",
         )
-
-    def _loggers(self) -> Any:
-        return [instantiate(entry, save_dir=str(self.folder)) for entry in self.options.logger.values()] or False
 
     # ---- what is remembered ------------------------------------------------------------------------------------------
 
@@ -316,6 +321,13 @@ def open_backbone(settings: dict[str, Any]) -> Backbone:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+
+
+def _loggers(options: TrainOptions, folder: Path) -> list[Logger]:
+    """The loggers that are asked for; each keeps its files below ``folder/logs``, and makes them when it has to tell."""
+    # Called outside of Hydra, which would wrap an error of one line into five.
+    told = {"save_dir": str(folder / "logs"), "_partial_": True, "_convert_": "all"}
+    return [instantiate(entry, **told)() for entry in options.logger.values()]
 
 
 def _request(name: str, entry: EditEntry, clip: Clip, cut: ReadOptions) -> Request:

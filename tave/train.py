@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -18,7 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from tave.cache import file_digest
 from tave.config import CONF, TrainOptions, typed
+from tave.options import OptionError
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +39,23 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
     if _finished(options, folder, config or asdict(options)):
         log.info("%s is finished, nothing to do", folder)
         return folder
-    run = Run.begin(options, folder, config=config, show=show)
-    run.tune()
-    requests = options.video.requests()
-    if requests:
-        run.predict(requests)
-    if requests and options.metrics.enabled:
-        with run.stages.stage("metrics", "measuring"):
-            score_run(folder, options.metrics.judge_folder)
-    run.record()
+    with closing(Run.begin(options, folder, config=config, show=show)) as run:
+        run.tune()
+        requests = options.video.requests()
+        if requests:
+            run.predict(requests)
+        if requests and options.metrics.enabled:
+            with run.stages.stage("metrics", "measuring"):
+                run.report.measured(score_run(folder, options.metrics.judge_folder))
+        run.record()
     return folder
 
 
 def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bool:
-    """Whether all that is asked for stands in ``folder``, made under the same configuration: a job of a resumed sweep."""
+    """Whether all that is asked for stands in ``folder``, made by the same weights and configuration: a resumed sweep's job.
+
+    Weights are compared where the backbone is a folder: a hub's copy is kept by its content, and tests' are drawn anew.
+    """
     record, metrics = folder / "run.json", folder / "metrics.json"
     if not record.is_file() or not metrics.is_file():
         return False
@@ -56,15 +64,44 @@ def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bo
         (folder / "edits" / name / "edit.json").is_file() and (figures.get(name) or not options.metrics.enabled)
         for name in options.video.requests()
     )
-    return made and json.loads(record.read_text())["config"] == json.loads(json.dumps(config, default=str))
+    told, place = json.loads(record.read_text()), Path(str(options.backbone.get("path", "")))
+    known = {place / file: sha for file, sha in told.get("weights", {}).items() if (place / file).is_file()}
+    if not made or any(file_digest(file) != sha for file, sha in known.items()):
+        return False
+    return _deciding(told["config"]) == _deciding(json.loads(json.dumps(config, default=str)))
 
 
-def guarded(door: Any, cfg: DictConfig) -> None:
-    """Run a door; what a user can mend ends in one line and exit code 1, in a sweep the next job goes on."""
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the files: neither who is told of them nor what a search looks at."""
+    metrics = {key: value for key, value in config["metrics"].items() if key != "objective"}
+    return {key: value for key, value in config.items() if key != "logger"} | {"metrics": metrics}
+
+
+def objective(options: TrainOptions, folder: Path) -> float | None:
+    """Mean over the edits of the figure ``metrics.objective``; None if it names none.
+
+    Raises :class:`OptionError` if it was not measured of each of them.
+    """
+    name = options.metrics.objective
+    if name is None:
+        return None
+    edits = json.loads((folder / "metrics.json").read_text()).get("edits", {})
+    measured = [edits.get(edit, {}) for edit in options.video.requests()]
+    if not measured or any(not isinstance(figures.get(name), (int, float)) for figures in measured):
+        known = ", ".join(sorted({key for figures in measured for key, v in figures.items() if isinstance(v, (int, float))}))
+        raise OptionError(f"metrics.objective={name} was not measured of every edit: choose one of {known or 'none'}")
+    return fmean(figures[name] for figures in measured)
+
+
+def guarded(door: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+    """Run a door; what a user can mend ends in one line and exit code 1, in a sweep the next job goes on.
+
+    Returns what the door returns: for a search, the value to optimise.
+    """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     try:
-        door(cfg)
+        return door(cfg)
     except SIGTERMException:
         raise SystemExit(143) from None
     except (ValueError, FileNotFoundError) as error:
@@ -74,16 +111,17 @@ def guarded(door: Any, cfg: DictConfig) -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-def _door(cfg: DictConfig) -> None:
+def _door(cfg: DictConfig) -> float | None:
     options = typed(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     train(options, folder, config=OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     print(folder)
+    return objective(options, folder)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(cfg: DictConfig) -> None:
-    guarded(_door, cfg)
+def main(cfg: DictConfig) -> float | None:
+    return guarded(_door, cfg)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from tave.cache import whole_file, write_json
+from tave.correspondence import coarsen
 from tave.editor import Edit
 from tave.sampling import resize_mask
 from tave.stages import Stages
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class RunWriter(BasePredictionWriter):
-    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, reference.png, edit.json.
+    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz, reference.png,
+    edit.json.
 
     ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to
     what ``edit.json`` keeps of how it was asked for.
@@ -85,6 +87,14 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
             mask=edit.mask.mask[0, :, 0].cpu().numpy().astype(np.uint8),
             per_step=edit.mask.per_step.cpu().numpy().astype(np.float16),
             alpha=opacity_bytes(alpha[:, 0]),
+        )
+    if edit.field is not None:
+        grid = edit.field.following.shape[1:]
+        np.savez_compressed(
+            folder / "field.npz",
+            previous=edit.field.previous.cpu().numpy().astype(np.int32),
+            following=edit.field.following.cpu().numpy().astype(np.int32),
+            mask=coarsen(edit.mask.mask[0, :, 0].cpu(), *grid).numpy().astype(np.uint8),
         )
     notes = "; ".join(dict.fromkeys(reference.note for reference in edit.references if reference.note))
     told = {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.references[0].mode, "note": notes}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from tave.config import CONF, PACKAGE, TrainOptions, typed
 from tave.options import OptionError
@@ -82,7 +84,30 @@ def test_every_named_choice_can_be_said_on_the_command_line() -> None:
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
 def test_every_experiment_composes(experiment: str) -> None:
+    if experiment.startswith("optuna_"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="tave[optuna] is not installed")
     composed("+video=bus_to_suv", f"experiment={experiment}")
+
+
+def test_several_loggers_are_a_list() -> None:
+    options = composed("+video=bus_to_suv", "logger=[csv,wandb,tensorboard]", "logger.wandb.mode=disabled")
+    assert list(options.logger) == ["csv", "wandb", "tensorboard"]
+    assert options.logger["wandb"]["mode"] == "disabled"
+
+
+def test_each_parameter_of_the_wandb_sweep_is_an_override() -> None:
+    told: Any = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / "wandb.yaml"))
+    name = told["metric"]["name"]
+    assert name.removeprefix("figure/") in OmegaConf.load(CONF / "study" / "study.yaml").metrics
+    *fixed, last = (word for word in told["command"] if "=" in word or word == "${args_no_hyphens}")
+    assert last == "${args_no_hyphens}"
+    plain = [word for word in fixed if not word.startswith("hydra.")]
+    for key, space in told["parameters"].items():
+        for value in space.get("values") or (space["min"], space["max"]):
+            options, (group, field) = composed(*plain, f"{key}={value}"), key.split(".")
+            assert str(getattr(getattr(options, group), field)).replace(".0", "").replace(" ", "") == str(value).replace(
+                ".0", ""
+            )
 
 
 def test_the_patents_own_method_is_one_option_away() -> None:

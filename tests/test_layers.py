@@ -36,6 +36,7 @@ ORDER = [
     "data",
     "config",
     "writer",
+    "report",
     "run",
     "train",
     "edit",
@@ -47,7 +48,7 @@ ORDER = [
     "footprint",
     "doctor",
 ]
-LIGHTNING = {"editor", "data", "writer", "run", "train", "edit"}
+LIGHTNING = {"editor", "data", "writer", "report", "run", "train", "edit"}
 HYDRA = {"config", "run", "train", "edit", "story", "benchmark", "footprint", "doctor"}
 
 

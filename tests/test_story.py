@@ -59,7 +59,7 @@ def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
     assert {"run.json", "tuned.safetensors", "tuned.json", "metrics.json", "trajectory.safetensors", "source.mp4"} <= names
     made = {path.name for path in (run / "edits" / "suv").iterdir()}
     pictures = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
-    assert pictures | {"soft_mask.npz", "truth", "edit.json"} == made
+    assert pictures | {"soft_mask.npz", "field.npz", "truth", "edit.json"} == made
     assert not list(run.rglob(".*"))
 
 

@@ -22,10 +22,14 @@ from PIL import Image
 from eval.cases import RunError
 from eval.study import StudyOptions, study
 from eval.sweep import read_sweep
+from tave.cache import file_digest
 from tave.config import CONF, typed
 from tave.roadside import cases
+from tave.train import _finished
 
-STUDIES = [path for path in sorted((CONF / "experiment").glob("*.yaml")) if "sweeper" in path.read_text()]
+SEARCHES = sorted((CONF / "experiment").glob("optuna_*.yaml"))
+FILES = sorted((CONF / "experiment").glob("*.yaml"))
+STUDIES = [path for path in FILES if "sweeper" in path.read_text() and path not in SEARCHES]
 EXPECTED = {
     *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
     *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
@@ -95,6 +99,44 @@ def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
     told = readme.read_text()
     assert "experiment=blend_weights" in told and "How much of its neighbours" in told
     assert "weights=[0.0, 1.0, 0.0]" in told and "weights=[0.5, 0.0, 0.5]" in told
+
+
+def test_new_weights_in_the_old_folder_make_a_run_unfinished(tmp_path: Path) -> None:
+    weights, run = tmp_path / "backbone" / "unet" / "weights.safetensors", tmp_path / "run"
+    weights.parent.mkdir(parents=True), run.mkdir()
+    weights.write_bytes(b"old")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = ["+video=custom", "video.path=a.mp4", "video.source_prompt=bus", f"backbone.path={tmp_path / 'backbone'}"]
+        cfg = compose("train", given)
+        relogged = compose("train", [*given, "logger=[csv,wandb]", "metrics.objective=residue"])
+    config, other = (OmegaConf.to_container(found, resolve=True) for found in (cfg, relogged))
+    told = {"config": config, "weights": {"unet/weights.safetensors": file_digest(weights)}}
+    (run / "run.json").write_text(json.dumps(told))
+    (run / "metrics.json").write_text("{}")
+    assert _finished(typed(cfg), run, config)  # type: ignore[arg-type]
+    assert _finished(typed(relogged), run, other)  # type: ignore[arg-type] - who is told of it changes nothing
+    assert not _finished(typed(cfg), run, {**config, "seed": 34})  # type: ignore[dict-item]
+    weights.write_bytes(b"new")
+    assert not _finished(typed(cfg), run, config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_a_search_returns_the_best_of_what_it_tried(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="tave[optuna] is not installed")
+    small = [
+        "backbone=tiny",
+        "metrics.judge=null",
+        "metrics.objective=warp_error_in_mask",
+        "tuning.steps=1",
+        "inversion.steps=2",
+    ]
+    folders = [f"hydra.sweep.dir={tmp_path / 'sweep'}", f"cache={tmp_path / 'cache'}", "hydra.sweeper.n_trials=2"]
+    command = [sys.executable, "-W", "ignore", "-m", "tave.train", "-m", f"experiment={path.stem}", *small, *folders]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    runs = [json.loads(file.read_text())["edits"] for file in (tmp_path / "sweep").rglob("metrics.json")]
+    assert len(runs) == 2
+    best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert best.best_value == pytest.approx(max(run["suv"]["warp_error_in_mask"] for run in runs))
 
 
 # ---- its summary -----------------------------------------------------------------------------------------------------

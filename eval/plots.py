@@ -1,0 +1,219 @@
+"""Run folders and sweeps as pictures, for notebooks and studies: everything is read from files.
+
+Each function returns a matplotlib ``Figure``, which is in tave[notebooks].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from eval.cases import RunError
+from eval.sweep import Sweep
+from tave.video import ReadOptions, read_clip, read_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACROSS = 8  # pictures in a row, at most
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RunError("the figure needs matplotlib, which is in tave[notebooks]: run make setup") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _chosen(count: int, most: int = ACROSS) -> list[int]:
+    """Up to ``most`` of ``count`` indices, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+
+
+def _shown(frames: Any) -> np.ndarray:
+    """Frames `... 3 H W` in [-1, 1] -> `... H W 3` in [0, 1]."""
+    return np.moveaxis(np.clip((np.asarray(frames) + 1) / 2, 0, 1), -3, -1)
+
+
+def _frames(clip: Path) -> np.ndarray:
+    """A clip as `f H W 3` in [0, 1]."""
+    return _shown(read_clip(clip, ReadOptions(frames=None, multiple=1)).frames)
+
+
+def _pale(frame: np.ndarray) -> np.ndarray:
+    """A frame as a ground to draw on."""
+    return 0.4 * frame + 0.6
+
+
+def grid(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = (), side: float = 1.5, **shown: Any
+) -> Figure:
+    """Rows of pictures `H W` or `H W 3`, each with its label; ``side`` in inches; ``shown`` is what ``imshow`` takes."""
+    across = max(len(pictures) for _, pictures in rows)
+    figure = _figure(side * across + 0.4, (side + 0.1) * len(rows))
+    panels = figure.subplots(len(rows), across, squeeze=False)
+    for line, (label, pictures) in zip(panels, rows, strict=True):
+        for place, panel in enumerate(line):
+            panel.set_xticks([], []), panel.set_yticks([], [])
+            if place >= len(pictures):
+                panel.set_axis_off()
+                continue
+            panel.imshow(pictures[place], **shown)
+            if panel in panels[0] and place < len(titles):
+                panel.set_title(titles[place], fontsize=8)
+        line[0].set_ylabel(label, fontsize=7)
+    return figure
+
+
+# ---- one edit --------------------------------------------------------------------------------------------------------
+
+
+def clips(paths: dict[str, Path]) -> Figure:
+    """Clips by their labels, a row each: up to eight frames."""
+    found = {label: _frames(path) for label, path in paths.items()}
+    return grid([(label, [frames[i] for i in _chosen(len(frames))]) for label, frames in found.items()])
+
+
+def pictures(paths: dict[str, Path]) -> Figure:
+    """Picture files by their titles, in one row."""
+    return grid([("", [_shown(read_image(path).rgb) for path in paths.values()])], list(paths))
+
+
+def step_maps(edit: Path) -> Figure:
+    """The mask's map of each step as heat, noisiest first, in the first, the middle and the last frame; one scale for all."""
+    with np.load(edit / "soft_mask.npz") as stored:
+        maps = stored["per_step"].astype(np.float32)
+    if not len(maps):
+        raise RunError(f"{edit}: its mask was given, not found, so there are no maps")
+    steps, frames = _chosen(len(maps)), sorted({0, maps.shape[1] // 2, maps.shape[1] - 1})
+    rows = [(f"frame {frame}", [maps[step, frame] for step in steps]) for frame in frames]
+    return grid(rows, [f"step {step + 1}" for step in steps], cmap="magma", vmin=0, vmax=max(float(maps.max()), 1e-12))
+
+
+def masks(edit: Path) -> Figure:
+    """The averaged map and the mask made of it, up to eight frames."""
+    with np.load(edit / "soft_mask.npz") as stored:
+        rows = [(name, [stored[name][i] for i in _chosen(len(stored[name]))]) for name in ("soft", "mask")]
+    return grid(rows, cmap="magma", vmin=0, vmax=1)
+
+
+def latents(run: Path) -> Figure:
+    """The inverted trajectory of the middle frame, from the clip's latent to noise: three channels as colours."""
+    levels = load_file(run / "trajectory.safetensors")["latents"].astype(np.float32)[:, 0]  # T+1 f c h w
+    chosen, middle = _chosen(len(levels)), levels.shape[1] // 2
+    kept = [levels[level, middle, :3] for level in chosen]
+    scale = max(float(np.abs(kept).max()), 1e-12)
+    return grid([("", [_shown(part / scale) for part in kept])], [f"level {level}" for level in chosen])
+
+
+def field(edit: Path) -> np.ndarray:
+    """The correction's field of its last step: `f h w 2`, right and down in cells to the following frame; NaN: no neighbour.
+
+    Raises:
+        RunError: the edit was made without a correction.
+    """
+    path = edit / "field.npz"
+    if not path.is_file():
+        raise RunError(f"{path} is missing: the edit was made without the inter-frame correction")
+    with np.load(path) as stored:
+        cells, mask = stored["following"], stored["mask"] > 0
+    here = np.stack(np.meshgrid(np.arange(cells.shape[2]), np.arange(cells.shape[1])), axis=-1)
+    there = np.stack([cells % cells.shape[2], cells // cells.shape[2]], axis=-1)
+    return np.where(((cells >= 0) & mask)[..., None], (there - here).astype(float), np.nan)
+
+
+def arrows(edit: Path) -> Figure:
+    """The field as arrows over the source: where in the next frame each masked cell finds what looks like it."""
+    moves, frames = field(edit), _frames(edit.parents[1] / "source.mp4")
+    chosen = _chosen(max(1, len(moves) - 1), most=4)
+    figure = grid([("", [_pale(frames[i]) for i in chosen])], [f"frame {i} to {i + 1}" for i in chosen], side=3)
+    tall, wide = frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
+    y, x = np.mgrid[: moves.shape[1], : moves.shape[2]]
+    for panel, i in zip(figure.axes, chosen, strict=True):
+        right, down = moves[i, ..., 0] * wide, moves[i, ..., 1] * tall
+        there = ~np.isnan(right)
+        at = (x[there] + 0.5) * wide, (y[there] + 0.5) * tall
+        panel.quiver(*at, right[there], down[there], color="crimson", angles="xy", scale_units="xy", scale=1)
+    return figure
+
+
+def tracks(edit: Path) -> Figure:
+    """The field followed from the first frame on: a line for each masked cell, over the first and the last frame."""
+    moves, frames = field(edit), _frames(edit.parents[1] / "source.mp4")
+    tall, wide = frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
+    figure = grid([("", [_pale(frames[0]), _pale(frames[-1])])], ["first frame", "last frame"], side=3)
+    for y, x in np.argwhere(~np.isnan(moves[0, ..., 0])):
+        line = [(x, y)]
+        for move in moves[:-1]:
+            dx, dy = move[line[-1][1], line[-1][0]]
+            if np.isnan(dx):
+                break
+            line.append((line[-1][0] + int(dx), line[-1][1] + int(dy)))
+        across, down = (np.array(line) + 0.5).T
+        for panel in figure.axes:
+            panel.plot(across * wide, down * tall, linewidth=0.8)
+    return figure
+
+
+# ---- a sweep ---------------------------------------------------------------------------------------------------------
+
+
+def by_value(rows: Sequence[dict[str, Any]], metrics: Sequence[str], about: dict[str, dict[str, Any]]) -> Figure:
+    """A panel for each metric, of :func:`eval.study.rows_of`: values across, a thin line for each clip, their mean thick."""
+    across = min(4, len(metrics))
+    down = -(-len(metrics) // across)
+    figure = _figure(3.4 * across, 2.9 * down)
+    for number, name in enumerate(metrics, 1):
+        panel, found = figure.add_subplot(down, across, number), [row for row in rows if row["metric"] == name]
+        places = list(range(len(found)))
+        for case in sorted({case for row in found for case in row["cases"]}):
+            values = [row["cases"].get(case, np.nan) for row in found]
+            panel.plot(places, values, ".-", linewidth=0.7, alpha=0.7, label=case)
+        means, spreads = [row["mean"] for row in found], [row["seeds_sd"] or 0 for row in found]
+        panel.errorbar(places, means, spreads, marker="s", color="black", label="mean")
+        panel.set_xticks(places, [row["value"] for row in found], rotation=35, ha="right", fontsize=6)
+        panel.set_title(f"{name}\n{_better(about[name])}", fontsize=8)
+        panel.set_ylabel(about[name]["unit"], fontsize=7)
+        if number == 1:
+            panel.legend(fontsize=5)
+    return figure
+
+
+def intervals(rows: Sequence[dict[str, Any]], metrics: Sequence[str], about: dict[str, dict[str, Any]]) -> Figure:
+    """A panel for each metric, of :func:`eval.study.paired_rows`: mean difference, 95 % interval."""
+    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({row["value"] for row in rows}))
+    for panel, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        found = [row for row in rows if row["metric"] == name]
+        means = np.array([row["difference"] for row in found])
+        ends = np.array([[row["low"], row["high"]] for row in found]).reshape(-1, 2)
+        panel.errorbar(means, range(len(found)), xerr=np.abs(ends.T - means), fmt="s", color="black", capsize=3)
+        panel.axvline(0, color="0.7", linewidth=0.8)
+        panel.set_yticks(range(len(found)), [row["value"] for row in found], fontsize=7)
+        panel.set_ylim(-0.6, max(len(found), 1) - 0.4)
+        versus = found[0]["versus"] if found else ""
+        panel.set_title(f"{name} minus {versus}'s\n{_better(about[name])}", fontsize=8)
+        panel.set_xlabel(about[name]["unit"], fontsize=7)
+    return figure
+
+
+def edits(sweep: Sweep, case: str) -> Figure:
+    """The source of one clip, then its edit under each value (first seed), a row each.
+
+    Raises:
+        RunError: the sweep has no such clip.
+    """
+    found = sorted((outcome for outcome in sweep.outcomes if outcome.case == case), key=lambda outcome: outcome.seed)
+    if not found:
+        raise RunError(f"case={case}: there are {', '.join(sorted({outcome.case for outcome in sweep.outcomes}))}")
+    first = {sweep.value_of(outcome): outcome.edit / "edited.mp4" for outcome in reversed(found)}
+    shown = {value: first[value] for value in sweep.values if value in first}
+    return clips({"source": found[0].edit.parents[1] / "source.mp4"} | shown)
+
+
+def _better(about: dict[str, Any]) -> str:
+    return {True: "higher is better", False: "lower is better", None: ""}[about["higher_is_better"]]
