@@ -62,7 +62,8 @@ def write_video(
         stream = file.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
         stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt = pixel_format
-        stream.options = {"qp": "0"} if lossless else {"crf": str(crf)}
+        # mbtree: its bytes differ from one writing to the next
+        stream.options = {"qp": "0"} if lossless else {"crf": str(crf), "x264-params": "mbtree=0"}
         context = stream.codec_context
         context.thread_count = 1  # more threads, other bytes
         if not lossless:  # say what the conversion below does, so that no player guesses: 601 matrix, sRGB
