@@ -23,7 +23,7 @@ from tave.inversion import InversionOptions, Trajectory, check_reconstruction, i
 from tave.masking import EditMask, MaskOptions, find_mask, given_mask, settle
 from tave.memory import adamw
 from tave.options import OptionError, choice, within
-from tave.reference import Reference, ReferenceOptions
+from tave.reference import PLACED, Reference, ReferenceOptions
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
 from tave.schedule import Schedule, add_noise, training_target
 from tave.stages import Stages
@@ -281,11 +281,14 @@ class Editor(L.LightningModule):
         """One pass, or two where the reference needs the mask and the mask the reference (METHOD 1)."""
         seen = task.refer(None, ())
         target, mask = self._mask(task, trajectory, seen)
-        if self.editing.reference.mode == "in_context":
+        if self.editing.reference.mode in PLACED:
             first, size = seen, task.source.clip.frames.shape[-2:]
             # the undilated mask: a widened one would lower the ground line
             seen = task.refer(resize_mask(mask.binary, *size), first)
-            if seen[0].mode == "in_context":
+            if seen[0].mode == "joint":
+                # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
+                target = task.target([reference.target for reference in (*seen, *first) if reference.target is not None])
+            elif seen[0].mode == "in_context":
                 target, mask = self._mask(task, trajectory, seen)
         for note in dict.fromkeys(reference.note for reference in seen if reference.note):
             log.warning("edit %r: %s", task.name, note)

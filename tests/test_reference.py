@@ -133,7 +133,7 @@ def test_mattes_that_can_not_be_used_are_refused(alpha: Tensor | None, given: Te
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"mode": "pasted"}, "mode='pasted'.*as_is, neutral, in_context"),
+        ({"mode": "pasted"}, "mode='pasted'.*as_is, neutral, in_context, joint"),
         ({"frame": "last"}, "frame='last'.*middle"),
         ({"matte": "sam"}, "matte='sam'.*auto"),
         ({"height_scale": 0.0}, "height_scale=0.0"),
@@ -295,6 +295,19 @@ def test_two_passes_from_a_picture_without_alpha() -> None:
     again = reference_images(frames, rgb, mask=mask)  # without the first pass's matte: the same, only slower
     assert again.target is not None and torch.equal(second.target, again.target)
     assert int(is_red(second.target[0]).sum()) > 100
+
+
+def test_joint_shows_the_place_in_the_second_pass_and_refuses_to_take_turns() -> None:
+    rgb, _ = target()
+    frames, mask, _ = clip()
+    joint = ReferenceOptions(mode="joint", frame="per_frame")
+    first = reference_images(frames, rgb, options=joint)
+    second = reference_images(frames, rgb, options=joint, given=first.matte, mask=mask)
+    placed = reference_images(frames, rgb, options=ReferenceOptions(frame="per_frame"), given=first.matte, mask=mask)
+    assert (first.mode, second.mode) == ("neutral", "joint")
+    assert second.target is not None and placed.target is not None and torch.equal(second.target, placed.target)
+    with pytest.raises(OptionError, match=r"several=average"):
+        ReferenceOptions(mode="joint", several="alternate")
 
 
 def test_a_first_pass_that_finds_nothing_stays_neutral_and_says_so() -> None:

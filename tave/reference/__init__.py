@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tave.options import choice, within
+from tave.options import OptionError, choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
 from tave.reference.place import in_context, neutral
 
-MODES = ("as_is", "neutral", "in_context", "none")
+MODES = ("as_is", "neutral", "in_context", "joint", "none")
+PLACED = ("in_context", "joint")  # those that need to know the place
 FRAMES = ("middle", "first", "per_frame")
 
 __all__ = [
+    "PLACED",
     "MatteError",
     "MatteWarning",
     "Reference",
@@ -39,7 +41,8 @@ class ReferenceOptions:
     """What the encoder sees of the target, and which source frames it sees.
 
     ``mode``: as_is (the target image) | neutral (the object on grey) | in_context (the object in a source
-    frame, once a first mask tells the place) | none (no picture: words alone). ``frame``: middle | first |
+    frame, once a first mask tells the place) | joint (both of these: the mean of their embeddings knows the object
+    from near and its place) | none (no picture: words alone). ``frame``: middle | first |
     per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
     alpha | given | none. ``feather``: blending of the pasted object's edge, standard deviation as a share of
     its height. ``margin``: grey around the object, share of its size. ``several``: target
@@ -63,6 +66,8 @@ class ReferenceOptions:
         choice("reference.frame", self.frame, FRAMES)
         choice("reference.matte", self.matte, MATTES)
         choice("reference.several", self.several, ("average", "alternate"))
+        if self.mode == "joint" and self.several == "alternate":
+            raise OptionError("reference.mode=joint averages embeddings: set reference.several=average, or another mode")
         choice("reference.confine", self.confine, ("off", "source", "nothing"))
         within("reference.height_scale", self.height_scale, 0.05, 20)
         within("reference.feather", self.feather, 0, 0.5)
@@ -96,7 +101,7 @@ def reference_images(
 ) -> Reference:
     """The pictures that the encoder sees in one pass.
 
-    ``in_context`` takes two: without ``mask`` the first is neutral; its mask goes into the second, together
+    ``in_context`` and ``joint`` take two: without ``mask`` the first is neutral; its mask goes into the second, together
     with ``given=first.matte``, which saves cutting out again. The other modes take one and ignore ``mask``.
 
     Args:
@@ -117,14 +122,14 @@ def reference_images(
     cut = matte(rgb, alpha, given, options.matte)
     whole = options.matte == "auto" and bool((cut > 0.5).all())
     note = "the whole target image stands for the object: no matte was found in it" if whole else ""
-    if options.mode == "in_context" and mask is not None:
+    if options.mode in PLACED and mask is not None:
         placed = [
             in_context(rgb, cut, frames, mask, index, options.height_scale, options.feather)
             for index in frame_indices(len(frames), options.frame)
         ]
         pictures = [picture for picture in placed if picture is not None]
         if pictures:
-            return Reference(source, torch.stack(pictures), "in_context", cut, note)
+            return Reference(source, torch.stack(pictures), options.mode, cut, note)
         empty = "the first pass found nothing to edit: the reference stays neutral"
         note = f"{note}; {empty}" if note else empty
     return Reference(source, neutral(rgb, cut, options.margin)[None], "neutral", cut, note)
