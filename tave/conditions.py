@@ -195,7 +195,7 @@ def draw_noise(backbone: Backbone, generator: torch.Generator) -> Tensor:
 def encode_condition(
     backbone: Backbone,
     prompt: str,
-    images: Tensor | Sequence[Tensor] | None,
+    images: Tensor | Sequence[Tensor | Sequence[Tensor]] | None,
     *,
     several: str = "average",
     frames: int = 1,
@@ -207,19 +207,23 @@ def encode_condition(
     """One prompt with its picture(s) -> :class:`Condition` of b = 1.
 
     images: `n 3 H W` in [-1, 1]; n is 1, or the number of frames for a picture per frame. A sequence of such: several
-        pictures of one object, joined as ``several`` says (:func:`joint_embedding`) over ``frames``. None: words alone,
-        the image vector is the unconditional one.
+        pictures of one object, joined as ``several`` says (:func:`joint_embedding`) over ``frames``; one of them may be
+        a sequence itself, views of one picture whose embeddings are averaged first. None: words alone, the image vector
+        is the unconditional one.
     noise: `1 e` or `n e`; else it is drawn once from ``generator``. Raises :class:`ConditionError` if neither is given.
     """
     text, null_text = encode_text(backbone, [prompt, negative_prompt]).split(1)
     if images is None:
         nothing = text.new_zeros(1, 1, backbone.image_width * (1 if backbone.noising is None else 2))
         return Condition(text=text, image=nothing, null_text=null_text)
+    if isinstance(images, Tensor):
+        images = [images]
     if noise is None:
         if generator is None:
             raise ConditionError("the image condition needs its noise: pass noise, or a generator to draw it once")
         noise = draw_noise(backbone, generator)
-    pictures = [images] if isinstance(images, Tensor) else images
-    embeds = joint_embedding([image_embedding(backbone, picture) for picture in pictures], several, frames)
+    pictures = [[picture] if isinstance(picture, Tensor) else picture for picture in images]
+    views = [[image_embedding(backbone, view) for view in picture] for picture in pictures]
+    embeds = joint_embedding([joint_embedding(seen, "average", frames) for seen in views], several, frames)
     image = noise_embedding(backbone, embeds, level, noise.to(embeds.device))
     return Condition(text=text, image=image.unsqueeze(0), null_text=null_text)

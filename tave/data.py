@@ -118,7 +118,7 @@ class ClipData(L.LightningDataModule):
             self.source = self._encode(inversion)
             self.lesson = self._lesson()
 
-    def condition(self, prompt: str, pictures: Tensor | Sequence[Tensor] | None) -> Condition:
+    def condition(self, prompt: str, pictures: Tensor | Sequence[Tensor | Sequence[Tensor]] | None) -> Condition:
         """Prompt and pictures ``n 3 H W`` (several: of one object; None: words alone) -> condition with the run's noise."""
         options = self.options
         with self._at_work(self.backbone.text_encoder, self.backbone.image_encoder):

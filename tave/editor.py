@@ -128,7 +128,7 @@ class EditTask:
     prompt: str
     source: Source
     refer: Callable[[Tensor | None, Sequence[Reference]], list[Reference]]
-    target: Callable[[Sequence[Tensor] | None], Condition]
+    target: Callable[[Sequence[Tensor | Sequence[Tensor]] | None], Condition]
     decode: Callable[[Tensor], Tensor]
     lost_words: list[int]
     region: Tensor | None
@@ -287,7 +287,8 @@ class Editor(L.LightningModule):
             seen = task.refer(resize_mask(mask.binary, *size), first)
             if seen[0].mode == "joint":
                 # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
-                target = task.target([reference.target for reference in (*seen, *first) if reference.target is not None])
+                views = zip((placed.target for placed in seen), (near.target for near in first), strict=True)
+                target = task.target([[view for view in pair if view is not None] for pair in views])
             elif seen[0].mode == "in_context":
                 target, mask = self._mask(task, trajectory, seen)
         for note in dict.fromkeys(reference.note for reference in seen if reference.note):

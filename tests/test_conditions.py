@@ -83,6 +83,18 @@ def test_several_pictures_are_averaged_or_take_turns():
         assert joint_embedding([a], several, 5) is a
 
 
+def test_views_of_one_picture_are_averaged_before_pictures_take_turns(tiny: Backbone, picture: torch.Tensor):
+    noise, other = draw_noise(tiny, torch.Generator().manual_seed(0)), picture.flip(-1) / 2
+    mean = encode_condition(tiny, "a red car", [picture, other], noise=noise)
+    views = encode_condition(tiny, "a red car", [[picture, other]], noise=noise)
+    turns = encode_condition(tiny, "a red car", [[picture, other], picture], noise=noise, several="alternate", frames=2)
+    alone = encode_condition(tiny, "a red car", picture, noise=noise)
+    assert torch.equal(mean.image, views.image)
+    assert torch.allclose(turns.image[:, :1], mean.image, atol=1e-6)
+    assert torch.allclose(turns.image[:, 1:], alone.image, atol=1e-6)
+    assert not torch.allclose(mean.image, alone.image, atol=1e-4)
+
+
 def test_the_same_picture_twice_is_that_picture(tiny: Backbone, picture: torch.Tensor):
     noise = draw_noise(tiny, torch.Generator().manual_seed(0))
     one = encode_condition(tiny, "a red car", picture, noise=noise)

@@ -297,7 +297,7 @@ def test_two_passes_from_a_picture_without_alpha() -> None:
     assert int(is_red(second.target[0]).sum()) > 100
 
 
-def test_joint_shows_the_place_in_the_second_pass_and_refuses_to_take_turns() -> None:
+def test_joint_shows_the_place_in_the_second_pass() -> None:
     rgb, _ = target()
     frames, mask, _ = clip()
     joint = ReferenceOptions(mode="joint", frame="per_frame")
@@ -306,8 +306,6 @@ def test_joint_shows_the_place_in_the_second_pass_and_refuses_to_take_turns() ->
     placed = reference_images(frames, rgb, options=ReferenceOptions(frame="per_frame"), given=first.matte, mask=mask)
     assert (first.mode, second.mode) == ("neutral", "joint")
     assert second.target is not None and placed.target is not None and torch.equal(second.target, placed.target)
-    with pytest.raises(OptionError, match=r"several=average"):
-        ReferenceOptions(mode="joint", several="alternate")
 
 
 def test_a_first_pass_that_finds_nothing_stays_neutral_and_says_so() -> None:

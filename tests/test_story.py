@@ -141,7 +141,7 @@ def test_another_edit_of_a_tuned_clip(run: Path, tmp_path: Path) -> None:
 
 def test_several_pictures_of_one_object(run: Path, clip: list[str]) -> None:
     """The same one twice is the same edit, to the bit; two different ones are both shown to the encoder."""
-    image, blind = Path(clip[2].partition("=")[2]), ["metrics.judge=null", "reference.mode=neutral"]
+    image, blind = Path(clip[2].partition("=")[2]), ["metrics.judge=null"]
     one, two = (
         tave.edit_clip(run, images, "a red suv", name=name, overrides=blind, show=False)
         for name, images in (("one", image), ("two", [image, image]))

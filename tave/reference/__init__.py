@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tave.options import OptionError, choice, within
+from tave.options import choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
 from tave.reference.place import in_context, neutral
 
@@ -66,8 +66,6 @@ class ReferenceOptions:
         choice("reference.frame", self.frame, FRAMES)
         choice("reference.matte", self.matte, MATTES)
         choice("reference.several", self.several, ("average", "alternate"))
-        if self.mode == "joint" and self.several == "alternate":
-            raise OptionError("reference.mode=joint averages embeddings: set reference.several=average, or another mode")
         choice("reference.confine", self.confine, ("off", "source", "nothing"))
         within("reference.height_scale", self.height_scale, 0.05, 20)
         within("reference.feather", self.feather, 0, 0.5)
