@@ -151,7 +151,13 @@ def test_several_pictures_of_one_object(run: Path, clip: list[str]) -> None:
     assert not (one / "reference-2.png").exists()
     told = json.loads((two / "edit.json").read_text())
     assert [other["target_image"] for other in told["more_images"]] == [told["target_image"]]
-    turns = ["reference.several=alternate", "sampler.image_guidance_scale=2", "reference.confine=source", *blind]
+    turns = [
+        "reference.several=alternate",
+        "reference.matte=none",
+        "sampler.image_guidance_scale=2",
+        "reference.confine=source",
+        *blind,
+    ]
     made = tave.edit_clip(run, [image, run / "edits/suv/reference.png"], "a red suv", name="turns", overrides=turns, show=False)
     assert (made / "edited.mp4").read_bytes() != (one / "edited.mp4").read_bytes()
 
