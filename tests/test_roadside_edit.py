@@ -52,7 +52,9 @@ def test_it_is_an_suv(metrics: dict) -> None:
 
 
 # Missed. Strict, so that passing it is noticed.
-@pytest.mark.xfail(strict=True, reason="0.080: of the room that the smaller suv leaves free, some is nearer to the bus than to the road")
+@pytest.mark.xfail(
+    strict=True, reason="0.080: of the room that the smaller suv leaves free, some is nearer to the bus than to the road"
+)
 def test_nothing_of_the_bus_is_left(metrics: dict) -> None:
     assert metrics["edits"]["suv"]["residue"] <= 0.05
 
