@@ -117,6 +117,16 @@ def weight_files(inside: Path, stem: str, layout: str) -> list[Path]:
     raise lacks(f"{stem}.safetensors")
 
 
+def pipeline_files(folder: Path, plain: Sequence[str], models: Sequence[str], layout: str) -> dict[str, list[Path]]:
+    """The weight files of each of ``models`` in a pipeline's folder, all parts of which must be there.
+
+    Raises :class:`BackboneError` for the first of ``plain`` (parts without weights) or ``models`` that lacks something.
+    """
+    for part in plain:
+        check_plain(folder, part, layout)
+    return {part: weight_files(folder / part, WEIGHTS[part], layout) for part in models}
+
+
 def verified(files: Mapping[str, list[Path]], root: Path, known: Known | None, name: str) -> tuple[dict[str, str], list[str]]:
     """Hash all ``files`` (part -> its weights) -> (path within ``root`` -> SHA-256, those of which no value is known).
 

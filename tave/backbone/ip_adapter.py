@@ -23,10 +23,10 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from tave.backbone.files import (
     WEIGHTS,
     Known,
-    check_plain,
     find,
     listing,
     option_for,
+    pipeline_files,
     read_json,
     read_model,
     read_part,
@@ -65,9 +65,7 @@ def load_ip_adapter(
     """
 
     def whole(folder: Path) -> dict[str, list[Path]]:
-        for part in PLAIN:
-            check_plain(folder, part, LAYOUT)
-        return {part: weight_files(folder / part, WEIGHTS[part], LAYOUT) for part in MODELS}
+        return pipeline_files(folder, PLAIN, MODELS, LAYOUT)
 
     def whole_adapter(folder: Path) -> dict[str, list[Path]]:
         file = folder / ADAPTER

@@ -17,19 +17,17 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from tave.backbone.files import (
     UNCLIP_VARIANTS,
-    WEIGHTS,
     Known,
-    check_plain,
     find,
     line,
     listing,
     option_for,
+    pipeline_files,
     read_json,
     read_model,
     read_part,
     read_scheduler,
     verified,
-    weight_files,
 )
 from tave.backbone.parts import Backbone, BackboneError, ImageNoising
 
@@ -60,9 +58,7 @@ def load_backbone(
     """
 
     def whole(folder: Path) -> dict[str, list[Path]]:
-        for part in PLAIN:
-            check_plain(folder, part, LAYOUT)
-        return {part: weight_files(folder / part, WEIGHTS[part], LAYOUT) for part in MODELS}
+        return pipeline_files(folder, PLAIN, MODELS, LAYOUT)
 
     wanted = f"put {LAYOUT} there, or give the folder of one that you downloaded"
     if path is None:
