@@ -29,7 +29,7 @@ def tune_clip(
     given = ["+video=custom", f"video.path={quoted(clip)}", f"video.source_prompt={quoted(prompt)}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*given, *overrides])
-    named = f"{slug(Path(clip).stem)}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    named = f"{slug(Path(clip).stem)}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     place = Path(folder) if folder is not None else Path("outputs") / named
     return train(typed(cfg), place, config=OmegaConf.to_container(cfg, resolve=True), show=show)  # type: ignore[arg-type]
 
