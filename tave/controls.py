@@ -21,7 +21,7 @@ from tave.cache import write_json
 from tave.config import EditEntry, TrainOptions, typed
 from tave.listing import ListedCase
 from tave.options import OptionError, choice
-from tave.reference import reference_images
+from tave.reference import load_segmenter, reference_images
 from tave.sampling import resize_mask
 from tave.stages import Stages
 from tave.video import (
@@ -101,6 +101,8 @@ def _pasted(home: Path, source: Clip, case: ListedCase) -> Tensor:
         cells = torch.from_numpy(stored["binary"]).float()[None, :, None]
     mask = resize_mask(cells, *source.frames.shape[-2:])
     pasting = replace(typed(recorded(home)).reference, mode="in_context", frame="per_frame")
+    if pasting.segments:
+        matte = load_segmenter(str(pasting.segmenter)).cut(image, case.target_prompt).matte
     made = reference_images(source.frames, image, alpha, pasting, given=matte, mask=mask)
     return source.frames if made.target is None or made.mode != "in_context" else made.target
 

@@ -2,6 +2,7 @@
 
     python -m tave.doctor
     python -m tave.doctor path=FOLDER          is this a backbone that can be used?
+    python -m tave.doctor segmenter=FOLDER     is this a network that can cut a target image out?
 
 The exit code is 0 if the default run works here, weights and devices of larger models aside.
 """
@@ -30,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tave.backbone import Backbone, BackboneError
 from tave.config import CONF, PACKAGE, schema, typed
+from tave.reference import MatteError, load_segmenter
 from tave.train import guarded
 from tave.video import ReadOptions, read_clip
 
@@ -39,9 +41,13 @@ FRAMES = 8
 
 @dataclass
 class DoctorOptions:
-    """The root of ``conf/doctor.yaml``. ``path``: a folder with a backbone; ``edit``: try a small edit as well."""
+    """The root of ``conf/doctor.yaml``. ``path``: a folder with a backbone; ``edit``: try a small edit as well.
+
+    ``segmenter``: a folder with a segmentation network, or its name in the hub's local cache.
+    """
 
     path: str | None = None
+    segmenter: str | None = None
     edit: bool = True
 
 
@@ -139,6 +145,16 @@ def weights(path: str | None, open_: Callable[[dict[str, Any]], Backbone]) -> It
         yield Finding("weights", shown, f"{told}; loads", True, shipped)
 
 
+def segmenter(path: str) -> Iterator[Finding]:
+    """The network of ``reference.segmenter``; it is loaded, so it is known to work."""
+    try:
+        found = load_segmenter(path)
+        told = f"found, {len(found.classes)} classes, {len(found.hashes)} file(s) without a published SHA-256; loads"
+        yield Finding("matte", path, told, True)
+    except MatteError as error:
+        yield Finding("matte", path, str(error), False, remedy=f"segmenter={path}: see what is wrong with its files")
+
+
 def _named_backbones() -> list[str]:
     """Those whose weights have a place of their own: not the random one, and not that of any folder."""
     return sorted(path.stem for path in (CONF / "backbone").glob("*.yaml") if path.stem not in ("tiny", "folder"))
@@ -211,6 +227,8 @@ def examine(options: DoctorOptions, on_finding: Callable[[Finding], None] = lamb
 
     report = Report()
     parts = [packages(), device(), weights(options.path, open_backbone), video(), logging_()]
+    if options.segmenter:
+        parts.insert(3, segmenter(options.segmenter))
     for part in [*parts, small_edit()] if options.edit else parts:
         for finding in part:
             report.findings.append(finding)

@@ -8,9 +8,9 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
 from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
-from tave.memory import hold, use_tiles
+from tave.memory import at_work, hold, use_tiles
 from tave.options import OptionError
+from tave.reference import load_segmenter
 from tave.report import Report
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
@@ -118,6 +119,8 @@ class Run:
             options.seed,
             *options.memory.imprint(options.precision),
         )
+        self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was needed
+        self._mattes: dict[str, Tensor] = {}  # what it cut out, by picture and prompt
         # The scheduler's configuration is in no weight file, yet it decides the levels.
         levels = (schedule.timesteps, schedule.alphas)
         told = (options.condition, options.reference.frame, options.seed)
@@ -127,12 +130,12 @@ class Run:
     def begin(cls, options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Run:
         """Read and encode the clip of ``options`` and open ``folder``.
 
-        The target images are read as well, so that a wrong path fails now and not after the tuning.
+        The target images are read and segmented as well, so that a wrong one fails now and not after the tuning.
         """
         clip = read_clip(options.video.path, options.video)
-        for entry in options.video.requests().values():
-            _request("", entry, clip, options.video)
+        asked = [_request(name, entry, clip, options.video) for name, entry in options.video.requests().items()]
         run = cls(options, folder, clip, Stages(show=show), config)
+        run._segmented(asked)
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
@@ -188,13 +191,38 @@ class Run:
     def predict(self, requests: Mapping[str, EditEntry]) -> None:
         """Make the edits one after another; each is on disk before the next begins."""
         asked = [_request(name, entry, self.clip, self.options.video) for name, entry in requests.items()]
-        self.data.ask(asked, self._inverted)
+        self.data.ask(self._segmented(asked), self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, about, self.stages)
         trainer = self._trainer([writer, self.report], logger=self.report.loggers)
         with _without_advice():
             trainer.predict(self.editor, self.data, return_predictions=False)
+
+    def _segmented(self, asked: Sequence[Request]) -> list[Request]:
+        """``asked`` with the segmenter's matte of each target image, if one is to cut them out; it is gone afterwards."""
+        if not self.options.reference.segments:
+            return list(asked)
+        due = {digest(image.rgb, request.prompt): (image.rgb, request.prompt) for request in asked for image in request.images}
+        if lacking := {key: told for key, told in due.items() if key not in self._mattes}:
+            self._cut_out(lacking)
+
+        def cut(request: Request) -> Request:
+            images = [replace(image, matte=self._mattes[digest(image.rgb, request.prompt)]) for image in request.images]
+            return replace(request, images=images)
+
+        return [cut(request) for request in asked]
+
+    def _cut_out(self, due: Mapping[str, tuple[Tensor, str]]) -> None:
+        """Cut the target out of pictures ``3 H W``, each told with its prompt, and remember the mattes by their keys."""
+        with self.stages.stage("segmenting", "cutting out the target"):
+            segmenter = load_segmenter(str(self.options.reference.segmenter))
+            with at_work(segmenter.model, self.data.device):
+                cuts = {key: segmenter.cut(*told) for key, told in due.items()}
+        self.segmenter_hashes = dict(segmenter.hashes)
+        self._mattes |= {key: cut.matte for key, cut in cuts.items()}
+        found = ", ".join(f"{cut.name} ({cut.confidence:.2f})" for cut in cuts.values())
+        self.stages.say(f"{segmenter.name} cut out: {found}; its weights are not verified, run.json keeps their SHA-256")
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
@@ -204,6 +232,7 @@ class Run:
             **images[0],  # the metrics compare with the first
             "more_images": images[1:],
             "mask": entry.mask,
+            "segmenter": self.segmenter_hashes,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
         }
@@ -304,6 +333,7 @@ class Run:
                 },
                 "weights": dict(self.backbone.hashes),
                 "weights_unverified": list(self.backbone.unverified),
+                "segmenter": self.segmenter_hashes,
                 "image_encoder": self.backbone.conditioner,
                 "licence": self.backbone.licence,
                 "inputs": _hashes(self.options),

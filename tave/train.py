@@ -54,7 +54,7 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
 def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bool:
     """Whether all that is asked for stands in ``folder``, made by the same weights and configuration: a resumed sweep's job.
 
-    Weights are compared where the backbone is a folder: a hub's copy is kept by its content, and tests' are drawn anew.
+    Weights are compared where they lie in a folder: a hub's copy is kept by its content, and tests' are drawn anew.
     """
     record, metrics = folder / "run.json", folder / "metrics.json"
     if not record.is_file() or not metrics.is_file():
@@ -64,9 +64,10 @@ def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bo
         (folder / "edits" / name / "edit.json").is_file() and (figures.get(name) or not options.metrics.enabled)
         for name in options.video.requests()
     )
-    told, place = json.loads(record.read_text()), Path(str(options.backbone.get("path", "")))
-    known = {place / file: sha for file, sha in told.get("weights", {}).items() if (place / file).is_file()}
-    if not made or any(file_digest(file) != sha for file, sha in known.items()):
+    told = json.loads(record.read_text())
+    places = {"weights": options.backbone.get("path", ""), "segmenter": options.reference.segmenter}
+    known = {Path(str(at)) / file: sha for key, at in places.items() for file, sha in told.get(key, {}).items()}
+    if not made or any(file.is_file() and file_digest(file) != sha for file, sha in known.items()):
         return False
     return _deciding(told["config"]) == _deciding(json.loads(json.dumps(config, default=str)))
 

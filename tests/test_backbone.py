@@ -101,7 +101,7 @@ def test_a_missing_folder_says_what_belongs_there(path: str):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("unet", "unet lacks config.json: copy the subfolder unet"),
+        ("unet", "unet lacks config.json: copy its files there"),
         ("image_normalizer", "image_normalizer lacks config.json"),
         ("scheduler", "scheduler lacks scheduler_config.json"),
         ("tokenizer", r"tokenizer lacks tokenizer.json or vocab.json \+ merges.txt"),

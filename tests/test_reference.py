@@ -112,6 +112,7 @@ def test_a_given_matte_goes_before_alpha_and_alpha_before_search() -> None:
     assert torch.equal(matte(rgb, truth), truth)
     assert torch.equal(matte(rgb, truth, other, "alpha"), truth)
     assert torch.equal(matte(rgb, truth, other, "given"), other)
+    assert torch.equal(matte(rgb, truth, other, "segmented"), other)
     assert torch.equal(matte(rgb, truth, other, "none"), torch.ones_like(truth))
 
 
@@ -120,6 +121,7 @@ def test_a_given_matte_goes_before_alpha_and_alpha_before_search() -> None:
     [
         (None, None, "alpha", r"opaque: save it as a PNG .* or set reference\.matte=auto"),
         (None, None, "given", r"no matte: give one, or set reference\.matte=auto"),
+        (torch.ones(1, 96, 128), None, "segmented", r"no matte: give one, or set reference\.matte=auto"),
         (None, torch.ones(1, 10, 20), "auto", "given matte is 20x10 but the target image is 128x96: save both"),
         (None, torch.zeros(1, 96, 128), "given", "given matte is empty"),
         (torch.zeros(1, 96, 128), None, "auto", "alpha is empty"),

@@ -92,10 +92,9 @@ def weight_files(inside: Path, stem: str, layout: str) -> list[Path]:
 
     Raises :class:`BackboneError` for what is missing, and for a pickle: reading one runs whatever code is in it.
     """
-    part = inside.name
 
     def lacks(file: str) -> BackboneError:
-        return BackboneError(f"{inside} lacks {file}: copy the subfolder {part} there from {layout}")
+        return BackboneError(f"{inside} lacks {file}: copy its files there from {layout}")
 
     if not (inside / "config.json").is_file():
         raise lacks("config.json")

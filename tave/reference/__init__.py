@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tave.options import choice, within
+from tave.options import OptionError, choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
 from tave.reference.place import in_context, neutral
+from tave.reference.segmenter import Cut, Segmenter, load_segmenter
 
 MODES = ("as_is", "neutral", "in_context", "joint", "none")
 PLACED = ("in_context", "joint")  # those that need to know the place
@@ -22,13 +23,16 @@ FRAMES = ("middle", "first", "per_frame")
 
 __all__ = [
     "PLACED",
+    "Cut",
     "MatteError",
     "MatteWarning",
     "Reference",
     "ReferenceOptions",
+    "Segmenter",
     "cut_out",
     "frame_indices",
     "in_context",
+    "load_segmenter",
     "matte",
     "neutral",
     "reference_images",
@@ -44,18 +48,19 @@ class ReferenceOptions:
     frame, once a first mask tells the place) | joint (both of these: the mean of their embeddings knows the object
     from near and its place) | none (no picture: words alone). ``frame``: middle | first |
     per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
-    alpha | given | none. ``feather``: blending of the pasted object's edge, standard deviation as a share of
-    its height. ``margin``: grey around the object, share of its size. ``several``: target
-    images of one object are told by the mean of their embeddings (average), or in turn, frame by frame
-    (alternate). ``confine``: while sampling, the target's
-    picture speaks everywhere (off), or inside the mask alone, and outside it the source frame (source) or
-    none (nothing); it takes twice the time.
+    alpha | given | segmented | none. ``segmenter``: the network that finds the object where ``matte`` is segmented, a
+    folder or an `owner/name` in the hub's local cache; a given matte is not looked at then. ``feather``: blending of
+    the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around the object, share of
+    its size. ``several``: target images of one object are told by the mean of their embeddings (average), or in turn,
+    frame by frame (alternate). ``confine``: while sampling, the target's picture speaks everywhere (off), or inside
+    the mask alone, and outside it the source frame (source) or none (nothing); it takes twice the time.
     """
 
     mode: str = "in_context"
     frame: str = "middle"
     height_scale: float = 1.0
     matte: str = "auto"
+    segmenter: str | None = None
     feather: float = 0.02
     margin: float = 0.1
     several: str = "average"
@@ -65,11 +70,21 @@ class ReferenceOptions:
         choice("reference.mode", self.mode, MODES)
         choice("reference.frame", self.frame, FRAMES)
         choice("reference.matte", self.matte, MATTES)
+        if self.matte == "segmented" and not self.segmenter:
+            raise OptionError(
+                "reference.matte=segmented needs the weights of a segmentation network: give reference.segmenter=FOLDER "
+                "(docs/reference.md says which), or set reference.matte=auto"
+            )
         choice("reference.several", self.several, ("average", "alternate"))
         choice("reference.confine", self.confine, ("off", "source", "nothing"))
         within("reference.height_scale", self.height_scale, 0.05, 20)
         within("reference.feather", self.feather, 0, 0.5)
         within("reference.margin", self.margin, 0, 2)
+
+    @property
+    def segments(self) -> bool:
+        """Whether a network has to cut the target out: as_is and none look at no matte."""
+        return self.matte == "segmented" and self.mode not in ("as_is", "none")
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ def reference_images(
     Args:
         frames: the source clip `f 3 H W` in [-1, 1].
         rgb, alpha: the target image `3 h w` in [-1, 1] and its alpha `1 h w` in [0, 1] or None.
-        given: the user's matte `1 h w` in [0, 1] or None.
+        given: the user's matte `1 h w` in [0, 1], or with ``matte=segmented`` the segmenter's; or None.
         mask: the first pass's mask in pixels, `f 1 H W`, 1 = edit.
 
     Raises:

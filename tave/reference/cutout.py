@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tave.options import choice
 
-MATTES = ("auto", "alpha", "given", "none")
+MATTES = ("auto", "alpha", "given", "segmented", "none")
 
 _SIDE = 256  # longest side in pixels at which the object is looked for; its colours don't need more
 _ROUNDS = 5
 _BAND = 0.1  # share of the height within which the border speaks for a row: sky isn't evidence about road
 _UNLIKE = 8.0  # Lab distance from which a colour no longer counts as the border's
-_LEAST, _MOST = 0.005, 0.9  # shares of the picture that an object may plausibly cover
+LEAST, MOST = 0.005, 0.9  # shares of the picture that an object may plausibly cover
 
 
 class MatteError(ValueError):
@@ -31,22 +31,23 @@ class MatteWarning(UserWarning):
 def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None, kind: str = "auto") -> Tensor:
     """The target object's matte `1 H W` in [0, 1], 1 = object.
 
-    ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's) `1 H W` in [0, 1] or
-    None. ``kind``: given | alpha | none (the whole picture) | auto: the given one, else alpha, else cut out
-    by colour; if that fails, the whole picture and a :class:`MatteWarning`.
+    ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's, or what a
+    :class:`tave.reference.Segmenter` cut out) `1 H W` in [0, 1] or None. ``kind``: given | segmented (the given one) |
+    alpha | none (the whole picture) | auto: the given one, else alpha, else cut out by colour; if that fails, the whole
+    picture and a :class:`MatteWarning`.
 
     Raises:
         MatteError: the matte asked for isn't there, doesn't fit the picture or is empty.
     """
     choice("reference.matte", kind, MATTES)
-    if kind == "given" and given is None:
-        raise MatteError("reference.matte=given but there is no matte: give one, or set reference.matte=auto")
+    if kind in ("given", "segmented") and given is None:
+        raise MatteError(f"reference.matte={kind} but there is no matte: give one, or set reference.matte=auto")
     if kind == "alpha" and alpha is None:
         raise MatteError(
             "reference.matte=alpha but the target image is opaque: save it as a PNG with a transparent "
             "background, or set reference.matte=auto"
         )
-    if given is not None and kind in ("given", "auto"):
+    if given is not None and kind in ("given", "segmented", "auto"):
         return _checked(given, rgb, "the given matte")
     if alpha is not None and kind in ("alpha", "auto"):
         return _checked(alpha, rgb, "the target image's alpha")
@@ -91,7 +92,7 @@ def cut_out(rgb: Tensor) -> Tensor | None:
     cv2.grabCut(np.ascontiguousarray(small), labels, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
     object_ = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     object_ = without_holes(largest(cv2.morphologyEx(object_, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))))
-    if not _LEAST < object_.mean() < _MOST:
+    if not LEAST < object_.mean() < MOST:
         return None
     full = cv2.resize(object_.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return torch.from_numpy(full)[None]
