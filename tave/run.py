@@ -222,7 +222,7 @@ class Run:
         self.segmenter_hashes = dict(segmenter.hashes)
         self._mattes |= {key: cut.matte for key, cut in cuts.items()}
         found = ", ".join(f"{cut.name} ({cut.confidence:.2f})" for cut in cuts.values())
-        self.stages.say(f"{segmenter.name} cut out: {found}; its weights are not verified, run.json keeps their SHA-256")
+        self.stages.say(f"{segmenter.name} cut out: {found}; its weights are not verified, edit.json keeps their SHA-256")
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""

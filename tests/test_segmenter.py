@@ -132,7 +132,7 @@ CENTRE, LARGE, CORNER = block(15, 25, 22, 38), block(8, 34, 10, 50), block(0, 12
     [
         ([(LARGE, 0.9, "bus"), (CENTRE, 0.9, "car")], PROMPT, 1),  # the prompt's word, though it is smaller
         ([(LARGE, 0.9, "road"), (CENTRE, 0.9, "car")], PROMPT, 1),  # where it drives is named, but not as the object
-        ([(LARGE, 0.9, "road"), (CENTRE, 0.9, "bus")], "a Bus in the road", 1),
+        ([(LARGE, 0.9, "road"), (CENTRE, 0.9, "bus")], "a photo of a Bus in the road", 1),
         ([(CENTRE, 0.9, "bus"), (CORNER, 0.6, "auto, car, automobile")], PROMPT, 1),  # any of its synonyms
         ([(CENTRE, 0.9, "car"), (CORNER, 0.9, "sports car")], "a red sports car", 0),  # both are named
         ([(LARGE, 0.9, "traffic light"), (CENTRE, 0.9, "boat")], "a light boat", 1),  # half a name is none

@@ -27,7 +27,7 @@ PROCESSOR = "preprocessor_config.json"
 CONFIDENT = 0.5  # from which an instance counts as found
 _MIDDLE = 0.25  # standard deviation of the window that weighs places, as a share of each side
 # What follows the first of these in a prompt is where the object is, not what it is.
-_PLACE = re.compile(r"\b(?:on|in|at|by|near|under|over|through|along|across|before|behind|beside|between|against|with|of)\b")
+_PLACE = re.compile(r"\b(?:on|in|at|by|near|under|over|through|along|across|before|behind|beside|between|against|with)\b")
 _INSTEAD = "set reference.matte=auto, and give video.matte=FILE if you have one"
 
 
