@@ -287,8 +287,7 @@ class Editor(L.LightningModule):
             seen = task.refer(resize_mask(mask.binary, *size), first)
             if seen[0].mode == "joint":
                 # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
-                views = zip((placed.target for placed in seen), (near.target for near in first), strict=True)
-                target = task.target([[view for view in pair if view is not None] for pair in views])
+                target = task.target([reference.views for reference in seen])
             elif seen[0].mode == "in_context":
                 target, mask = self._mask(task, trajectory, seen)
         for note in dict.fromkeys(reference.note for reference in seen if reference.note):

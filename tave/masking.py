@@ -51,7 +51,12 @@ def part_of(part: Sequence[float], total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How two branches become a mask. Sizes in latent cells and frames; ``steps``: a part of the schedule."""
+    """How two branches become a mask. Sizes in latent cells and frames; ``steps``: a part of the schedule.
+
+    ``union`` is with the source object's own evidence: cross_attention of the words that the target prompt lacks |
+    unconditional, |eps_src - eps_null| | disputed, the geometric mean of that and of the disagreement: scenery that the
+    source prompt names speaks in the former too, yet both branches are told of it.
+    """
 
     branches: str = "shared"  # shared: both read the inversion's z_t | separate: each its own trajectory
     weight: str = "per_step"  # per_step: each step's map divided by its mean | uniform
@@ -63,7 +68,7 @@ class MaskOptions:
     smooth: int = 3  # side of the box, odd; 1 = none
     smooth_time: int = 1  # frames in the box, odd; 1 = none
     dilate: int = 1
-    union: str = "none"  # with the source object's own evidence: none | cross_attention | unconditional (noise)
+    union: str = "none"  # none | cross_attention | unconditional | disputed
     settle: float = 0.0  # after sampling: what changed less, as a share of the range, is the source's again; 0 = off
     region: str = "found"  # found: as above | whole: every cell is edited
 
@@ -72,7 +77,7 @@ class MaskOptions:
         choice("mask.branches", self.branches, ("separate", "shared"))
         choice("mask.weight", self.weight, ("uniform", "per_step"))
         choice("mask.threshold", self.threshold, ("fixed", "otsu", "quantile"))
-        choice("mask.union", self.union, ("none", "cross_attention", "unconditional"))
+        choice("mask.union", self.union, ("none", "cross_attention", "unconditional", "disputed"))
         check_part("mask.steps", self.steps)
         within("mask.guidance_scale", self.guidance_scale, 0, 100)
         within("mask.fixed", self.fixed, 0, 1)
@@ -162,8 +167,11 @@ def find_mask(
     proofs = [reading.evidence for reading in readings if reading.evidence is not None]
     if proofs:
         # attention is no difference of two noises: any of it counts
-        floor = magnitudes if options.union == "unconditional" else torch.zeros_like(magnitudes)
-        proof, found = binarise(weigh(proofs, floor, options.weight).mean(0), options)
+        floor = torch.zeros_like(magnitudes) if options.union == "cross_attention" else magnitudes
+        proof = weigh(proofs, floor, options.weight).mean(0)
+        if options.union == "disputed":
+            proof = (proof * per_step.mean(0)).sqrt()
+        proof, found = binarise(proof, options)
         binary = torch.maximum(binary, found) if per_step.any() else binary
     return EditMask(
         soft=soft[None, :, None],
@@ -206,7 +214,7 @@ def _readings(
     """Both branches, and the null branch of the evidence, in one batch per step; read at the chosen steps."""
     total, levels = schedule.steps, part_of(options.steps, schedule.steps)
     branches = [source, target]
-    if options.union == "unconditional":  # eps(null) is asked at the source branch's latents: it has no trajectory of its own
+    if options.union in ("unconditional", "disputed"):  # eps(null) is asked at the source branch's latents: it has no trajectory of its own
         branches.append(source.null)
     condition = stack(*branches)
     origin, edited = trajectory.level(total), trajectory.level(total)
@@ -219,7 +227,7 @@ def _readings(
         if level in levels:
             wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
             proof = None
-            if options.union == "unconditional":
+            if options.union in ("unconditional", "disputed"):
                 proof = (wide[0] - wide[2]).abs().mean(1)
             elif options.union == "cross_attention" and evidence is not None:
                 proof = evidence(origin, schedule.timesteps[level])[0, :, 0].to(wide)

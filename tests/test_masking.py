@@ -86,7 +86,7 @@ def found(options: MaskOptions, predictor: Disagreeing | None = None, target: fl
     "branches, weight, threshold, union",
     list(
         itertools.product(
-            ("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "unconditional")
+            ("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "unconditional", "disputed")
         )
     ),
 )
@@ -192,6 +192,20 @@ def test_union_with_null_covers_the_old_object_that_a_smaller_target_leaves_behi
     alone = MaskOptions(smooth=1, dilate=0, branches=branches)
     mask = find_mask(predictor, schedule(), trajectory(), condition(0.5), condition(1.5), alone)
     assert torch.equal(mask.binary, small) and mask.evidence is None
+
+
+def test_disputed_evidence_leaves_out_the_scenery_that_both_branches_are_told_of() -> None:
+    """The network tells trees from nothing as well as it tells the old object; but the target has the same trees."""
+    old, trees = torch.zeros(1, FRAMES, 1, SIDE, SIDE), torch.zeros(1, FRAMES, 1, SIDE, SIDE)
+    old[..., 6:10, 4:9], trees[..., 0:3, :] = 1, 1
+    differ = torch.maximum(old * 0.2, regions() * old)  # the old object's rim hardly differs from the new one
+    predictor = Partial(differ, torch.maximum(old, trees))
+    unions = ("none", "unconditional", "disputed")
+    options = [MaskOptions(union=union, smooth=1, dilate=0) for union in unions]
+    masks = [find_mask(predictor, schedule(), trajectory(), condition(0.5), condition(1.5), each).binary for each in options]
+    none, unconditional, disputed = masks
+    assert (unconditional * trees).any() and not (disputed * trees).any()
+    assert torch.equal(disputed, old) and not torch.equal(none, old)
 
 
 def test_union_with_evidence_asks_it_once_a_step_at_the_source_latents() -> None:

@@ -310,6 +310,20 @@ def test_joint_shows_the_place_in_the_second_pass() -> None:
     assert second.target is not None and placed.target is not None and torch.equal(second.target, placed.target)
 
 
+def test_joint_shows_the_photograph_or_the_object_on_grey_beside_the_place() -> None:
+    rgb, alpha = target()
+    frames, mask, _ = clip()
+    for near, view in (("as_is", rgb), ("neutral", neutral(rgb, alpha))):
+        joint = ReferenceOptions(mode="joint", near=near)
+        first = reference_images(frames, rgb, alpha, joint)
+        second = reference_images(frames, rgb, alpha, joint, mask=mask)
+        assert first.near is None and len(first.views) == 1
+        assert second.target is not None and torch.equal(second.views[0], second.target)
+        assert torch.equal(second.views[1][0], view)
+    alone = reference_images(frames, rgb, alpha, ReferenceOptions(mode="in_context"), mask=mask)
+    assert alone.near is None
+
+
 def test_a_first_pass_that_finds_nothing_stays_neutral_and_says_so() -> None:
     rgb, truth = target()
     frames, mask, _ = clip()

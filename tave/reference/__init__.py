@@ -45,9 +45,9 @@ class ReferenceOptions:
     """What the encoder sees of the target, and which source frames it sees.
 
     ``mode``: as_is (the target image) | neutral (the object on grey) | in_context (the object in a source
-    frame, once a first mask tells the place) | joint (both of these: the mean of their embeddings knows the object
-    from near and its place) | none (no picture: words alone). ``frame``: middle | first |
-    per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
+    frame, once a first mask tells the place) | joint (that and a picture from ``near``, as_is | neutral: the mean of
+    their embeddings knows the object from near and its place) | none (no picture: words alone). ``frame``: middle |
+    first | per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
     alpha | given | segmented | none. ``segmenter``: the network that finds the object where ``matte`` is segmented, a
     folder or an `owner/name` in the hub's local cache; a given matte is not looked at then. ``feather``: blending of
     the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around the object, share of
@@ -57,6 +57,7 @@ class ReferenceOptions:
     """
 
     mode: str = "in_context"
+    near: str = "as_is"
     frame: str = "middle"
     height_scale: float = 1.0
     matte: str = "auto"
@@ -68,6 +69,7 @@ class ReferenceOptions:
 
     def __post_init__(self) -> None:
         choice("reference.mode", self.mode, MODES)
+        choice("reference.near", self.near, ("as_is", "neutral"))
         choice("reference.frame", self.frame, FRAMES)
         choice("reference.matte", self.matte, MATTES)
         if self.matte == "segmented" and not self.segmenter:
@@ -93,7 +95,8 @@ class Reference:
 
     ``source`` `1 3 H W` or `f 3 H W`: the source frames. ``target`` `1 3 h w` or `f 3 H W`: the target, as
     ``mode`` shows it (None for none). ``matte`` `1 H W` of the target image (None for as_is and none). ``note``:
-    what went otherwise than asked, or "".
+    what went otherwise than asked, or "". ``near`` `1 3 h w`: the picture from near that goes with ``target`` in the second
+    pass of joint.
     """
 
     source: Tensor
@@ -101,6 +104,12 @@ class Reference:
     mode: str
     matte: Tensor | None
     note: str = ""
+    near: Tensor | None = None
+
+    @property
+    def views(self) -> list[Tensor]:
+        """All that is shown of the target, pictures as ``target`` and ``near``."""
+        return [view for view in (self.target, self.near) if view is not None]
 
 
 def reference_images(
@@ -142,7 +151,9 @@ def reference_images(
         ]
         pictures = [picture for picture in placed if picture is not None]
         if pictures:
-            return Reference(source, torch.stack(pictures), options.mode, cut, note)
+            near = {"as_is": rgb, "neutral": neutral(rgb, cut, options.margin)}[options.near][None]
+            joined = near if options.mode == "joint" else None
+            return Reference(source, torch.stack(pictures), options.mode, cut, note, joined)
         empty = "the first pass found nothing to edit: the reference stays neutral"
         note = f"{note}; {empty}" if note else empty
     return Reference(source, neutral(rgb, cut, options.margin)[None], "neutral", cut, note)
