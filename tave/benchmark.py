@@ -31,7 +31,7 @@ from tave.config import CONF, schema, typed
 from tave.controls import CONTROLS
 from tave.listing import ListedCase, read_listing
 from tave.options import OptionError
-from tave.rows import Job, Method, changes_of, wanted
+from tave.rows import Job, Method, method_of, wanted
 from tave.story import quoted
 from tave.train import guarded
 
@@ -45,7 +45,7 @@ class BenchmarkOptions:
     set: dict[str, Any] = field(default_factory=dict)  # a `_target_` that returns the path of a listing
     folder: str = MISSING  # where everything goes: cases, runs, failed.json
     rows: list[str] = field(default_factory=list)  # names of methods and controls
-    methods: dict[str, Method] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)  # the fields of a Method, by its row's name
     overrides: list[str] = field(default_factory=list)  # as for tave.train, for every case
     seeds: list[int] = field(default_factory=lambda: [33])
     only: list[str] = field(default_factory=list)  # names of cases; empty: all
@@ -56,9 +56,8 @@ class BenchmarkOptions:
         if unknown := [row for row in self.rows if row not in self.methods and row not in CONTROLS]:
             known = ", ".join([*self.methods, *CONTROLS])
             raise OptionError(f"rows={unknown} not known: choose of {known}, or define methods.NAME")
-        for name, method in self.methods.items():
-            changes_of(name, method)
-        return {row: self.methods.get(row) for row in self.rows}
+        methods = {name: method_of(name, told) for name, told in self.methods.items()}
+        return {row: methods.get(row) for row in self.rows}
 
 
 ConfigStore.instance().store(name="benchmark_schema", node=schema(BenchmarkOptions))

@@ -214,7 +214,8 @@ def _readings(
     """Both branches, and the null branch of the evidence, in one batch per step; read at the chosen steps."""
     total, levels = schedule.steps, part_of(options.steps, schedule.steps)
     branches = [source, target]
-    if options.union in ("unconditional", "disputed"):  # eps(null) is asked at the source branch's latents: it has no trajectory of its own
+    # eps(null) is asked at the source branch's latents: it has no trajectory of its own
+    if options.union in ("unconditional", "disputed"):
         branches.append(source.null)
     condition = stack(*branches)
     origin, edited = trajectory.level(total), trajectory.level(total)

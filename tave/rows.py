@@ -33,6 +33,16 @@ class Method:
     oracle: bool = False
 
 
+def method_of(name: str, told: Mapping[str, Any]) -> Method:
+    """The row ``name`` as a config tells it. Raises :class:`OptionError` for what is unknown there, or in what it changes."""
+    try:
+        method: Method = OmegaConf.to_object(OmegaConf.merge(schema(Method), dict(told)))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise OptionError(f"methods.{name}: {str(error).splitlines()[0]}") from error
+    changes_of(name, method)
+    return method
+
+
 def changes_of(name: str, method: Method) -> DictConfig:
     """What ``method`` changes of the run's options. Raises :class:`OptionError` for an unknown key or one of the tuning."""
     path = CONF / "experiment" / f"{method.experiment}.yaml"

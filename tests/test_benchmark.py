@@ -28,6 +28,7 @@ from tave.options import OptionError
 from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
 from tave.roadside.cases import NAMED, truth_of, write_case
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
+from tave.rows import Method
 from tave.story import quoted
 from tave.video import ReadOptions, read_clip, write_video
 
@@ -245,11 +246,17 @@ def test_seeds_are_runs_of_their_own(made: Path, tmp_path: Path) -> None:
     assert json.loads((whole / CASE / "run.json").read_text())["seed"] == 33
 
 
+def test_a_row_of_ones_own_is_defined_on_the_command_line(tmp_path: Path) -> None:
+    chosen = asked(tmp_path, '+methods.wide={overrides: ["mask.dilate=2"]}', "rows=[tave,wide]").chosen()
+    assert chosen == {"tave": Method(), "wide": Method(overrides=["mask.dilate=2"])}
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
         ("rows=[best]", "best"),
         ("methods.patent.experiment=nobodys", "nobodys"),
+        ("+methods.wide={dilate: 2}", "wide.*dilate"),
         (listed("methods.tave.overrides", "mask.treshold=otsu"), "treshold"),
         (listed("methods.tave.overrides", "tuning.steps=3"), "tuning"),
         ("only=[nobody]", "nobody"),

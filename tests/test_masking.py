@@ -86,7 +86,10 @@ def found(options: MaskOptions, predictor: Disagreeing | None = None, target: fl
     "branches, weight, threshold, union",
     list(
         itertools.product(
-            ("shared", "separate"), ("uniform", "per_step"), ("otsu", "fixed", "quantile"), ("none", "unconditional", "disputed")
+            ("shared", "separate"),
+            ("uniform", "per_step"),
+            ("otsu", "fixed", "quantile"),
+            ("none", "unconditional", "disputed"),
         )
     ),
 )
