@@ -132,6 +132,7 @@ def _against_truth(sheet: Sheet, case: Case, truth: Truth, mask: Tensor | None) 
             sheet.add(regions.MaskIouFinal, regions.mask_iou_union(final, old, new), size=grid)
     # Source and ideal both as drawn: a codec's traces in the source clip would pull the edit towards it.
     sheet.add(ideal.Residue, ideal.residue(edited, truth.source, truth.ideal, old, new))
+    sheet.add(ideal.ObjectPresence, ideal.object_presence(edited, truth.layers))
     sheet.add(ideal.IdealPsnr, ideal.ideal_psnr(edited, truth.ideal, old, new))
     aligned = ideal.ideal_psnr_aligned(edited, truth.ideal, old, new, truth.layers)
     sheet.add(ideal.IdealPsnrAligned, aligned.psnr)

@@ -1,7 +1,8 @@
 """The edit against the known right answer, which only a drawn clip has.
 
 :func:`ideal_psnr` asks for the ideal clip in place. :func:`ideal_psnr_aligned` lets the clip's object stand a little
-elsewhere: an edit doesn't promise where in its region the new object stands.
+elsewhere: an edit doesn't promise where in its region the new object stands. Neither is lowered much where a small object
+isn't painted at all, and a judge takes a bare road for one of its classes: so :func:`object_presence` asks for that alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from eval.metric import ClipMetric, MetricError
 from eval.preservation import psnr, psnr_of_sum, require_same_shape, squared_error
+
+PRESENT = 0.5  # of the ideal frame's difference from the empty scene: from there on something stands in it
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,30 @@ def residue(edited: Tensor, source: Tensor, ideal: Tensor, source_mask: Tensor, 
     return int((nearer & given_up).sum()) / total
 
 
+def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
+    """Share of frames that aren't empty, in [0, 1], higher is better: anything at all stands about where the target should.
+
+    A frame is empty if it differs from the scene without any vehicle by less than half of what the ideal frame does: root of
+    the squares summed over the target's pixels, moved to where the edit differs most (|dx| <= W // 8, |dy| <= H // 16, each
+    frame for itself). Frames whose ideal shows no target don't count; None if there are no others. It says nothing of what
+    stands there: an untouched source may have it all.
+
+    Args:
+        edited: ``f 3 H W`` in [-1, 1].
+        layers: what the ideal clip is stacked from.
+    """
+    require_same_shape(edited=edited, background=layers.background)
+    empty, (ideal, target) = _over(layers.occluder, layers.background), layers.render()
+    there = (squared_error(ideal, empty) * target).sum(dim=(1, 2), dtype=torch.float64)
+    (mx, my), (rows, columns) = layers.reach, layers.window()
+    bare, here = squared_error(edited, empty)[:, rows, columns], torch.zeros_like(there)
+    for dx, dy in product(range(-mx, mx + 1), range(-my, my + 1)):
+        moved = bare * layers.render(dx, dy, rows, columns)[1]
+        here = torch.maximum(here, moved.sum(dim=(1, 2), dtype=torch.float64))
+    asked = there > 0
+    return float((here >= PRESENT**2 * there)[asked].double().mean()) if asked.any() else None
+
+
 def ideal_psnr(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor) -> float | None:
     """PSNR of the edit against the ideal clip over source-or-target pixels, in dB, higher is better.
 
@@ -156,6 +183,11 @@ def _aligned_psnr(*args: Any, **kwargs: Any) -> float | None:
 class Residue(ClipMetric):
     figure = staticmethod(residue)
     name, unit, over, higher_is_better = "residue", "share", "pixels of all frames pooled", False
+
+
+class ObjectPresence(ClipMetric):
+    figure = staticmethod(object_presence)
+    name, unit, over, higher_is_better = "object_presence", "share", "frames", True
 
 
 class IdealPsnr(ClipMetric):

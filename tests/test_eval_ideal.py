@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.ideal import IdealLayers, ideal_psnr, ideal_psnr_aligned, residue
+from eval.ideal import IdealLayers, ideal_psnr, ideal_psnr_aligned, object_presence, residue
 from eval.metric import MetricError
 from eval.preservation import PSNR_CAP, psnr
 
@@ -66,6 +66,31 @@ def test_residue_is_the_share_of_given_up_pixels() -> None:
     left[:, :, 15:] = False
     half_done = torch.where(left[:, None], source, ideal)
     assert residue(half_done, source, ideal, old, new) == int(left.sum()) / int(given_up.sum())
+
+
+def test_an_empty_road_has_no_presence_and_a_faint_object_none() -> None:
+    layers, source, _, ideal, _ = drawn_world()
+    empty = torch.lerp(layers.background, layers.occluder[:, :3], layers.occluder[:, 3:])
+    assert object_presence(empty, layers) == 0
+    assert object_presence(ideal, layers) == object_presence(source, layers) == 1
+    assert object_presence(torch.lerp(empty, ideal, 0.45), layers) == 0
+    assert object_presence(torch.lerp(empty, ideal, 0.55), layers) == 1
+    assert object_presence(torch.cat([ideal[:1], empty[1:]]), layers) == 0.5
+
+
+def test_presence_is_wherever_the_object_stands() -> None:
+    layers, _, _, _, _ = drawn_world(occluded=False)
+    assert object_presence(layers.render(MX, -MY)[0], layers) == 1
+
+
+def test_presence_asks_only_of_frames_that_have_a_target() -> None:
+    layers, _, _, ideal, _ = drawn_world()
+    without = layers.target.clone()
+    without[1, 3] = 0
+    first = IdealLayers(layers.background, without, layers.occluder)
+    assert object_presence(ideal, first) == 1
+    without[0, 3] = 0
+    assert object_presence(ideal, IdealLayers(layers.background, without, layers.occluder)) is None
 
 
 def test_residue_without_given_up_pixels_has_no_figure() -> None:

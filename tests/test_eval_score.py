@@ -112,6 +112,7 @@ def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
         "mask_recall": 1,
         "mask_iou_union": 1,
         "residue": 0,
+        "object_presence": 1,
         "ideal_psnr": 100,
         "ideal_psnr_aligned": 100,
         "ideal_shift": [0, 0],

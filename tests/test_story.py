@@ -79,7 +79,13 @@ def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
         "mask_iou_union",
         "mask_iou_final",
     }
-    assert promised | {"ideal_psnr", "ideal_psnr_aligned", "warp_error_object", "background_psnr_floor"} <= set(figures)
+    assert promised | {
+        "object_presence",
+        "ideal_psnr",
+        "ideal_psnr_aligned",
+        "warp_error_object",
+        "background_psnr_floor",
+    } <= set(figures)
     assert set(metrics["metrics"]) == set(figures)
     assert all({"id", "higher_is_better", "unit"} == set(about) for about in metrics["metrics"].values())
 

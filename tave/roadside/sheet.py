@@ -23,6 +23,7 @@ FIGURES = {
     "background_psnr": ("background, all of it, dB", "", 1),
     "mask_area_ratio": ("mask area / true union", "<= 1.6", 2),
     "residue": ("residue of the old object", "<= 0.05", 3),
+    "object_presence": ("frames that show any object", "", 2),
     "mask_recall": ("recall of the old object", ">= 0.95", 3),
     "mask_iou_union": ("mask IoU with the union, before dilation", ">= 0.75", 3),
     "mask_iou_final": ("mask IoU with the union, as it ends", "", 3),
