@@ -31,7 +31,7 @@ test: setup ## set up and run the fast tests
 
 test-slow: setup ## the tests that run the Roadside backbone, and the notebooks with few steps
 	$(PY) -m pytest -q -m slow
-	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake notebooks
+	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
 
 check: setup ## format, lint, types
 	$(VENV)/bin/ruff format --check .
