@@ -22,11 +22,8 @@ from torch import Tensor
 
 from eval.annotations import WHOLE, read_annotations, read_mask
 from eval.ideal import IdealLayers
+from eval.records import RunError, read_record, read_record_if_any, require_file
 from tave.video import Image4, ReadOptions, read_clip, read_image, read_matte
-
-
-class RunError(ValueError):
-    """A run folder that can't be scored; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def read_cases(run: Path, names: Collection[str] | None = None, annotations: Pat
 
 def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     path = folder / "soft_mask.npz"
-    record = _json(run / "run.json") if (run / "run.json").is_file() else {}
+    record = read_record_if_any(run / "run.json")
     config = record.get("config", {})
     arrays = _arrays(path, ("binary", "mask", "alpha"))
     if any(array.ndim != 3 or len(array) != len(arrays["alpha"]) for array in arrays.values()):
@@ -178,7 +175,7 @@ def _read_asked(folder: Path, config: dict[str, Any]) -> Asked:
     """``edit.json``, where there is one; the target image counts if it is still the one that was used."""
     if not (folder / "edit.json").is_file():
         return Asked(missing=f"{folder / 'edit.json'} is missing")
-    told = _json(folder / "edit.json")
+    told = read_record(folder / "edit.json")
     source_prompt = told.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
     path, image, missing = told.get("target_image"), None, "edit.json names no target image"
     if path and not Path(path).is_file():
@@ -244,7 +241,7 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise RunError(f"{path}: {name} has shape {arrays[name].shape}, but the edited clip needs {shape}")
-    told = _json(folder / "truth.json")
+    told = read_record(folder / "truth.json")
     try:
         target = {str(key): str(value) for key, value in told["target"].items()}
         inside = [float(share) for share in told["target_inside"]]
@@ -283,12 +280,12 @@ def _layer(array: np.ndarray) -> Tensor:
 
 
 def _video(path: Path) -> Tensor:
-    _require_file(path)
+    require_file(path)
     return read_clip(path, WHOLE).frames
 
 
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    _require_file(path)
+    require_file(path)
     try:
         # np.load leaves a broken archive open when it opens the file itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -299,22 +296,6 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     if missing:
         raise RunError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(names)}")
     return found
-
-
-def _json(path: Path) -> dict:
-    _require_file(path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} isn't JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path} must hold a JSON object")
-    return found
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise RunError(f"{path} is missing: the run folder isn't complete")
 
 
 def _size(shape: tuple[int, ...]) -> str:

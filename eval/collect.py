@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metric import MetricError
+from eval.records import read_json, read_record, read_record_if_any
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def collect(runs: Iterable[Path], listings: Iterable[Path] = ()) -> Collection:
     """
     made, owners = Collection(), {}
     for run in runs:
-        told = _json(run / "metrics.json")
+        told = read_record(run / "metrics.json")
         about, edits = _part(told, "metrics", run / "metrics.json"), _part(told, "edits", run / "metrics.json")
         _agree(made.metrics, owners, about, run)
-        record = _json(run / "run.json") if (run / "run.json").is_file() else {}
+        record = read_record_if_any(run / "run.json")
         for name in edits:
             if (run / "edits" / name / "edit.json").is_file():
                 numbers = _numbers(_part(edits, name, run / "metrics.json"), about, run / "metrics.json")
@@ -103,7 +103,7 @@ def _numbers(figures: dict[str, Any], about: dict[str, Any], path: Path) -> dict
 
 def _result(run: Path, name: str, numbers: dict[str, float], config: dict[str, Any]) -> Result:
     folder = run / "edits" / name
-    told = _json(folder / "edit.json")
+    told = read_record(folder / "edit.json")
     if "benchmark" in told:
         known = _part(told, "benchmark", folder / "edit.json")
         if lacking := [key for key in ("case", "method") if not isinstance(known.get(key), str)]:
@@ -122,7 +122,7 @@ def _seed(told: Any) -> int | None:
 
 def _failed(path: Path) -> list[dict[str, str]]:
     """The entries of a ``failed.json``: a list, or an object that holds it as ``failed``."""
-    told = _read(path)
+    told = read_json(path)
     listed = told.get("failed", []) if isinstance(told, dict) else told
     keys = ("case", "method", "error")
     if not isinstance(listed, list) or not all(isinstance(e, dict) and set(keys) <= set(e) for e in listed):
@@ -136,17 +136,3 @@ def _part(told: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     if found is not None and not isinstance(found, dict):
         raise MetricError(f"{path}: {key} must be a JSON object")
     return found or {}
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MetricError(f"{path} can't be read: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found = _read(path)
-    if not isinstance(found, dict):
-        raise MetricError(f"{path} must hold a JSON object")
-    return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from eval.cases import RunError
+from eval.records import RunError
 from eval.sweep import Sweep
 from tave.video import ReadOptions, read_clip, read_image
 

@@ -20,13 +20,14 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from eval.cases import Case, RunError, read_cases, read_files
+from eval.cases import Case, read_cases, read_files
 from eval.extras import Dino, PickScore
 from eval.features import load_encoder
 from eval.figures import Sheet, Tools, measure
 from eval.identity import Judge, load_judge
 from eval.metric import Figure
 from eval.perceptual import Lpips, find_trunk
+from eval.records import RunError, read_record_if_any
 from eval.weights import WeightsError
 
 SHIPPED, JUDGE = "shipped", "judge"
@@ -176,7 +177,7 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
     """
     metrics, stale = metrics or {}, []
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        stored = read_record_if_any(path)
         known, told = stored.setdefault("edits", {}), stored.get("metrics", {})
         changed = {name for name, about in metrics.items() if told.get(name, {}).get("id") != about["id"]}
         for other in set(known) - set(edits):

@@ -16,8 +16,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from eval.cases import RunError
 from eval.plots import by_value
+from eval.records import RunError
 from eval.score import conf_folder
 from eval.sweep import Sweep, read_sweep
 from eval.table import interval

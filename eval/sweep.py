@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from eval.cases import RunError
+from eval.records import RunError, read_record, read_record_if_any
 
 # Not axes: which clip and seed it was, and where things lie.
 _APART = ("video", "seed", "cache", "logger", "metrics", "trainer")
@@ -76,7 +76,7 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
     """
     found = Sweep()
     for path in sorted(folder.rglob("run.json")):
-        record, told = _json(path), _json(path.parent / "metrics.json")
+        record, told = read_record(path), read_record_if_any(path.parent / "metrics.json")
         name = str(record["config"]["video"]["name"])
         if not fnmatch(name, cases) or not told.get("edits"):
             continue
@@ -117,12 +117,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} isn't JSON: {error}") from error

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval import plots
-from eval.cases import RunError
+from eval.records import RunError
 from eval.study import paired_rows
 from eval.sweep import Outcome, Sweep
 from tave.correspondence import correspond

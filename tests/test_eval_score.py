@@ -16,8 +16,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
 import eval.score
-from eval.cases import RunError, read_cases
+from eval.cases import read_cases
 from eval.identity import Judge
+from eval.records import RunError
 from eval.score import ScoreConfig, conf_folder, main, merge_metrics, score_run, shipped_judge
 from tave.video import write_image, write_mask_video, write_video
 from tests.test_eval_identity import CLASSES, ColourEye

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from eval.cases import RunError
+from eval.records import RunError
 from eval.study import StudyOptions, study
 from eval.sweep import read_sweep
 from tave.cache import file_digest
