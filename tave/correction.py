@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tave.correspondence import Field, blend, coarsen, correspond, upsample
+from tave.correspondence import Field, agreeing, blend, coarsen, correspond, upsample
 from tave.denoiser import Tap
 from tave.inversion import Trajectory
 from tave.masking import check_part, part_of
-from tave.options import OptionError, choice
+from tave.options import OptionError, choice, within
 from tave.schedule import to_clean
 
 
@@ -61,12 +61,15 @@ class CorrectionOptions:
     space: str = "latent"  # latent | x0 | features: what is blended
     when: str = "after_step"  # after_step | before_step; matters for space=latent alone
     candidates: str = "all"  # all | masked
+    agreement: int | None = None  # cells by which a neighbour's own neighbour back may miss; None: it isn't asked
     restore_variance: bool = False  # matters for space=latent alone: the others average no noise
 
     def __post_init__(self) -> None:
         choice("correction.space", self.space, ("latent", "x0", "features"))
         choice("correction.when", self.when, ("after_step", "before_step"))
         choice("correction.candidates", self.candidates, ("all", "masked"))
+        if self.agreement is not None:
+            within("correction.agreement", self.agreement, 0, 1024)
         check_part("correction.steps", self.steps)
         weights = self.weights
         if len(weights) != 3 or not min(weights) >= 0 or not abs(sum(weights) - 1) < 1e-6:  # NaN fails too
@@ -133,7 +136,8 @@ class InterFrame:
             raise ValueError(f"features hold {features.shape[0]} clips: correct one clip at a time")
         masked = self.options.candidates == "masked"
         region = coarsen(self.mask.to(features.device), *features.shape[-2:]) if masked else None
-        self.field = correspond(features[0], region)
+        found = correspond(features[0], region)
+        self.field = found if self.options.agreement is None else agreeing(found, self.options.agreement)
         return self.field
 
     def _rewrite(self, conditional: Tensor, block_output: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ TIE = 1e-6
 class Field:
     """For each cell of each frame, its neighbour's cell: ``previous`` and ``following``, `f h w` int64.
 
-    A cell is named by ``y * w + x``; -1 where there is no neighbour: first, last frame, or no candidate.
+    A cell is named by ``y * w + x``; -1 where there is no neighbour: first, last frame, no candidate, or one that looks
+    elsewhere (:func:`agreeing`).
     """
 
     previous: Tensor
@@ -58,6 +59,24 @@ def _nearest(similarity: Tensor, here: Tensor, there: Tensor) -> Tensor:
     own = similarity.gather(1, at[:, None])[:, 0]
     stays = (there[at] == here) & (own >= best - TIE)
     return torch.where(stays, here, there[index])
+
+
+def agreeing(field: Field, tolerance: int) -> Field:
+    """The same field with -1 for a neighbour whose own neighbour back is over ``tolerance`` cells away, by row or column.
+
+    The forward-backward check of optical flow (Sundaram et al. 2010). Every cell has a nearest other one, also what is
+    hidden there, and what noise alone makes look alike; what is seen in both frames finds the way back. The ways of a
+    clip that moves by whole cells are each other's inverse: it keeps them all.
+    """
+    rows, columns = field.previous.shape[1:]
+    here = torch.arange(rows * columns, device=field.previous.device).view(rows, columns)
+
+    def kept(there: Tensor, back: Tensor) -> Tensor:  # both f h w; ``back`` is that of the frame that ``there`` points into
+        home = back.flatten(1).gather(1, there.clamp(min=0).flatten(1)).view_as(there)
+        off = torch.maximum((home // columns - here // columns).abs(), (home % columns - here % columns).abs())
+        return torch.where((home >= 0) & (off <= tolerance), there, -1)
+
+    return Field(kept(field.previous, field.following.roll(1, dims=0)), kept(field.following, field.previous.roll(-1, dims=0)))
 
 
 def upsample(field: Field, h: int, w: int) -> Field:

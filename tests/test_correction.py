@@ -18,9 +18,9 @@ from tave.schedule import ddim_step, to_clean
 
 F, C, H, W = 4, 4, 8, 8
 SWITCHES = [
-    {"space": space, "when": when, "candidates": candidates, "restore_variance": restore}
-    for space, when, candidates, restore in itertools.product(
-        ("latent", "x0", "features"), ("after_step", "before_step"), ("all", "masked"), (False, True)
+    {"space": space, "when": when, "candidates": candidates, "restore_variance": restore, "agreement": agreement}
+    for space, when, candidates, restore, agreement in itertools.product(
+        ("latent", "x0", "features"), ("after_step", "before_step"), ("all", "masked"), (False, True), (None, 1)
     )
 ]
 
@@ -185,6 +185,7 @@ def test_missing_features_and_batches_are_refused() -> None:
         {"space": "pixels"},
         {"when": "now"},
         {"candidates": "some"},
+        {"agreement": -1},
         {"steps": [0.6, 0.4]},
     ],
 )

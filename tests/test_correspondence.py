@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tave.correspondence import Field, blend, coarsen, correspond, scale_between, upsample
+from tave.correspondence import Field, agreeing, blend, coarsen, correspond, scale_between, upsample
 
 H, W = 6, 8
 
@@ -72,6 +72,43 @@ def test_masked_ties_stay_where_they_can() -> None:
     field = correspond(torch.ones(2, 3, H, W), mask)
     first = int(cells()[2, 4])
     assert field.following[0, 2, 2:6].tolist() == [first, first, first, first + 1]
+
+
+@pytest.mark.parametrize("dy, dx", [(0, 0), (0, 1), (2, -3)])
+def test_a_clip_that_moves_by_whole_cells_finds_every_way_back(dy: int, dx: int) -> None:
+    field = correspond(moved(dy, dx))
+    strict = agreeing(field, 0)
+    assert torch.equal(strict.previous, field.previous) and torch.equal(strict.following, field.following)
+
+
+def test_what_the_next_frame_hides_has_no_neighbour_there() -> None:
+    features = moved(0, 0, frames=2)
+    features[1, :, 2, 3:5] = features[1, :, 5, :1]  # two cells show what stands in the corner
+    field = correspond(features)
+    assert (field.following >= 0)[0].all()
+    kept = agreeing(field, 0)
+    gone = torch.zeros(H, W, dtype=torch.bool)
+    gone[2, 3:5] = True
+    assert torch.equal(kept.following[0] < 0, gone) and torch.equal(kept.previous[1] < 0, gone)
+    assert torch.equal(kept.following[0][~gone], cells()[~gone])
+
+
+def test_the_way_back_may_miss_by_the_tolerance() -> None:
+    generator = torch.Generator().manual_seed(5)
+    ways = [torch.randint(-1, H * W, (4, H, W), generator=generator) for _ in range(2)]
+    ways[0][0], ways[1][-1] = -1, -1
+    for tolerance in (0, 1, 3):
+        kept = agreeing(Field(*ways), tolerance)
+        for i in range(4):
+            for p in range(H * W):
+                y, x = divmod(p, W)
+                for there, j, back, result in (
+                    (int(ways[0][i, y, x]), i - 1, ways[1], kept.previous),
+                    (int(ways[1][i, y, x]), i + 1, ways[0], kept.following),
+                ):
+                    home = int(back[j].flatten()[there]) if there >= 0 else -1
+                    near = home >= 0 and max(abs(home // W - y), abs(home % W - x)) <= tolerance
+                    assert int(result[i, y, x]) == (there if near else -1)
 
 
 @pytest.mark.parametrize("h, w", [(H, W), (2 * H, 2 * W), (4 * H, 2 * W), (2 * H - 1, 4 * W - 3)])
