@@ -33,7 +33,7 @@ STUDIES = [path for path in FILES if "sweeper" in path.read_text() and path not 
 EXPECTED = {
     *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
     *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
-    *("inversion", "guidance", "image_guidance", "confine", "image_noise", "background", "reference_near"),
+    *("inversion", "guidance", "image_guidance", "confine", "image_noise", "background", "reference_near", "agreement"),
 }
 
 
