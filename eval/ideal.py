@@ -57,12 +57,18 @@ class IdealLayers:
         Returns:
             Frames ``f 3 H W`` in [-1, 1] and the target's visible pixels ``f H W`` bool (at least half covered).
         """
+        target, occluder = self._moved(dx, dy)[:, :, rows, columns], self.occluder[:, :, rows, columns]
+        frames = _over(occluder, _over(target, self.background[:, :, rows, columns]))
+        return frames, self.visible(dx, dy, rows, columns)
+
+    def visible(self, dx: int = 0, dy: int = 0, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """The target's visible pixels alone, of :meth:`render`, for whoever needs no frames."""
+        return self._moved(dx, dy)[:, 3, rows, columns] * (1 - self.occluder[:, 3, rows, columns]) >= 0.5
+
+    def _moved(self, dx: int, dy: int) -> Tensor:
         _, _, height, width = self.background.shape
         mx, my = self.reach
-        target = self.target[:, :, my - dy : my - dy + height, mx - dx : mx - dx + width][:, :, rows, columns]
-        occluder = self.occluder[:, :, rows, columns]
-        visible = target[:, 3] * (1 - occluder[:, 3])
-        return _over(occluder, _over(target, self.background[:, :, rows, columns])), visible >= 0.5
+        return self.target[:, :, my - dy : my - dy + height, mx - dx : mx - dx + width]
 
     def window(self) -> tuple[slice, slice]:
         """Rows and columns of the picture that the target can touch at some shift, over all frames."""
@@ -122,7 +128,7 @@ def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
     (mx, my), (rows, columns) = layers.reach, layers.window()
     bare, here = squared_error(edited, empty)[:, rows, columns], torch.zeros_like(there)
     for dx, dy in product(range(-mx, mx + 1), range(-my, my + 1)):
-        moved = bare * layers.render(dx, dy, rows, columns)[1]
+        moved = bare * layers.visible(dx, dy, rows, columns)
         here = torch.maximum(here, moved.sum(dim=(1, 2), dtype=torch.float64))
     asked = there > 0
     return float((here >= PRESENT**2 * there)[asked].double().mean()) if asked.any() else None
