@@ -13,6 +13,8 @@ from eval.records import RunError, read_record, read_record_if_any
 
 # Not axes: which clip and seed it was, and where things lie.
 _APART = ("video", "seed", "cache", "logger", "metrics", "trainer")
+# The target's pictures: every clip has its own, so that they are an axis only within a clip.
+PICTURES = "video.target_image"
 # Measured of the run and not of an edit; name -> what metrics.json says of the others.
 _OF_THE_RUN = {
     "reconstruction_psnr": {"id": "reconstruction_psnr/-/whole frames/clip/v1", "higher_is_better": True, "unit": "dB"},
@@ -22,8 +24,9 @@ _OF_THE_RUN = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One edit. ``options``: every option of its run, by its dotted key; ``figures``: what was measured, numbers alone.
+    """One edit. ``case``: its clip, with the edit's name if its run made several.
 
+    ``options``: every option of its run, by its dotted key; ``figures``: what was measured, numbers alone.
     ``edit``: its folder.
     """
 
@@ -46,9 +49,15 @@ class Sweep:
 
     @property
     def axes(self) -> list[str]:
-        """The options that differ between runs."""
+        """The options that differ between runs; which picture it was, if one clip was shown several."""
         keys = dict.fromkeys(key for outcome in self.outcomes for key in outcome.options)
-        return [key for key in keys if len({json.dumps(outcome.options.get(key)) for outcome in self.outcomes}) > 1]
+        return [key for key in keys if self._differs(key)]
+
+    def _differs(self, key: str) -> bool:
+        values: dict[str, set[str]] = {}
+        for outcome in self.outcomes:
+            values.setdefault(outcome.case if key == PICTURES else "", set()).add(json.dumps(outcome.options.get(key)))
+        return any(len(found) > 1 for found in values.values())
 
     def value_of(self, outcome: Outcome) -> str:
         """The values of the axes, in words; an axis is called by its last name."""
@@ -85,8 +94,10 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
                 raise RunError(f"{path.parent}: {metric} is {about['id']}, elsewhere {found.metrics[metric]['id']}: score anew")
         options, more = dict(_flat(record["config"])), _of_the_run(told)
         for edit, figures in told["edits"].items():
+            case = name if len(told["edits"]) == 1 else f"{name}/{edit}"
+            shown = options | {PICTURES: _pictures(record["config"]["video"], edit)}
             numbers = more | {key: float(value) for key, value in figures.items() if isinstance(value, (int, float))}
-            found.outcomes.append(Outcome(name, int(record["seed"]), options, numbers, path.parent / "edits" / edit))
+            found.outcomes.append(Outcome(case, int(record["seed"]), shown, numbers, path.parent / "edits" / edit))
         found.commits.add(record.get("commit") or "unknown")
         found.hardware.add(_hardware(record.get("hardware", {})))
         unet = sorted(sha for file, sha in record.get("weights", {}).items() if file.partition("/")[0] == "unet")
@@ -96,6 +107,12 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
     if len(found.weights) > 1:
         raise RunError(f"sweep={folder}: its runs used UNets {', '.join(sorted(found.weights))}; delete the older runs, go on")
     return found
+
+
+def _pictures(video: Mapping[str, Any], edit: str) -> str:
+    """The files of an edit's target image, without their folders."""
+    told = video.get("edits", {}).get(edit, video).get("target_image") or ""
+    return "+".join(Path(path).name for path in ([told] if isinstance(told, str) else told))
 
 
 def _of_the_run(told: dict[str, Any]) -> dict[str, float]:

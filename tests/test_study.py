@@ -34,6 +34,7 @@ EXPECTED = {
     *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
     *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
     *("inversion", "guidance", "image_guidance", "confine", "image_noise", "background", "reference_near", "agreement"),
+    "reference_several",
 }
 
 
@@ -61,17 +62,18 @@ def test_every_job_of_a_study_composes_and_its_cost_is_told(path: Path) -> None:
         for job in once:
             options = typed(compose("train", [f"experiment={path.stem}", *job]))
             (entry,) = options.video.requests().values()
-            assert Path(entry.target_image).is_file() and Path(str(entry.truth)).is_dir()
+            assert all(Path(image).is_file() for image, _ in entry.images) and Path(str(entry.truth)).is_dir()
             seen.add(json.dumps([options.video.name, options.seed, str(options)]))
     assert len(seen) >= len(once) - 1  # no value is said twice; the first clip's first job is in both parts
 
 
 @pytest.mark.parametrize("name", cases.STUDIED)
-def test_the_same_place_is_the_clips_own(name: str) -> None:
-    case = cases.NAMED[name]
-    assert not case.alpha and case.image_place != case.source.place
-    with Image.open(CONF.parent / "tave/roadside/clips" / name / "target_same_place.png") as shipped:
-        assert np.array_equal(np.asarray(shipped), np.asarray(cases.same_place(case)))
+def test_further_pictures_of_the_target_are_of_the_clips_own_place_and_of_a_third(name: str) -> None:
+    case, folder = cases.NAMED[name], CONF.parent / "tave/roadside/clips" / name
+    assert not case.alpha and len({case.image_place, case.source.place, cases.third_place(case)}) == 3
+    for file, place in (("target_same_place.png", case.source.place), ("target_third_place.png", cases.third_place(case))):
+        with Image.open(folder / file) as shipped:
+            assert np.array_equal(np.asarray(shipped), np.asarray(cases.photographed(case, place)))
 
 
 # ---- a sweep goes on -------------------------------------------------------------------------------------------------
@@ -180,6 +182,28 @@ def test_what_people_wrote_is_kept(sweep: Path, tmp_path: Path) -> None:
     readme = study(asked)
     readme.write_text(readme.read_text().replace("Not written yet.", "Guidance helps.\n\nUntil it doesn't."))
     assert study(asked).read_text().endswith("## What was learnt\n\nGuidance helps.\n\nUntil it doesn't.\n")
+
+
+def test_the_picture_is_an_axis_within_a_clip_and_not_between_clips(tmp_path: Path) -> None:
+    def shown(case: str, seed: int, pictures: Any) -> None:
+        video = {"name": case, "edits": {"x": {"target_image": pictures}}}
+        written(tmp_path, case, seed, 2.0, {"good": float(seed)}, config={"video": video})
+
+    shown("bus", 1, "clips/bus/a.png")
+    shown("car", 1, "clips/car/b.png")
+    assert read_sweep(tmp_path).axes == []
+    shown("bus", 2, ["clips/bus/a.png", "clips/bus/c.png"])
+    sweep = read_sweep(tmp_path)
+    assert sweep.axes == ["video.target_image"]
+    assert sweep.values == ["target_image=a.png", "target_image=a.png+c.png", "target_image=b.png"]
+
+
+def test_edits_of_one_run_are_cases_of_their_own(tmp_path: Path) -> None:
+    written(tmp_path, "bus", 1, 2.0, {"good": 1.0})
+    (metrics,) = tmp_path.rglob("metrics.json")
+    told = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps(told | {"edits": {"car": {"good": 1.0}, "van": {"good": 2.0}}}))
+    assert {outcome.case for outcome in read_sweep(tmp_path).outcomes} == {"bus/car", "bus/van"}
 
 
 def test_clips_can_be_chosen_by_name(sweep: Path) -> None:

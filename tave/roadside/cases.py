@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
-from tave.roadside.scene import FIRST_HELD_OUT_SEED, UNITS, Scene, Vehicle, caption, portrait, with_vehicle
+from tave.roadside.scene import FIRST_HELD_OUT_SEED, PLACES, UNITS, Scene, Vehicle, caption, portrait, with_vehicle
 from tave.video import write_video
 
 SIZE, FPS = 96, 8.0
@@ -166,9 +166,14 @@ def target_image(case: Case, size: int = SIZE) -> Image.Image:
     return Image.fromarray(to_bytes(over(layer, background(case.portrait, 0, size))))
 
 
-def same_place(case: Case) -> Image.Image:
-    """The target image, had it been taken in the clip's own place."""
-    return target_image(replace(case, image_place=case.source.place), 2 * SIZE)
+def photographed(case: Case, place: str) -> Image.Image:
+    """The target image, had it been taken in another place."""
+    return target_image(replace(case, image_place=place), 2 * SIZE)
+
+
+def third_place(case: Case) -> str:
+    """The first that is neither the clip's nor the target image's."""
+    return next(place for place in PLACES if place not in (case.source.place, case.image_place))
 
 
 def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
@@ -189,7 +194,9 @@ def main() -> None:
     for name, case in NAMED.items():
         write_case(case, folder / name)
     for name in STUDIED:
-        same_place(NAMED[name]).save(folder / name / "target_same_place.png")
+        case = NAMED[name]
+        photographed(case, case.source.place).save(folder / name / "target_same_place.png")
+        photographed(case, third_place(case)).save(folder / name / "target_third_place.png")
 
 
 if __name__ == "__main__":
