@@ -85,7 +85,7 @@ class Job:
             train(typed(self.config), self.home, config=asked, show=False)
             return
         before: Any = OmegaConf.to_container(recorded(self.home), resolve=True)
-        self._agree({key: before[key] for key in SAME}, asked)
+        self._agree({key: before[key] for key in SAME}, {key: asked[key] for key in SAME})
 
     def edit(self, row: str, method: Method) -> None:
         """Make a method's edit, unless it stands. Raises :class:`OptionError` if it stands and was made otherwise."""
@@ -134,9 +134,9 @@ class Job:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value wherever ``now`` differs; keys that are new count as unchanged."""
-    for key, old in before.items():
-        new = now.get(key)
+    """Key, old and new value wherever they differ; a key that one side hasn't got is None there."""
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differing(old, new, f"{prefix}{key}.")
         elif old != new:

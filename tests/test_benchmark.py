@@ -204,6 +204,12 @@ def test_other_choices_in_the_same_folder_are_refused_by_name(made: Path, tmp_pa
     assert failed["method"] == "tuning" and "tuning.lr" in failed["error"]
     (failed,) = benchmark(asked(whole, "rows=[tave,patent]", listed("methods.patent.overrides", "mask.dilate=3")), show=False)
     assert failed["method"] == "patent" and "mask.dilate=1, not 3" in failed["error"]
+    path = edit_of(whole, "tave") / "edit.json"
+    told = json.loads(path.read_text())
+    del told["options"]["correction"]["agreement"]  # as an older version left it, that hadn't got the option
+    path.write_text(json.dumps(told))
+    (failed,) = benchmark(asked(whole, "rows=[tave]"), show=False)
+    assert failed["method"] == "tave" and "correction.agreement=None, not 1" in failed["error"]
 
 
 def test_the_truth_has_no_part_in_any_row_but_the_oracles(made: Path, tmp_path: Path) -> None:
