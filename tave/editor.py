@@ -258,7 +258,7 @@ class Editor(L.LightningModule):
             frames = task.decode(latents)
         if task.region is None and options.mask.region == "found":  # a region that was asked for stays as it was
             mask = replace(mask, mask=settle(mask.mask, frames, source.clip.frames, options.mask.settle))
-        pixels = resize_mask(mask.mask, *frames.shape[-2:])
+        pixels = resize_mask(mask.mask, *frames.shape[-2:]).to(frames)
         alpha = composite_alpha(pixels, options.sampler.feather)
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)
@@ -284,7 +284,7 @@ class Editor(L.LightningModule):
         if self.editing.reference.mode in PLACED:
             first, size = seen, task.source.clip.frames.shape[-2:]
             # the undilated mask: a widened one would lower the ground line
-            seen = task.refer(resize_mask(mask.binary, *size), first)
+            seen = task.refer(resize_mask(mask.binary, *size).cpu(), first)  # pictures lie on the CPU, as they were read
             if seen[0].mode == "joint":
                 # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
                 target = task.target([reference.views for reference in seen])
