@@ -23,6 +23,8 @@ from tave.options import OptionError
 from tave.train import guarded
 from tave.video import ReadOptions, read_clip
 
+MOVABLE = ("backbone.path", "backbone.adapter")  # moved weights are compared by their hashes
+
 
 def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]:
     """Make the edits that ``options`` ask for in the run ``folder``; returns their names. Earlier edits are kept."""
@@ -73,8 +75,10 @@ def _door(cfg: DictConfig) -> None:
         key = override.key_or_group
         if key == "run":
             continue
-        if key.split(".")[0] not in groups and key != "backbone.path":  # moved weights are compared by their hashes
+        if key.split(".")[0] not in groups and key not in MOVABLE:
             raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
+        if key in MOVABLE and key.partition(".")[2] not in merged.backbone:
+            raise OptionError(f"{key}: {merged.backbone.get('name') or 'the backbone'} of {folder} has no such part")
         for part in (key, "trainer.precision") if key == "memory" else (key,):  # a preset sets both
             value: Any = OmegaConf.select(cfg, part)
             OmegaConf.update(merged, part, value, merge=True, force_add=True)

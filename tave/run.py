@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from tave.backbone import Backbone
+from tave.backbone import Backbone, licence_text
 from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
 from tave.config import PACKAGE, EditEntry, TrainOptions
 from tave.data import ClipData, Request, TargetImage
@@ -163,6 +163,18 @@ class Run:
         if self.backbone.unverified:
             files = ", ".join(self.backbone.unverified)
             self.stages.say(f"not verified, since no published SHA-256 is known: {files}; run.json keeps what they have")
+            self._compare_with_before()
+
+    def _compare_with_before(self) -> None:
+        """Say which unverified files have changed since they were first used; the cache remembers what they had."""
+        path = Path(self.options.cache) / "weights.json"
+        known: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        here = {f"{self.backbone.name}/{file}": self.backbone.hashes[file] for file in self.backbone.unverified}
+        for file, sha in here.items():
+            if known.get(file, sha) != sha:
+                log.warning("%s has changed: it was %s, is %s; if it was not you, fetch it again", file, known[file], sha)
+        if known | here != known:
+            write_json(path, known | here)
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 
@@ -175,6 +187,8 @@ class Run:
         elif self.trained and self.options.tuning.steps:
             self._fit(kept)
         self._save_tuned(self.folder / "tuned.safetensors")
+        if text := licence_text(self.backbone.licence):
+            (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
 
     def _fit(self, kept: Path) -> None:
         begun = kept.with_suffix("")
@@ -330,6 +344,7 @@ class Run:
                     "machine": platform.machine(),
                     "threads": torch.get_num_threads(),
                     "cuda": torch.cuda.is_available(),
+                    "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 },
                 "weights": dict(self.backbone.hashes),
                 "weights_unverified": list(self.backbone.unverified),

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +27,11 @@ from tave.config import CONF, TrainOptions, typed
 from tave.options import OptionError
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "the GPU's memory is full: set memory=16gb, 12gb or 8gb (python -m tave.doctor says which suits), fewer video.frames, "
+    "or a smaller video.width and video.height"
+)
 
 
 def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Path:
@@ -105,11 +111,12 @@ def guarded(door: Callable[[DictConfig], float | None], cfg: DictConfig) -> floa
         return door(cfg)
     except SIGTERMException:
         raise SystemExit(143) from None
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, torch.OutOfMemoryError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         log.debug("refused", exc_info=True)
-        raise SystemExit(f"error: {error}") from None
+        told = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else error
+        raise SystemExit(f"error: {told}") from None
 
 
 def _door(cfg: DictConfig) -> float | None:

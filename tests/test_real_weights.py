@@ -274,6 +274,7 @@ def test_a_checkpoint_tunes_and_edits_without_a_network(
     record, tuned = (json.loads((run / name).read_text()) for name in ("run.json", "tuned.json"))
     assert record["weights"][UNET] == sha256(checkpoint / UNET) and UNET not in record["weights_unverified"]
     assert tuned["licence"] == record["licence"] == "CreativeML Open RAIL++-M, 24 November 2022"
+    assert "CreativeML Open RAIL++-M License\ndated November 24, 2022" in (run / "LICENSE-MODEL.txt").read_text()
 
 
 @pytest.mark.parametrize("where", ["folder", "hub"])
@@ -294,7 +295,8 @@ def test_the_second_family_tunes_and_edits_without_a_network(
     assert record["weights"][ADAPTER] == sha256(adapter / ADAPTER)
     (case,) = read_cases(run)  # metrics learn which encoder steered the edit, from the cache as well
     assert case.conditioner is not None and (case.conditioner / "model.safetensors").is_file()
-    assert tuned["licence"] == "CreativeML Open RAIL-M (Stable Diffusion 1.5), Apache 2.0 (IP-Adapter)"
+    assert tuned["licence"] == "CreativeML Open RAIL-M, 22 August 2022 (Stable Diffusion 1.5); Apache 2.0 (IP-Adapter)"
+    assert "CreativeML Open RAIL-M\ndated August 22, 2022" in (run / "LICENSE-MODEL.txt").read_text()
 
 
 @pytest.mark.parametrize("trainables", ["patent", "lora", "all_attention"])
@@ -341,6 +343,24 @@ def test_unverified_files_are_compared_from_then_on(checkpoint: Path, clip: Path
         edit(run, typed(cfg), show=False)
 
 
+def test_a_new_run_says_which_unverified_files_have_changed(
+    checkpoint: Path, clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tuned(name: str) -> None:
+        asked = ("backbone=folder", f"backbone.path={checkpoint}", "video.target_image=null", "video.target_prompt=null")
+        train(small(clip, tmp_path / "cache", *asked), tmp_path / name, show=False)
+
+    vae = checkpoint / "vae/diffusion_pytorch_model.safetensors"
+    before = sha256(vae)
+    tuned("first")
+    tuned("second")
+    assert "has changed" not in caplog.text
+    flip(vae)
+    tuned("third")
+    assert caplog.text.count("has changed") == 1
+    assert f"vae/diffusion_pytorch_model.safetensors has changed: it was {before}, is {sha256(vae)}" in caplog.text
+
+
 def test_a_named_checkpoint_may_move(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
     known = f"backbone.sha256.unet.fp32={sha256(checkpoint / UNET)}"
     place = f"backbone.path={checkpoint}"
@@ -372,6 +392,34 @@ def doors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     yield say
     root.handlers[:], root.level = before, level
+
+
+def test_the_second_family_may_move_with_its_adapter(
+    doors: Callable[[list[str]], str], sd15: tuple[Path, Path], clip: Path, tmp_path: Path
+) -> None:
+    place = ("backbone=sd15_ip_adapter", f"backbone.path={sd15[0]}", f"backbone.adapter={sd15[1]}")
+    run = train(small(clip, tmp_path / "cache", *place), tmp_path / "run", show=False)
+    model, adapter = (shutil.move(each, tmp_path / f"moved-{each.name}") for each in sd15)
+    asked = (f"video.target_image={clip / 'target.png'}", "video.target_prompt=a red suv", "video.edit=again")
+    made = doors(["tave.edit", f"run={run}", f"backbone.path={model}", f"backbone.adapter={adapter}", *asked])
+    assert Path(made) == run / "edits/again"
+
+
+def test_an_adapter_is_refused_where_there_is_none(
+    doors: Callable[[list[str]], str], checkpoint: Path, clip: Path, tmp_path: Path
+) -> None:
+    run = train(small(clip, tmp_path / "cache", "backbone=folder", f"backbone.path={checkpoint}"), tmp_path / "run", show=False)
+    with pytest.raises(SystemExit, match=r"backbone\.adapter: .* has no such part"):
+        doors(["tave.edit", f"run={run}", "backbone.adapter=elsewhere"])
+
+
+def test_a_full_gpu_ends_in_one_line(doors: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    monkeypatch.setattr(tave.train, "train", full)
+    with pytest.raises(SystemExit, match=r"^error: the GPU's memory is full: set memory=16gb.*video.frames.*height$"):
+        doors(["tave.train", "+video=bus_to_suv"])
 
 
 def documented(file: Path, heading: str) -> list[list[str]]:
