@@ -114,6 +114,8 @@ def test_a_given_matte_goes_before_alpha_and_alpha_before_search() -> None:
     assert torch.equal(matte(rgb, truth, other, "given"), other)
     assert torch.equal(matte(rgb, truth, other, "segmented"), other)
     assert torch.equal(matte(rgb, truth, other, "none"), torch.ones_like(truth))
+    found = cut_out(rgb)
+    assert found is not None and torch.equal(matte(rgb, truth, other, "colour"), found)
 
 
 @pytest.mark.parametrize(

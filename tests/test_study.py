@@ -34,7 +34,7 @@ EXPECTED = {
     *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
     *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
     *("inversion", "guidance", "image_guidance", "confine", "image_noise", "background", "reference_near", "agreement"),
-    "reference_several",
+    *("reference_several", "reference_matte"),
 }
 
 
@@ -74,6 +74,8 @@ def test_further_pictures_of_the_target_are_of_the_clips_own_place_and_of_a_thir
     for file, place in (("target_same_place.png", case.source.place), ("target_third_place.png", cases.third_place(case))):
         with Image.open(folder / file) as shipped:
             assert np.array_equal(np.asarray(shipped), np.asarray(cases.photographed(case, place)))
+    with Image.open(folder / "target_matte.png") as matte, Image.open(folder / "target.png") as shown:
+        assert matte.size == shown.size and np.array_equal(np.asarray(matte), np.asarray(cases.target_matte(case)))
 
 
 # ---- a sweep goes on -------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class ReferenceOptions:
     frame, once a first mask tells the place) | joint (that and a picture from ``near``, as_is | neutral: the mean of
     their embeddings knows the object from near and its place) | none (no picture: words alone). ``frame``: middle |
     first | per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
-    alpha | given | segmented | none. ``segmenter``: the network that finds the object where ``matte`` is segmented, a
+    alpha | given | colour | segmented | none. ``segmenter``: the network that finds the object where ``matte`` is segmented, a
     folder or an `owner/name` in the hub's local cache; a given matte is not looked at then. ``feather``: blending of
     the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around the object, share of
     its size. ``several``: target images of one object are told by the mean of their embeddings (average), or in turn,
@@ -142,7 +142,7 @@ def reference_images(
     if options.mode == "as_is":
         return Reference(source, rgb[None], "as_is", None)
     cut = matte(rgb, alpha, given, options.matte)
-    whole = options.matte == "auto" and bool((cut > 0.5).all())
+    whole = options.matte in ("auto", "colour") and bool((cut > 0.5).all())
     note = "the whole target image stands for the object: no matte was found in it" if whole else ""
     if options.mode in PLACED and mask is not None:
         placed = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tave.options import choice
 
-MATTES = ("auto", "alpha", "given", "segmented", "none")
+MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
 
 _SIDE = 256  # longest side in pixels at which the object is looked for; its colours don't need more
 _ROUNDS = 5
@@ -33,8 +33,8 @@ def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None,
 
     ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's, or what a
     :class:`tave.reference.Segmenter` cut out) `1 H W` in [0, 1] or None. ``kind``: given | segmented (the given one) |
-    alpha | none (the whole picture) | auto: the given one, else alpha, else cut out by colour; if that fails, the whole
-    picture and a :class:`MatteWarning`.
+    alpha | colour (cut out by it; if that fails, the whole picture and a :class:`MatteWarning`) | none (the whole picture)
+    | auto: the given one, else alpha, else by colour.
 
     Raises:
         MatteError: the matte asked for isn't there, doesn't fit the picture or is empty.
@@ -51,8 +51,9 @@ def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None,
         return _checked(given, rgb, "the given matte")
     if alpha is not None and kind in ("alpha", "auto"):
         return _checked(alpha, rgb, "the target image's alpha")
-    found = cut_out(rgb) if kind == "auto" else None
-    if kind == "auto" and found is None:
+    by_colour = kind in ("auto", "colour")
+    found = cut_out(rgb) if by_colour else None
+    if by_colour and found is None:
         warnings.warn(
             "no object stands out from the target image's border, so the whole picture stands for it; "
             "give a matte or a PNG with a transparent background",

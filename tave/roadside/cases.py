@@ -171,6 +171,11 @@ def photographed(case: Case, place: str) -> Image.Image:
     return target_image(replace(case, image_place=place), 2 * SIZE)
 
 
+def target_matte(case: Case) -> Image.Image:
+    """The target's silhouette in its image, as a user would draw it."""
+    return Image.fromarray(to_bytes(vehicle_layer(case.portrait, 0, 2 * SIZE)[..., 3]), "L")
+
+
 def third_place(case: Case) -> str:
     """The first that is neither the clip's nor the target image's."""
     return next(place for place in PLACES if place not in (case.source.place, case.image_place))
@@ -197,6 +202,7 @@ def main() -> None:
         case = NAMED[name]
         photographed(case, case.source.place).save(folder / name / "target_same_place.png")
         photographed(case, third_place(case)).save(folder / name / "target_third_place.png")
+        target_matte(case).save(folder / name / "target_matte.png")
 
 
 if __name__ == "__main__":
