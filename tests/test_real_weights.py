@@ -59,8 +59,8 @@ def composed(*overrides: str) -> TrainOptions:
 
 def load(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None, **more: Any) -> Backbone:
     """The backbone of ``conf/backbone``, with the stand-in's hashes in place of the published ones."""
-    settings = dict(composed(f"backbone={choice}").backbone) | {"sha256": known or {}} | more
-    return open_backbone(settings | ({} if path is None else {"path": str(path)}))
+    place = [] if path is None else [f"backbone.path={path}"]
+    return open_backbone(dict(composed(f"backbone={choice}", *place).backbone) | {"sha256": known or {}} | more)
 
 
 def refused(choice: str, path: Path | None = None, known: Mapping[str, Any] | None = None, **more: Any) -> str:
@@ -182,6 +182,43 @@ def test_a_scheduler_that_predicts_something_else_is_refused(checkpoint: Path) -
     assert load("sd21_unclip", checkpoint).scheduler.config["prediction_type"] == "v_prediction"
 
 
+@pytest.mark.parametrize("part", ["scheduler", "image_noising_scheduler"])
+@pytest.mark.parametrize("lost", [None, "beta_schedule"])
+def test_a_scheduler_that_leaves_its_levels_unsaid_is_refused(checkpoint: Path, part: str, lost: str | None) -> None:
+    """The library would fill in a line from 0.0001 to 0.02, which none of these were trained on."""
+    file = checkpoint / part / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in config.items() if lost and key != lost}))
+    assert f"{file} lacks beta_schedule" in refused("sd21_unclip", checkpoint)
+
+
+@pytest.mark.parametrize("key", ["beta_start", "beta_end"])
+def test_a_line_of_levels_has_two_ends(checkpoint: Path, key: str) -> None:
+    file = checkpoint / "scheduler/scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in config.items() if name != key}))
+    assert f"{file} lacks {key}" in refused("sd21_unclip", checkpoint)
+    noising = checkpoint / "image_noising_scheduler/scheduler_config.json"
+    file.write_text(json.dumps(config))
+    cosine = {name: value for name, value in json.loads(noising.read_text()).items() if name != key}
+    noising.write_text(json.dumps(cosine))  # a cosine schedule has none
+    assert load("sd21_unclip", checkpoint).noising is not None
+
+
+def test_levels_that_were_learnt_need_no_line(checkpoint: Path) -> None:
+    file = checkpoint / "scheduler/scheduler_config.json"
+    betas = torch.linspace(1e-3, 1e-2, 1000).tolist()
+    file.write_text(json.dumps({"prediction_type": "v_prediction", "trained_betas": betas}))
+    assert torch.allclose(load("sd21_unclip", checkpoint).scheduler.betas, torch.tensor(betas))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_config_that_is_no_object_is_refused(checkpoint: Path, content: str) -> None:
+    file = checkpoint / "scheduler/scheduler_config.json"
+    file.write_text(content)
+    assert f"{file} holds no JSON object: copy it again" in refused("sd21_unclip", checkpoint)
+
+
 # ---- the second family ------------------------------------------------------------------------------------------------
 
 
@@ -234,11 +271,49 @@ def test_what_is_missing_of_the_second_family_is_named(sd15: tuple[Path, Path], 
     assert "vae lacks diffusion_pytorch_model.safetensors" in refused("sd15_ip_adapter", sd15[0])
 
 
+def test_an_inpainting_network_is_refused(sd15: tuple[Path, Path]) -> None:
+    """It also takes a mask and a picture, so its weights fit its own config and load."""
+    folder, adapter = sd15
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 9}))
+    weights = load_file(folder / UNET)
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, torch.zeros(len(first), 5, 3, 3)], 1)
+    save_file(weights, folder / UNET, metadata={"format": "pt"})
+    told = refused("sd15_ip_adapter", folder, adapter=str(adapter))
+    assert f"{folder / 'unet'} takes 9 channels, but its autoencoder makes 4" in told
+
+
 def test_families_are_not_mixed_up(checkpoint: Path, sd15: tuple[Path, Path]) -> None:
-    told = refused("sd15_ip_adapter", checkpoint)  # told before anybody looks for an adapter
-    assert "is not Stable Diffusion 1.5; it is an SD-unCLIP checkpoint" in told
-    shutil.copytree(sd15[0] / "unet", checkpoint / "unet", dirs_exist_ok=True)
-    assert "use backbone=sd15_ip_adapter" in refused("sd21_unclip", checkpoint)
+    """Told of the folder as it is, whole for its own family, before anybody looks for what the other one needs."""
+    told = refused("sd15_ip_adapter", checkpoint)
+    assert "is not Stable Diffusion 1.5; it is an SD-unCLIP checkpoint: use backbone=" in told
+    for choice in ("sd21_unclip", "folder"):
+        assert "takes no image vector" in (told := refused(choice, sd15[0])) and "use backbone=sd15_ip_adapter" in told
+    file = sd15[0] / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_attention_dim": 1024}))
+    assert "plain Stable Diffusion 2 takes no image" in refused("sd15_ip_adapter", sd15[0])
+
+
+def test_loading_an_adapter_is_silent(sd15: tuple[Path, Path]) -> None:
+    """And the library's own voice is left as it was."""
+    records: list[logging.LogRecord] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    listener, library, voice = (
+        Listener(logging.WARNING),
+        *map(logging.getLogger, ("diffusers", "diffusers.models.modeling_utils")),
+    )
+    before = voice.filters[:]
+    library.addHandler(listener)
+    try:
+        load("sd15_ip_adapter", sd15[0], adapter=str(sd15[1]))
+    finally:
+        library.removeHandler(listener)
+    assert not [record.getMessage() for record in records] and voice.filters == before
 
 
 # ---- the user's story --------------------------------------------------------------------------------------------------

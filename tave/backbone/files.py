@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from tave.backbone.parts import BackboneError
+from tave.backbone.parts import BackboneError, BackboneMissingError
 
 Part = TypeVar("Part")
 Known = Mapping[str, Mapping[str, str]]
@@ -37,11 +37,12 @@ PLAIN = {  # part without weights -> sets of files, any one of which makes it wh
 }
 
 
-def find(path: str | Path | None, mirrors: Sequence[str], whole: Callable[[Path], Any], absent: str) -> Path:
+def find(path: str | Path | None, mirrors: Sequence[str], whole: Callable[[Path], Any], absent: str, key: str = "path") -> Path:
     """The folder of a checkpoint: ``path``, or the first of ``mirrors`` (`owner/name`) that is whole in the hub's local cache.
 
     path: a folder, or an `owner/name` itself. whole: raises :class:`BackboneError` for a folder that lacks something.
-    absent: what :class:`BackboneError` says if there is none at all; a mirror that lacks something is told of instead.
+    absent: what :class:`BackboneMissingError` says if there is none at all, and ``key`` the option that it is about; a mirror
+        that lacks something is told of instead.
     """
     lacking: BackboneError | None = None
     for place in mirrors if path is None else [path]:
@@ -53,7 +54,7 @@ def find(path: str | Path | None, mirrors: Sequence[str], whole: Callable[[Path]
             return folder
         except BackboneError as error:
             lacking = lacking or error
-    raise lacking or BackboneError(absent)
+    raise lacking or BackboneMissingError(absent, key)
 
 
 def _local(place: str | Path) -> Path | None:
@@ -126,6 +127,23 @@ def pipeline_files(folder: Path, plain: Sequence[str], models: Sequence[str], la
     return {part: weight_files(folder / part, WEIGHTS[part], layout) for part in models}
 
 
+def unet_config(folder: Path) -> dict[str, Any] | None:
+    """A UNet's own ``config.json``, None if there is none yet: it tells the family before anybody asks for what that needs."""
+    file = folder / "unet" / "config.json"
+    return read_json(file) if file.is_file() else None
+
+
+def check_channels(folder: Path) -> None:
+    """Raise :class:`BackboneError` unless the UNet takes the autoencoder's latents and nothing beside them."""
+    takes = read_json(folder / "unet" / "config.json").get("in_channels", 4)
+    makes = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
+    if takes != makes:
+        raise BackboneError(
+            f"{folder / 'unet'} takes {takes} channels, but its autoencoder makes {makes}: an inpainting checkpoint and its "
+            "like don't do, use the plain one"
+        )
+
+
 def verified(files: Mapping[str, list[Path]], root: Path, known: Known | None, name: str) -> tuple[dict[str, str], list[str]]:
     """Hash all ``files`` (part -> its weights) -> (path within ``root`` -> SHA-256, those of which no value is known).
 
@@ -182,9 +200,12 @@ def option_for(unet: Mapping[str, Any]) -> str:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise BackboneError(f"{file} is not readable as JSON ({line(error)}): copy it again") from error
+    if not isinstance(found, dict):
+        raise BackboneError(f"{file} holds no JSON object: copy it again")
+    return found
 
 
 def read_part(kind: type[Part], folder: Path, **settings: Any) -> Part:
@@ -205,13 +226,28 @@ def read_model(kind: type[Part], folder: Path, weights: list[Path], **settings: 
     return model
 
 
+def scheduler_config(file: Path) -> dict[str, Any]:
+    """A scheduler's ``scheduler_config.json``, which must say what decides the noise levels: the library would guess.
+
+    Raises :class:`BackboneError` that names what is left unsaid.
+    """
+    config = read_json(file)
+    if config.get("trained_betas"):
+        return config
+    ends = () if config.get("beta_schedule") == "squaredcos_cap_v2" else ("beta_start", "beta_end")
+    for key in ("beta_schedule", *ends):
+        if config.get(key) is None:
+            raise BackboneError(f"{file} lacks {key}, which decides the noise levels: copy it again from the checkpoint")
+    return config
+
+
 def read_scheduler(file: Path, prediction_type: str | None) -> DDIMScheduler:
     """DDIM over the same noise levels, whatever class wrote them.
 
     What other classes leave unsaid they mean otherwise than DDIM's defaults. ``prediction_type``: what these weights are
     known to predict; a file that says another one would turn every stage's arithmetic wrong, so it is refused.
     """
-    config = read_json(file)
+    config = scheduler_config(file)
     unsaid: dict[str, Any] = {}
     if config.get("_class_name") != "DDIMScheduler":
         unsaid = {"clip_sample": False, "set_alpha_to_one": False}

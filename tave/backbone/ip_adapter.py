@@ -6,7 +6,9 @@ library's classes do both; the UNet carries them, so that inflating and tuning f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +25,15 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from tave.backbone.files import (
     WEIGHTS,
     Known,
+    check_channels,
     find,
     listing,
     option_for,
     pipeline_files,
-    read_json,
     read_model,
     read_part,
     read_scheduler,
+    unet_config,
     verified,
     weight_files,
 )
@@ -61,11 +64,15 @@ def load_ip_adapter(
         adapter, adapter_mirrors, at the places that their own repository gives them.
     The other arguments as for ``load_backbone``.
 
-    Raises :class:`BackboneError`, in one line, for what is missing, unreadable, altered, or of another family.
+    Raises :class:`BackboneError`, in one line, for what is missing, unreadable, altered, or of another family;
+    :class:`BackboneMissingError` where there is nothing at all of backbone or adapter.
     """
 
     def whole(folder: Path) -> dict[str, list[Path]]:
-        return pipeline_files(folder, PLAIN, MODELS, LAYOUT)
+        _check_family(folder)
+        files = pipeline_files(folder, PLAIN, MODELS, LAYOUT)
+        check_channels(folder)
+        return files
 
     def whole_adapter(folder: Path) -> dict[str, list[Path]]:
         file = folder / ADAPTER
@@ -76,11 +83,8 @@ def load_ip_adapter(
         return {"image_encoder": weight_files(folder / ENCODER, WEIGHTS["image_encoder"], ADAPTER_LAYOUT), "adapter": [file]}
 
     folder = find(path, mirrors, whole, _absent("path", path, mirrors, f"{LAYOUT}: {listing((*PLAIN, *MODELS))}"))
-    config = read_json(folder / "unet" / "config.json")
-    if config.get("class_embed_type") is not None or config.get("addition_embed_type") is not None:
-        raise BackboneError(f"{folder}/unet is not Stable Diffusion 1.5; {option_for(config)}")
     files = f"{ENCODER}/config.json + model.safetensors, {ADAPTER}"
-    place = find(adapter, adapter_mirrors, whole_adapter, _absent("adapter", adapter, adapter_mirrors, files))
+    place = find(adapter, adapter_mirrors, whole_adapter, _absent("adapter", adapter, adapter_mirrors, files), "adapter")
     weights, beside = whole(folder), whole_adapter(place)
     called = name or f"{path} + {adapter}"
     hashes, unverified = verified(weights, folder, sha256, called)
@@ -103,7 +107,8 @@ def load_ip_adapter(
     }
     tensors = _adapter(place / ADAPTER, parts["unet"], int(encoder.config.projection_dim))
     pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)  # type: ignore[arg-type]
-    pipeline.load_ip_adapter(cast(Any, tensors), subfolder="", weight_name="")
+    with _without_empty_warning():
+        pipeline.load_ip_adapter(cast(Any, tensors), subfolder="", weight_name="")
     return Backbone(
         **parts,
         name=called,
@@ -112,6 +117,27 @@ def load_ip_adapter(
         conditioner=str(place / ENCODER),
         licence=licence,
     )
+
+
+def _check_family(folder: Path) -> None:
+    config = unet_config(folder) or {}
+    if config.get("class_embed_type") or config.get("addition_embed_type") or config.get("cross_attention_dim") == 1024:
+        raise BackboneError(f"{folder}/unet is not Stable Diffusion 1.5; {option_for(config)}")
+
+
+@contextmanager
+def _without_empty_warning() -> Iterator[None]:
+    """The library casts the UNet with its adapter, and warns of modules that a cast spoils even where it names none."""
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+
+    def telling(record: logging.LogRecord) -> bool:
+        return "should be kept in float32: []" not in record.getMessage()
+
+    logger.addFilter(telling)
+    try:
+        yield
+    finally:
+        logger.removeFilter(telling)
 
 
 def _absent(key: str, path: str | Path | None, mirrors: Sequence[str], files: str) -> str:

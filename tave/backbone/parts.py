@@ -18,6 +18,14 @@ class BackboneError(ValueError):
     """Files that are no backbone, or not the one that was asked for; the message names file and remedy."""
 
 
+class BackboneMissingError(BackboneError):
+    """Nothing is there at all; ``key`` of the backbone's options (path, adapter) is the one to give."""
+
+    def __init__(self, message: str, key: str = "path"):
+        super().__init__(message)
+        self.key = key
+
+
 @dataclass(frozen=True, eq=False)
 class ImageNoising:
     """SD-unCLIP's alone: image embeddings are noised in the space of their own statistics.

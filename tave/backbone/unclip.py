@@ -18,15 +18,17 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from tave.backbone.files import (
     UNCLIP_VARIANTS,
     Known,
+    check_channels,
     find,
     line,
     listing,
     option_for,
     pipeline_files,
-    read_json,
     read_model,
     read_part,
     read_scheduler,
+    scheduler_config,
+    unet_config,
     verified,
 )
 from tave.backbone.parts import Backbone, BackboneError, ImageNoising
@@ -54,23 +56,22 @@ def load_backbone(
     prediction_type: what the weights predict, to be held against the scheduler's config; None: as that says.
     sha256: see :func:`tave.backbone.files.verified`. licence: see :class:`Backbone`.
 
-    Raises :class:`BackboneError`, in one line, for what is missing, unreadable, altered, or of another family.
+    Raises :class:`BackboneError`, in one line, for what is missing, unreadable, altered, or of another family;
+    :class:`BackboneMissingError` where there is nothing at all.
     """
 
     def whole(folder: Path) -> dict[str, list[Path]]:
-        return pipeline_files(folder, PLAIN, MODELS, LAYOUT)
+        _check_family(folder, name)
+        files = pipeline_files(folder, PLAIN, MODELS, LAYOUT)
+        check_channels(folder)
+        return files
 
     wanted = f"put {LAYOUT} there, or give the folder of one that you downloaded"
     if path is None:
         wanted = f"of {', '.join(mirrors)} none is in the local hub cache; give backbone.path=FOLDER that holds {LAYOUT}"
     absent = f"backbone {path or name} not found: {wanted}: {listing((*PLAIN, *MODELS))}"
     folder = find(path, mirrors, whole, absent)
-    weights, config = whole(folder), read_json(folder / "unet" / "config.json")
-    if config.get("class_embed_type") != "projection":
-        raise BackboneError(f"{folder}/unet takes no image vector (class_embed_type is not 'projection'); {option_for(config)}")
-    variant = UNCLIP_VARIANTS.get(config.get("projection_class_embeddings_input_dim", 0), name)
-    if name in UNCLIP_VARIANTS.values() and variant != name:
-        raise BackboneError(f"{folder} does not hold {name}, its UNet is that of {variant}: use backbone={variant}")
+    weights = whole(folder)
     called = name or str(path)
     hashes, unverified = verified(weights, folder, sha256, called)
     return Backbone(
@@ -92,8 +93,19 @@ def load_backbone(
     )
 
 
+def _check_family(folder: Path, name: str | None) -> None:
+    if (config := unet_config(folder)) is None:
+        return
+    if config.get("class_embed_type") != "projection":
+        raise BackboneError(f"{folder}/unet takes no image vector (class_embed_type is not 'projection'); {option_for(config)}")
+    variant = UNCLIP_VARIANTS.get(config.get("projection_class_embeddings_input_dim", 0), name)
+    if name in UNCLIP_VARIANTS.values() and variant != name:
+        raise BackboneError(f"{folder} does not hold {name}, its UNet is that of {variant}: use backbone={variant}")
+
+
 def _noising(folder: Path, normalizer: Path) -> ImageNoising:
     """The statistics are read without the library's module, see :class:`ImageNoising`."""
+    scheduler_config(folder / "image_noising_scheduler" / "scheduler_config.json")
     scheduler = read_part(DDPMScheduler, folder / "image_noising_scheduler")
     try:
         tensors = load_file(normalizer)
