@@ -1,7 +1,7 @@
 """What is here and what is missing: packages, device, weights, video, logging; and what to do next.
 
     python -m tave.doctor
-    python -m tave.doctor path=FOLDER          is this a backbone that can be used?
+    python -m tave.doctor backbone=sd21_unclip backbone.path=FOLDER    are these its files? The keys are those of training
     python -m tave.doctor segmenter=FOLDER     is this a network that can cut a target image out?
 
 The exit code is 0 if the default run works here, weights and devices of larger models aside.
@@ -13,7 +13,7 @@ import netrc
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -29,8 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from tave.backbone import Backbone, BackboneError
+from tave.backbone import Backbone, BackboneError, BackboneMissingError
 from tave.config import CONF, PACKAGE, schema, typed
+from tave.footprint import LIBRARIES, FootprintOptions, footprint, preset
+from tave.options import OptionError
 from tave.reference import MatteError, load_segmenter
 from tave.train import guarded
 from tave.video import ReadOptions, read_clip
@@ -41,14 +43,22 @@ FRAMES = 8
 
 @dataclass
 class DoctorOptions:
-    """The root of ``conf/doctor.yaml``. ``path``: a folder with a backbone; ``edit``: try a small edit as well.
+    """The root of ``conf/doctor.yaml``. ``backbone``: one to try, as for training; ``edit``: try a small edit as well.
 
     ``segmenter``: a folder with a segmentation network, or its name in the hub's local cache.
     """
 
-    path: str | None = None
+    backbone: dict[str, Any] = field(default_factory=dict)
+    video: dict[str, Any] = field(default_factory=dict)  # this and the next: what an option for a backbone brings along
+    tuning: dict[str, Any] = field(default_factory=dict)
+    inversion: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
     segmenter: str | None = None
     edit: bool = True
+
+    def __post_init__(self) -> None:
+        if self.backbone and "_target_" not in self.backbone:
+            raise OptionError("backbone.path goes with an option for it: add for example backbone=sd21_unclip")
 
 
 @dataclass(frozen=True)
@@ -100,19 +110,54 @@ def packages(wanted: list[str] | None = None) -> Iterator[Finding]:
 
 
 def device() -> Iterator[Finding]:
-    """Which device the Trainer would take, its memory, and the preset that suits it."""
+    """Which device the Trainer would take, its memory, the preset that suits it, and which frames fit with that."""
     if torch.cuda.is_available():
         size = torch.cuda.get_device_properties(0).total_memory
         yield Finding("device", "GPU", f"{torch.cuda.get_device_name(0)}, {size / 1e9:.0f} GB, CUDA {torch.version.cuda}", True)
-        fits = fitting(size)
-        told = f"memory={fits}" if fits else "none: the smallest is for 8 GB"
-        yield Finding("device", "preset", told, bool(fits), remedy="" if fits else "real weights need a card of 8 GB or more")
+        yield _preset(size)
         return
     cores = f"{torch.get_num_threads()} thread(s)"
     if torch.backends.mps.is_available():
         yield Finding("device", "GPU", f"Apple's, {cores}; memory=full", True)
         return
     yield Finding("device", "GPU", f"none; CPU, {cores}: enough for the drawn world, memory=full")
+
+
+def _preset(size: int) -> Finding:
+    name = fitting(size)
+    if name is None:
+        told, remedy = "none: the smallest is for 8 GB", "real weights need a card of 8 GB or more"
+        return Finding("device", "preset", told, False, remedy=remedy)
+    memory, precision = preset(name)
+    most = room(size, lambda frames, side: footprint(memory, precision, frames, side).peak, native_sides())
+    good = [side for side, count in most.items() if count]
+    bad = [f"{side} px" for side, count in most.items() if not count]
+    told = f"memory={name}, room for {' or '.join(f'{most[side]} frames of {side} px' for side in good) or 'nothing'}"
+    told += f", not for {' or '.join(bad)}" if bad else ""
+    remedy = f"frames of {bad[0]} do not fit here: add video.width={good[-1]} video.height={good[-1]}" if good and bad else ""
+    return Finding("device", "preset", f"{told}; counted for SD 2.1 unCLIP", bool(good), remedy=remedy)
+
+
+def room(size: int, peak: Callable[[int, int], int], sides: list[int]) -> dict[int, int]:
+    """Side of square frames in pixels -> the largest number of frames that fits a device of ``size`` bytes; 0: none does.
+
+    peak: (frames, side) -> bytes, of which the libraries need :data:`tave.footprint.LIBRARIES` more. The numbers that are
+        tried are those that ``python -m tave.footprint`` counts.
+    """
+    most: dict[int, int] = {}
+    for side in sides:
+        most[side] = 0
+        for frames in sorted(FootprintOptions().frames):
+            if peak(frames, side) + LIBRARIES > size:
+                break
+            most[side] = frames
+    return most
+
+
+def native_sides() -> list[int]:
+    """Sides of the frames, in pixels, that the options for real weights come with."""
+    chosen = [compose("train", [f"backbone={name}"]) for name in _named_backbones()]
+    return sorted({cfg.video.width for cfg in chosen if not _shipped(cfg.backbone)})
 
 
 def fitting(size: int) -> str | None:
@@ -122,27 +167,39 @@ def fitting(size: int) -> str | None:
     return known[max(fits)] if fits else None
 
 
-def weights(path: str | None, open_: Callable[[dict[str, Any]], Backbone]) -> Iterator[Finding]:
-    """Each backbone that has an option, and ``path``; those that are found are loaded, so they are known to work."""
-    choices = [(name, f"backbone={name}", []) for name in _named_backbones()]
-    choices += [("folder", f"{path}", [f"backbone.path={path}"])] if path else []
-    for name, shown, extra in choices:
-        settings: Any = OmegaConf.to_container(compose("train", [f"backbone={name}", *extra]).backbone, resolve=True)
-        shipped = str(settings.get("path") or "").startswith(str(PACKAGE))
+def weights(asked: dict[str, Any], open_: Callable[[dict[str, Any]], Backbone]) -> Iterator[Finding]:
+    """Each backbone that has an option, and the one ``asked`` for; those that are found are loaded, so they are known to work.
+
+    asked: its settings, which stand in for those of the option by its name; {}: none is. What nobody asked for may be absent.
+    """
+    rows = {f"backbone={name}": _settings(name) for name in _named_backbones()}
+    own = (shown for shown, settings in rows.items() if settings == asked or settings.get("name", "") == asked.get("name"))
+    wanted = next(own, "your backbone") if asked else None
+    for shown, settings in (rows | ({wanted: asked} if wanted else {})).items():
+        shipped = _shipped(settings)
         try:
             found = open_(settings)
         except BackboneError as error:
-            absent = not shipped and name != "folder" and " not found" in str(error)
-            told = "not found" if absent else str(error)
-            remedy = "" if absent else f"{shown}: see what is wrong with its files"
-            yield Finding("weights", shown, told, None if absent else False, shipped, remedy)
+            if isinstance(error, BackboneMissingError) and not shipped and shown != wanted:
+                lacking = f"found without backbone.{error.key}: see docs/real_weights.md"
+                yield Finding("weights", shown, "not found" if error.key == "path" else lacking)
+            else:
+                yield Finding("weights", shown, str(error), False, shipped, f"{shown}: see what is wrong with its files")
             continue
-        unverified = getattr(found, "unverified", ())
-        if unverified:
-            told = f"found, {len(unverified)} of {len(found.hashes)} files without a published SHA-256"
-        else:
-            told = "shipped" if shipped else "found, verified"
-        yield Finding("weights", shown, f"{told}; loads", True, shipped)
+        told = ["shipped" if shipped else "found", "loads"]
+        compared = [] if settings.get("sha256") is None else [file for file in found.hashes if file not in found.unverified]
+        told += [f"verified: {', '.join(compared)}"] if compared else []
+        told += [f"no published SHA-256: {', '.join(found.unverified)}"] if found.unverified else []
+        yield Finding("weights", shown, "; ".join(told), True, shipped)
+
+
+def _shipped(settings: Mapping[str, Any]) -> bool:
+    return str(settings.get("path") or "").startswith(str(PACKAGE))
+
+
+def _settings(name: str) -> dict[str, Any]:
+    settings: Any = OmegaConf.to_container(compose("train", [f"backbone={name}"]).backbone, resolve=True)
+    return settings
 
 
 def segmenter(path: str) -> Iterator[Finding]:
@@ -226,7 +283,7 @@ def examine(options: DoctorOptions, on_finding: Callable[[Finding], None] = lamb
     from tave.run import open_backbone
 
     report = Report()
-    parts = [packages(), device(), weights(options.path, open_backbone), video(), logging_()]
+    parts = [packages(), device(), weights(options.backbone, open_backbone), video(), logging_()]
     if options.segmenter:
         parts.insert(3, segmenter(options.segmenter))
     for part in [*parts, small_edit()] if options.edit else parts:

@@ -40,6 +40,7 @@ from tave.options import OptionError, within
 from tave.train import guarded
 
 GIB = 2**30
+LIBRARIES = 1.5 * GIB  # at most, for what is not counted: context, workspaces, fragments
 TOKENS, TEXT_WIDTH, IMAGE_WIDTH = 77, 1024, 2048
 # stable-diffusion-2-1-unclip (FIELD.md section 5); what is not said is the library's default.
 UNET: dict[str, Any] = {
