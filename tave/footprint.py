@@ -1,7 +1,7 @@
 """How much memory full-size models need, by preset: counted from shapes, or measured on a GPU.
 
     python -m tave.footprint
-    python -m tave.footprint presets=[8gb,16gb] frames=[8] sizes=[512,768]
+    python -m tave.footprint backbones=[sd15_ip_adapter] presets=[8gb,16gb] frames=[8] sizes=[512,768]
     python -m tave.footprint measure=true          on a CUDA device, with random weights
 
 Counting runs the very code, on tensors that have shapes and no storage: every tensor that comes to life is added, every
@@ -14,11 +14,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, cast
 
 import hydra
 import torch
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from hydra import compose
@@ -29,31 +32,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tave.conditions import Condition
+from tave.conditions import Condition, stack
 from tave.config import CONF, schema, typed
-from tave.correspondence import correspond
+from tave.correspondence import agreeing, correspond
 from tave.denoiser import Denoiser, Tap
 from tave.inflate import inflate, select_trainables
 from tave.latents import decode, encode
 from tave.memory import HALVES, MemoryOptions, adamw, has_8bit, hold, use_tiles
-from tave.options import OptionError, within
+from tave.options import OptionError, choice, within
 from tave.train import guarded
 
 GIB = 2**30
 LIBRARIES = 1.5 * GIB  # at most, for what is not counted: context, workspaces, fragments
-TOKENS, TEXT_WIDTH, IMAGE_WIDTH = 77, 1024, 2048
-# stable-diffusion-2-1-unclip (FIELD.md section 5); what is not said is the library's default.
-UNET: dict[str, Any] = {
+TOKENS = 77
+# Stable Diffusion's (FIELD.md section 5); what is not said here or below is the library's default.
+SD21: dict[str, Any] = {
     "sample_size": 96,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
     "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": TEXT_WIDTH,
+    "cross_attention_dim": 1024,
     "use_linear_projection": True,
     "class_embed_type": "projection",
-    "projection_class_embeddings_input_dim": IMAGE_WIDTH,
     "upcast_attention": True,
 }
 VAE: dict[str, Any] = {
@@ -64,13 +62,44 @@ VAE: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 768,
 }
-ENCODERS = 340_387_840 + 632_076_800  # parameters of OpenCLIP-H's text encoder (23 layers) and of its image encoder
+# Parameters of the encoders: CLIP ViT-L's two, OpenCLIP ViT-H's two, of whose text encoder SD 2 reads 23 layers.
+TEXT_L, IMAGE_L, TEXT_H, IMAGE_H = 123_060_480, 303_966_208, 340_387_840, 632_076_800
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A checkpoint of ``conf/backbone`` without its weights.
+
+    unet: its configuration. image: width of the vector by which the network is told of a picture. encoders: parameters of
+    text and image encoder. adapter: the picture comes by IP-Adapter, whose layers the UNet then has.
+    """
+
+    unet: dict[str, Any]
+    prediction_type: str
+    image: int
+    encoders: int
+    adapter: bool = False
+
+    def network(self) -> UNet2DConditionModel:
+        """The image UNet, float32, on the device of the surroundings."""
+        unet = UNet2DConditionModel(**self.unet)
+        if self.adapter:
+            add_ip_adapter(unet, self.image)
+        return unet
+
+
+SHAPES = {
+    "sd21_unclip": Shapes(SD21 | {"projection_class_embeddings_input_dim": 2048}, "v_prediction", 2048, TEXT_H + IMAGE_H),
+    "sd21_unclip_small": Shapes(SD21 | {"projection_class_embeddings_input_dim": 1536}, "v_prediction", 1536, TEXT_H + IMAGE_L),
+    "sd15_ip_adapter": Shapes({"sample_size": 64, "cross_attention_dim": 768}, "epsilon", 1024, TEXT_L + IMAGE_H, adapter=True),
+}
 
 
 @dataclass
 class FootprintOptions:
     """The root of ``conf/footprint.yaml``. ``sizes``: sides of square frames in pixels; ``measure``: on a CUDA device."""
 
+    backbones: list[str] = field(default_factory=lambda: ["sd21_unclip", "sd15_ip_adapter"])
     presets: list[str] = field(default_factory=lambda: ["full", "80gb", "24gb", "16gb", "12gb", "8gb"])
     frames: list[int] = field(default_factory=lambda: [8, 24])
     sizes: list[int] = field(default_factory=lambda: [512, 768])
@@ -78,6 +107,8 @@ class FootprintOptions:
     measure: bool = False
 
     def __post_init__(self) -> None:
+        for name in self.backbones:
+            choice("backbones", name, tuple(SHAPES))
         for count in self.frames:
             within("frames", count, 1, 10_000)
         for side in self.sizes:
@@ -92,8 +123,8 @@ class FootprintOptions:
 class Footprint:
     """Bytes. ``resident``: what lies on the device all the time; ``activations``: kept for the backward pass.
 
-    ``tuning``, ``editing``, ``coding``: the highest of one tuning step, one guided sampling step with its
-    correspondences, and the autoencoder at work, each with what is resident.
+    ``tuning``, ``editing``, ``coding``: the highest of one tuning step, of one step of the masking and one guided sampling
+    step with its correspondences, and of the autoencoder at work, each with what is resident.
     """
 
     resident: int
@@ -157,6 +188,21 @@ def saved_bytes(network: nn.Module) -> Iterator[list[int]]:
     total.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
 
 
+def add_ip_adapter(unet: UNet2DConditionModel, image: int) -> None:
+    """Give ``unet`` the layers of the plain IP-Adapter, in place: four tokens from an embedding of width ``image``.
+
+    They are the layers that reading the adapter's file makes, which needs weights that have storage.
+    """
+    text, made = int(unet.config["cross_attention_dim"]), dict(unet.attn_processors)
+    for name in made:
+        if name.endswith("attn2.processor"):
+            width = cast(nn.Linear, unet.get_submodule(f"{name.removesuffix('.processor')}.to_k")).out_features
+            made[name] = IPAdapterAttnProcessor2_0(width, text, (4,))
+    unet.set_attn_processor(made)
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(image, text, 4)])  # type: ignore[assignment]
+    unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+
+
 def held_bytes(network: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters() if wanted(p))
 
@@ -171,24 +217,41 @@ def tuning_step(denoiser: Denoiser, latents: Tensor, condition: Condition, autoc
 
 @torch.no_grad()
 def sampling_step(denoiser: Denoiser, latents: Tensor, condition: Condition, autocast: Any) -> None:
-    """One guided step with the inter-frame field of its features (METHOD 6); source and target branch need as much."""
+    """One guided step with the inter-frame field of its features and the agreement that it needs (METHOD 6).
+
+    Every cell looks, and every cell is a candidate: no mask can have more of them.
+    """
     with autocast:
         features = denoiser(latents, 500, condition, 7.5, Tap(-2)).features
     assert features is not None
-    correspond(features[0])
+    agreeing(correspond(features[0]), 1)
+
+
+@torch.no_grad()
+def masking_step(denoiser: Denoiser, latents: Tensor, condition: Condition, autocast: Any) -> None:
+    """One step of the mask (METHOD 5): the source's, the target's and, for ``mask.union=disputed``, the null branch."""
+    with autocast:
+        denoiser(torch.cat([latents] * 3), 500, stack(condition, condition, condition.null))
 
 
 def footprint(
-    memory: MemoryOptions, precision: str, frames: int, side: int, *, trainables: str = "patent", measured: bool = False
+    shapes: Shapes,
+    memory: MemoryOptions,
+    precision: str,
+    frames: int,
+    side: int,
+    *,
+    trainables: str = "patent",
+    measured: bool = False,
 ) -> Footprint:
-    """One row of the table, for the full-size model under ``precision`` (Lightning's names)."""
+    """One row of the table, for the full-size model of ``shapes`` under ``precision`` (Lightning's names)."""
     device = torch.device("cuda" if measured else "cpu")
     half = HALVES.get(precision)
     with ExitStack() as stack:
         if not measured:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         with torch.device(device):
-            unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+            unet, vae = shapes.network(), AutoencoderKL(**VAE)
             vae.eval().requires_grad_(False)
             select_trainables(inflate(unet.eval(), frames), trainables)
             hold(unet, memory.held(precision))
@@ -196,17 +259,17 @@ def footprint(
             if memory.gradient_checkpointing:
                 unet.enable_gradient_checkpointing()
             latents = torch.randn(1, frames, 4, side // 8, side // 8)
-            text = torch.randn(1, TOKENS, TEXT_WIDTH)
-            condition = Condition(text, torch.randn(1, 1, IMAGE_WIDTH), text)
+            text = torch.randn(1, TOKENS, shapes.unet["cross_attention_dim"])
+            condition = Condition(text, torch.randn(1, 1, shapes.image), text)
             pictures = torch.randn(frames, 3, side, side)
-        denoiser = Denoiser(unet, DDIMScheduler(prediction_type="v_prediction"), memory.branches)
+        denoiser = Denoiser(unet, DDIMScheduler(prediction_type=cast(Any, shapes.prediction_type)), memory.branches)
         if not measured:
             denoiser.alphas_cumprod = cast(Tensor, [0.5] * 1000)  # the one value that is read, where tensors have none
             if half:
                 _norms_in_float32(unet)
         weights, trained = held_bytes(unet), held_bytes(unet, lambda p: p.requires_grad)
-        aside = held_bytes(vae) + ENCODERS * memory.held(precision).itemsize
-        resident = weights + (0 if memory.offload else aside)
+        encoders = shapes.encoders * memory.held(precision).itemsize
+        resident = weights + (0 if memory.offload else held_bytes(vae) + encoders)
         moments = trained // 2 if memory.optimizer == "8bit" and has_8bit() else 2 * trained
 
         def autocast() -> Any:
@@ -220,13 +283,16 @@ def footprint(
         saved: list[int] = []
         tuning = _peak(measured, lambda: saved.append(tuning_step(denoiser, latents, condition, autocast())))
         unet.zero_grad()
-        editing = _peak(measured, lambda: sampling_step(denoiser, latents, condition, autocast()))
+        editing = max(
+            _peak(measured, lambda: masking_step(denoiser, latents, condition, autocast())),
+            _peak(measured, lambda: sampling_step(denoiser, latents, condition, autocast())),
+        )
         coding = max(
             _peak(measured, lambda: encode(vae, pictures, memory.chunk)),
             _peak(measured, lambda: decode(vae, latents, memory.chunk)),
         )
-    # measured: all but the encoders, and the autoencoder that would be offloaded, lies on the device
-    base = ENCODERS * memory.held(precision).itemsize * (not memory.offload) if measured else resident
+    # measured: the encoders are added by arithmetic, and the autoencoder lies on the device even where it would be offloaded
+    base = encoders * (not memory.offload) if measured else resident
     return Footprint(
         resident=resident,
         optimizer=moments,
@@ -251,6 +317,13 @@ def _peak(measured: bool, work: Callable[[], object]) -> int:
     return ledger.peak
 
 
+def host(shapes: Shapes) -> tuple[int, int, int]:
+    """Bytes of inflated UNet, encoders and autoencoder as a run has read them, float32, before any of it is cast or moved."""
+    with torch.device("meta"):
+        unet, vae = inflate(shapes.network(), 1), AutoencoderKL(**VAE)
+    return held_bytes(unet), 4 * shapes.encoders, held_bytes(vae)
+
+
 def _norms_in_float32(network: nn.Module) -> None:
     """What autocast does on a GPU, and not on the CPU whose code is counted: norms work on, and keep, float32 copies."""
     for module in network.modules():
@@ -271,15 +344,31 @@ def preset(name: str) -> tuple[MemoryOptions, str]:
 def table(options: FootprintOptions, on_row: Callable[[str], None]) -> None:
     """The table as Markdown, a row at a time."""
     figures = ("resident", "optimizer", "gradients", "activations", "tuning", "editing", "coding")
-    on_row(f"| preset | frames | px | {' | '.join(figures)} | peak |")
-    on_row(f"| --- {'| ---: ' * (len(figures) + 3)}|")
-    for name in options.presets:
+    on_row(f"| backbone | preset | frames | px | {' | '.join(figures)} | peak |")
+    on_row(f"| --- | --- {'| ---: ' * (len(figures) + 3)}|")
+    for backbone, name in product(options.backbones, options.presets):
         memory, precision = preset(name)
-        for frames in options.frames:
-            for side in options.sizes:
-                row = footprint(memory, precision, frames, side, trainables=options.trainables, measured=options.measure)
-                told = " | ".join(f"{getattr(row, figure) / GIB:.2f}" for figure in figures)
-                on_row(f"| {name} | {frames} | {side} | {told} | **{row.peak / GIB:.1f}** |")
+        for frames, side in product(options.frames, options.sizes):
+            row = footprint(
+                SHAPES[backbone],
+                memory,
+                precision,
+                frames,
+                side,
+                trainables=options.trainables,
+                measured=options.measure,
+            )
+            told = " | ".join(f"{getattr(row, figure) / GIB:.2f}" for figure in figures)
+            on_row(f"| {backbone} | {name} | {frames} | {side} | {told} | **{row.peak / GIB:.1f}** |")
+
+
+def host_table(options: FootprintOptions, on_row: Callable[[str], None]) -> None:
+    """What the weights need of the computer's own memory, as Markdown, a row at a time."""
+    on_row("| backbone | UNet | encoders | autoencoder | together |")
+    on_row("| --- | ---: | ---: | ---: | ---: |")
+    for name in options.backbones:
+        parts = host(SHAPES[name])
+        on_row(f"| {name} | {' | '.join(f'{part / GIB:.2f}' for part in parts)} | **{sum(parts) / GIB:.1f}** |")
 
 
 def _door(cfg: DictConfig) -> None:
@@ -287,6 +376,8 @@ def _door(cfg: DictConfig) -> None:
     how = f"measured on {torch.cuda.get_device_name()}" if options.measure else "computed from shapes"
     print(f"GiB, {how}, trainables={options.trainables}, torch {torch.__version__.partition('+')[0]}\n")
     table(options, lambda line: print(line, flush=True))
+    print("\nGiB of the computer's own memory for the weights, float32 as they are read, computed from shapes\n")
+    host_table(options, print)
 
 
 ConfigStore.instance().store(name="footprint_schema", node=schema(FootprintOptions))

@@ -24,7 +24,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tave.backbone import Backbone, tiny_backbone
+from tave.backbone import Backbone, load_ip_adapter, tiny_backbone
 from tave.conditions import Condition, encode_condition
 
 
@@ -108,6 +108,18 @@ def saved_ip_adapter(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -
     tensors = {name: torch.randn(shape, generator=generator).half() / shape[-1] ** 0.5 for name, shape in shapes.items()}
     save_file(tensors, adapter / "models/ip-adapter_sd15.safetensors")
     return folder, adapter
+
+
+@pytest.fixture(scope="session")
+def ip_adapter(saved_ip_adapter: tuple[Path, Path]) -> Backbone:
+    """The second family's small backbone, loaded. Shared, so left as it is."""
+    return load_ip_adapter(*saved_ip_adapter)
+
+
+@pytest.fixture(params=["tiny", "ip_adapter"], ids=["sd_unclip", "ip_adapter"])
+def family(request: pytest.FixtureRequest) -> Backbone:
+    """Each family's small backbone in turn. Shared, so left as it is."""
+    return request.getfixturevalue(request.param)
 
 
 UNSAID = ("timestep_spacing", "trained_betas")  # by the schedulers' files of that time

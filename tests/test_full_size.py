@@ -17,6 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionMode
 
 from tave.conditions import Condition
 from tave.denoiser import Denoiser
+from tave.footprint import SHAPES
 from tave.inflate import inflate, select_trainables, tuned_state
 
 SD = {  # what SD 1.5 and SD 2.1 share
@@ -65,6 +66,18 @@ def unet_of(name: str) -> UNet2DConditionModel:
 @pytest.mark.parametrize(("name", "millions"), [("sd21_unclip", 870.17), ("sd21_unclip_small", 869.52), ("sd15", 859.52)])
 def test_unets_have_their_size(name: str, millions: float) -> None:
     assert unet_of(name).num_parameters() / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize(("backbone", "name"), [*(2 * (name,) for name in list(UNETS)[:2]), ("sd15_ip_adapter", "sd15")])
+def test_memory_is_counted_on_these_models(backbone: str, name: str) -> None:
+    unet = unet_of(name) if backbone == name else with_ip_adapter(unet_of(name))
+    with torch.device("meta"):
+        counted = SHAPES[backbone].network()
+    mine, theirs = ({n: p.shape for n, p in each.named_parameters()} for each in (counted, unet))
+    assert mine == theirs
+    # what shows in no parameter; the library notes the last one beside the configuration
+    for key in ("attention_head_dim", "upcast_attention", "use_linear_projection", "encoder_hid_dim_type"):
+        assert getattr(counted.config, key) == getattr(unet.config, key)
 
 
 @pytest.mark.parametrize("name", ["sd21_unclip", "sd21_unclip_small"])
@@ -136,6 +149,7 @@ def test_stable_diffusion_15_with_its_adapter_inflates() -> None:
 
 def test_encoders_and_autoencoder_have_the_size_of_their_files() -> None:
     text: dict[str, Any] = {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    small: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
     large: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "projection_dim": 768}
     huge: dict[str, Any] = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1024}
     sides: dict[str, Any] = {"num_attention_heads": 16, "image_size": 224, "patch_size": 14}
@@ -148,6 +162,7 @@ def test_encoders_and_autoencoder_have_the_size_of_their_files() -> None:
         # 23 layers: SD 2 reads the penultimate one
         sizes = {
             "text": CLIPTextModel(CLIPTextConfig(vocab_size=49408, num_hidden_layers=23, **text)).num_parameters(),
+            "text of SD 1.5": CLIPTextModel(CLIPTextConfig(vocab_size=49408, num_hidden_layers=12, **small)).num_parameters(),
             "ViT-L": CLIPVisionModelWithProjection(CLIPVisionConfig(**sides | large)).num_parameters(),
             "ViT-H": CLIPVisionModelWithProjection(CLIPVisionConfig(**sides | huge)).num_parameters(),
             "vae": AutoencoderKL(latent_channels=4, layers_per_block=2, **levels).num_parameters(),
@@ -156,3 +171,7 @@ def test_encoders_and_autoencoder_have_the_size_of_their_files() -> None:
     assert sizes["vae"] * 4 / 1e6 == pytest.approx(335, abs=0.5)
     assert sizes["ViT-H"] * 4 / 1e9 == pytest.approx(2.53, abs=0.005)
     assert sizes["ViT-L"] / 1e6 == pytest.approx(304, abs=0.5)
+    assert sizes["text of SD 1.5"] * 4 / 1e6 == pytest.approx(492, abs=0.5)  # MB of float32
+    assert SHAPES["sd21_unclip"].encoders == sizes["text"] + sizes["ViT-H"]
+    assert SHAPES["sd21_unclip_small"].encoders == sizes["text"] + sizes["ViT-L"]
+    assert SHAPES["sd15_ip_adapter"].encoders == sizes["text of SD 1.5"] + sizes["ViT-H"]
