@@ -122,6 +122,14 @@ def family(request: pytest.FixtureRequest) -> Backbone:
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture
+def told(family: Backbone) -> Condition:
+    """One prompt with one picture, b = 1, for ``family``."""
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    noise = torch.randn(1, family.image_width, generator=torch.Generator().manual_seed(2))
+    return encode_condition(family, "a white bus on the road", picture, noise=noise)
+
+
 UNSAID = ("timestep_spacing", "trained_betas")  # by the schedulers' files of that time
 
 

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from tave.backbone import Backbone
@@ -18,6 +17,7 @@ from tave.evidence import attention_evidence
 from tave.inflate import compile_blocks, compiled_blocks, inflate, select_trainables, tuned_state
 
 FRAMES, T = 3, 500
+NOISE, SLOPE = {"v_prediction": 0.01, "epsilon": 0.05}, 0.03  # what bf16 may change, as in test_memory.py
 pytestmark = pytest.mark.slow  # capturing takes minutes on a CPU, whatever the model's size
 
 
@@ -32,14 +32,15 @@ def latents() -> Tensor:
     return torch.randn(1, FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-def pair(tiny: Backbone, unet: UNet2DConditionModel, backend: str) -> tuple[Denoiser, Denoiser]:
+def pair(family: Backbone, backend: str) -> tuple[Denoiser, Denoiser]:
     """The same inflated UNet, plain and compiled."""
-    select_trainables(inflate(unet, FRAMES), "patent")
+    unet = inflate(copy.deepcopy(family.unet), FRAMES)
+    select_trainables(unet, "patent")
     other = copy.deepcopy(unet)
     compile_blocks(other, backend)
     assert compiled_blocks(other) and not compiled_blocks(unet)
     assert tuned_state(other).keys() == tuned_state(unet).keys()
-    return Denoiser(unet, tiny.scheduler), Denoiser(other, tiny.scheduler)
+    return Denoiser(unet, family.scheduler), Denoiser(other, family.scheduler)
 
 
 def gradient(denoiser: Denoiser, latents: Tensor, condition: Condition) -> Tensor:
@@ -48,18 +49,16 @@ def gradient(denoiser: Denoiser, latents: Tensor, condition: Condition) -> Tenso
     return torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
 
 
-def test_blocks_are_captured_whole_and_taps_still_answer(
-    tiny: Backbone, unet: UNet2DConditionModel, condition: Condition, latents: Tensor
-):
+def test_blocks_are_captured_whole_and_taps_still_answer(family: Backbone, told: Condition, latents: Tensor):
     """Without a code generator: what is captured is run as it stands, so the bits are the same."""
-    plain, compiled = pair(tiny, unet, "eager")
+    plain, compiled = pair(family, "eager")
     with torch.no_grad():
-        ours, theirs = (d(latents, T, condition, 3.0, Tap(-2)) for d in (compiled, plain))
+        ours, theirs = (d(latents, T, told, 3.0, Tap(-2)) for d in (compiled, plain))
     assert torch.equal(ours.noise, theirs.noise)
     assert ours.features is not None and theirs.features is not None and torch.equal(ours.features, theirs.features)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for _ in range(3):  # its processors come and go: no graph may be made of them
-        maps = [attention_evidence(d, condition, [2, 3])(latents, T) for d in (compiled, plain)]
+        maps = [attention_evidence(d, told, [2, 3])(latents, T) for d in (compiled, plain)]
         assert torch.equal(*maps)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
 
@@ -68,18 +67,23 @@ def test_blocks_are_captured_whole_and_taps_still_answer(
 @pytest.mark.filterwarnings("ignore:.*non-leaf Tensor.*")
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler found")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_generated_code_agrees(
-    tiny: Backbone, unet: UNet2DConditionModel, condition: Condition, latents: Tensor, precision: str
-):
-    """Noise and gradients within 1e-4 of their size in float32, 2 % in bfloat16; with and without checkpointing."""
-    plain, compiled = pair(tiny, unet, "inductor")
+def test_generated_code_agrees(family: Backbone, told: Condition, latents: Tensor, precision: str):
+    """Noise and gradients within 1e-4 of their size in float32; with and without checkpointing.
+
+    Under bf16 they are as near to the plain float32 model as autocast alone comes (docs/memory.md): generated code rounds in
+    other places, so that two bf16 models differ by more than either does from the true one.
+    """
+    plain, compiled = pair(family, "inductor")
     half = precision == "bfloat16"
-    tolerance = 2e-2 if half else 1e-4
+    noise, slope = (NOISE[plain.prediction_type], SLOPE) if half else (1e-4, 1e-4)
+    with torch.no_grad():
+        exact = plain(latents, T, told, 3.0).noise
+    exact_slope = gradient(plain, latents, told)
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
             with torch.no_grad():
-                ours, theirs = (d(latents, T, condition, 3.0).noise for d in (compiled, plain))
-            slopes = [gradient(d, latents, condition) for d in (compiled, plain)]
-        assert float((ours - theirs).norm() / theirs.norm()) < tolerance
-        assert float((slopes[0] - slopes[1]).norm() / slopes[1].norm()) < tolerance
+                found = compiled(latents, T, told, 3.0).noise
+            found_slope = gradient(compiled, latents, told)
+        assert float((found - exact).norm() / exact.norm()) < noise
+        assert float((found_slope - exact_slope).norm() / exact_slope.norm()) < slope
         compiled.unet.enable_gradient_checkpointing()
