@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tave.backbone import Backbone, BackboneError, BackboneMissingError
 from tave.config import CONF, PACKAGE, schema, typed
-from tave.footprint import LIBRARIES, FootprintOptions, footprint, preset
+from tave.footprint import LIBRARIES, SHAPES, FootprintOptions, footprint, preset
 from tave.options import OptionError
 from tave.reference import MatteError, load_segmenter
 from tave.train import guarded
@@ -129,7 +129,9 @@ def _preset(size: int) -> Finding:
         told, remedy = "none: the smallest is for 8 GB", "real weights need a card of 8 GB or more"
         return Finding("device", "preset", told, False, remedy=remedy)
     memory, precision = preset(name)
-    most = room(size, lambda frames, side: footprint(memory, precision, frames, side).peak, native_sides())
+    most = room(
+        size, lambda frames, side: footprint(SHAPES["sd21_unclip"], memory, precision, frames, side).peak, native_sides()
+    )
     good = [side for side, count in most.items() if count]
     bad = [f"{side} px" for side, count in most.items() if not count]
     told = f"memory={name}, room for {' or '.join(f'{most[side]} frames of {side} px' for side in good) or 'nothing'}"
