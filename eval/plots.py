@@ -181,7 +181,7 @@ def by_value(rows: Sequence[dict[str, Any]], metrics: Sequence[str], about: dict
         panel.set_title(f"{name}\n{_better(about[name])}", fontsize=8)
         panel.set_ylabel(about[name]["unit"], fontsize=7)
         if number == 1:
-            panel.legend(fontsize=5)
+            panel.legend(fontsize=5, framealpha=0.4)
     return figure
 
 
