@@ -81,8 +81,7 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses() -> None:
             there.numpy()
 
 
-OPTIONS = {
-    "default": [],
+OTHERS = {
     "patent": ["experiment=patent"],
     "otherwise": [
         "mask.union=cross_attention",
@@ -97,14 +96,21 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("overrides", OPTIONS.values(), ids=OPTIONS)
+# Of a range of 2: sums in another order, which an untrained network and a threshold amplify. A wrong number made it 0.27.
+ALIKE = 4 / 255
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param([], id="default"), *(pytest.param(told, id=name, marks=pytest.mark.slow) for name, told in OTHERS.items())],
+)
 def test_a_run_on_another_device_is_the_same_edit(
     overrides: list[str], clip: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     expected = made(clip, tmp_path / "cpu", *overrides)
     request.getfixturevalue("device")
     there = made(clip, tmp_path / "elsewhere", *overrides)
-    assert (there - expected).abs().mean() < 1 / 255  # of 2: sums in another order, and nothing more
+    assert (there - expected).abs().mean() < ALIKE
 
 
 def test_the_second_family_is_the_same_there_as_well(
@@ -117,9 +123,10 @@ def test_the_second_family_is_the_same_there_as_well(
     loaded = load_ip_adapter(folder, adapter)  # before the device is pretended: loading has a use of its own for "meta"
     monkeypatch.setattr("tave.run.open_backbone", lambda _: loaded)
     request.getfixturevalue("device")
-    assert (made(clip, tmp_path / "elsewhere", *family) - expected).abs().mean() < 1 / 255
+    assert (made(clip, tmp_path / "elsewhere", *family) - expected).abs().mean() < ALIKE
 
 
+@pytest.mark.slow
 def test_what_is_remembered_is_brought_to_the_device(clip: Path, tmp_path: Path, device: None) -> None:
     first = made(clip, tmp_path)
     stages = json.loads((tmp_path / "run/run.json").read_text())["stages"]
