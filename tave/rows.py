@@ -135,7 +135,7 @@ class Job:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Key, old and new value wherever they differ; a key that one side hasn't got is None there."""
-    for key in [*before, *(key for key in now if key not in before)]:
+    for key in {**before, **now}:
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differing(old, new, f"{prefix}{key}.")

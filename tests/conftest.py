@@ -26,6 +26,7 @@ from torch import nn
 
 from tave.backbone import Backbone, load_ip_adapter, tiny_backbone
 from tave.conditions import Condition, encode_condition
+from tave.roadside.cases import NAMED, write_case
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +129,14 @@ def told(family: Backbone) -> Condition:
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     noise = torch.randn(1, family.image_width, generator=torch.Generator().manual_seed(2))
     return encode_condition(family, "a white bus on the road", picture, noise=noise)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A named clip drawn at the tiny backbone's size, so that its truth fits: source.mp4, target.png, truth. Left as it is."""
+    folder = tmp_path_factory.mktemp("clip")
+    write_case(NAMED["bus_to_suv"], folder, 32)
+    return folder
 
 
 UNSAID = ("timestep_spacing", "trained_betas")  # by the schedulers' files of that time

@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tave.backbone import load_ip_adapter
 from tave.config import CONF, typed
-from tave.roadside.cases import NAMED, write_case
 from tave.run import Run
 from tave.train import train
 from tave.video import read_clip
@@ -51,13 +50,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "autocast", lambda kind, **told: autocast("cpu", **told))
     with Elsewhere():
         yield
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    write_case(NAMED["bus_to_suv"], folder, 32)
-    return folder
 
 
 def made(clip: Path, folder: Path, *overrides: str) -> Tensor:

@@ -30,7 +30,6 @@ from tave.denoiser import Denoiser
 from tave.edit import edit, recorded
 from tave.inflate import inflate, load_tuned, select_trainables, tuned_state
 from tave.options import OptionError
-from tave.roadside.cases import NAMED, write_case
 from tave.run import open_backbone
 from tave.train import train
 from tave.video import ReadOptions, read_clip
@@ -318,13 +317,6 @@ def test_loading_an_adapter_is_silent(sd15: tuple[Path, Path]) -> None:
 
 
 # ---- the user's story --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    write_case(NAMED["bus_to_suv"], folder, 32)
-    return folder
 
 
 def small(clip: Path, cache: Path, *overrides: str) -> TrainOptions:

@@ -40,7 +40,6 @@ from tave.listing import ListedCase
 from tave.options import OptionError
 from tave.reference import MatteError, ReferenceOptions, Segmenter, load_segmenter
 from tave.reference.segmenter import choose
-from tave.roadside.cases import NAMED, write_case
 from tave.train import train
 
 PROMPT = "a red car turning on a road"
@@ -301,13 +300,6 @@ def test_the_doctor_tries_it(folder: Path) -> None:
 
 
 # --- the story --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("clip")
-    write_case(NAMED["bus_to_suv"], place, 32)
-    return place
 
 
 def asked(clip: Path, home: Path, *overrides: str) -> TrainOptions:

@@ -20,7 +20,6 @@ from eval.score import score_run
 from tave.cache import StoredError, read_tensors
 from tave.config import CONF, TrainOptions, typed
 from tave.options import OptionError
-from tave.roadside.cases import NAMED, write_case
 from tave.train import train
 from tave.video import ReadOptions, VideoError, read_clip, write_image, write_video
 
@@ -31,12 +30,10 @@ PROMPTS = ('video.source_prompt="a white bus"', 'video.target_prompt="a red car"
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A named clip drawn at the tiny backbone's size, so that its truth fits."""
-    folder = tmp_path_factory.mktemp("clip")
-    write_case(NAMED["bus_to_suv"], folder, 32)
-    edit = f"video.edits.suv.target_image={folder / 'target.png'}"
-    return [CLIP, f"video.path={folder / 'source.mp4'}", edit, f"video.edits.suv.truth={folder / 'truth'}"]
+def clip(clip: Path) -> list[str]:
+    """The drawn clip, as options."""
+    edit = f"video.edits.suv.target_image={clip / 'target.png'}"
+    return [CLIP, f"video.path={clip / 'source.mp4'}", edit, f"video.edits.suv.truth={clip / 'truth'}"]
 
 
 def options(*overrides: str, cache: Path) -> TrainOptions:
