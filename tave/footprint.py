@@ -280,9 +280,12 @@ def footprint(
             tuning_step(denoiser, latents, condition, autocast())
             optimizer.step()  # its moments are there from now on
             unet.zero_grad()
+        else:
+            optimizer = None
         saved: list[int] = []
         tuning = _peak(measured, lambda: saved.append(tuning_step(denoiser, latents, condition, autocast())))
         unet.zero_grad()
+        del optimizer  # tuning is over, and so are its moments
         editing = max(
             _peak(measured, lambda: masking_step(denoiser, latents, condition, autocast())),
             _peak(measured, lambda: sampling_step(denoiser, latents, condition, autocast())),
@@ -349,17 +352,22 @@ def table(options: FootprintOptions, on_row: Callable[[str], None]) -> None:
     for backbone, name in product(options.backbones, options.presets):
         memory, precision = preset(name)
         for frames, side in product(options.frames, options.sizes):
-            row = footprint(
-                SHAPES[backbone],
-                memory,
-                precision,
-                frames,
-                side,
-                trainables=options.trainables,
-                measured=options.measure,
-            )
-            told = " | ".join(f"{getattr(row, figure) / GIB:.2f}" for figure in figures)
-            on_row(f"| {backbone} | {name} | {frames} | {side} | {told} | **{row.peak / GIB:.1f}** |")
+            try:
+                row = footprint(
+                    SHAPES[backbone],
+                    memory,
+                    precision,
+                    frames,
+                    side,
+                    trainables=options.trainables,
+                    measured=options.measure,
+                )
+                told = [*(f"{getattr(row, figure) / GIB:.2f}" for figure in figures), f"**{row.peak / GIB:.1f}**"]
+            except torch.OutOfMemoryError:  # measured on a card that is too small for this row: the others go on
+                told = [*["-"] * len(figures), "doesn't fit"]
+            on_row(f"| {backbone} | {name} | {frames} | {side} | {' | '.join(told)} |")
+            if options.measure:
+                torch.cuda.empty_cache()  # the next row finds the card as the first did
 
 
 def host_table(options: FootprintOptions, on_row: Callable[[str], None]) -> None:

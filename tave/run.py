@@ -79,6 +79,8 @@ class Run:
         self.options, self.folder, self.clip, self.stages, self.config = options, folder, clip, stages, config
         self.report = Report(_loggers(options, folder), folder, config or asdict(options))
         L.seed_everything(options.seed, workers=True, verbose=False)
+        # cuDNN's convolutions round float32 to TF32's 10 bits unless told otherwise: guided sampling makes another edit of it
+        torch.backends.cudnn.allow_tf32 = False
         self.backbone: Backbone = open_backbone(options.backbone)
         self._tell_of_weights()
         device = self._trainer([], logger=False).strategy.root_device

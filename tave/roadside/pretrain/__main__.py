@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQD
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -74,7 +76,7 @@ def fit(part: training.Part, folder: Path, precision: Any, *, average: bool = Fa
     """Train ``part`` in ``folder``, from its last checkpoint if there is one; ends with ``weights.safetensors``."""
     done = folder / "weights.safetensors"
     callbacks: list[Any] = [
-        ModelCheckpoint(folder, every_n_train_steps=100, save_last=True, save_top_k=0, save_on_exception=True),
+        ModelCheckpoint(folder, train_time_interval=timedelta(minutes=1), save_last=True, save_top_k=0, save_on_exception=True),
         TQDMProgressBar(refresh_rate=20),
     ]
     if average:
@@ -95,7 +97,8 @@ def fit(part: training.Part, folder: Path, precision: Any, *, average: bool = Fa
     )
     counted: Any = DataLoader(list(range(part.steps)), batch_size=1)  # type: ignore[arg-type]
     trainer.fit(part, counted, ckpt_path="last")
-    save_file({k: v.contiguous() for k, v in part.network.state_dict().items()}, done)
+    state = {k: v.contiguous() for k, v in part.network.state_dict().items()}
+    save_file(state, done, metadata={"steps": str(part.steps)})
 
 
 def embedder(network: Any, words: Any) -> Any:
@@ -175,6 +178,12 @@ def load(network: nn.Module, folder: Path) -> Any:
     return network.eval().requires_grad_(False)
 
 
+def working_device() -> torch.device:
+    """Where ``accelerator="auto"`` trains."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
 @torch.no_grad()
 def encode_lessons(folder: Path, lessons: Lessons, options: PretrainOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (unscaled, fp16) and CLIP embeddings of frames and views; kept in ``folder`` for the next start."""
@@ -182,17 +191,19 @@ def encode_lessons(folder: Path, lessons: Lessons, options: PretrainOptions) -> 
     if kept.exists():
         data = load_file(kept)
         return data["latents"], data["embeds"], data["views"]
-    vae, words = load(parts.autoencoder(options.size), folder / "autoencoder"), parts.tokenizer()
-    vae.to(memory_format=torch.channels_last)
-    embed = embedder(load(parts.clip(words), folder / "clip"), words)
+    device, words = working_device(), parts.tokenizer()
+    vae = load(parts.autoencoder(options.size), folder / "autoencoder").to(device, memory_format=torch.channels_last)
+    clip = load(parts.clip(words), folder / "clip").to(device)
+    embed = embedder(clip, words)
     latents, embeds, views = [], [], []
     for start in track(range(0, len(lessons), 100), description="encoding the lessons"):
-        frames = training.to_signed(lessons.frames[start : start + 100]).contiguous(memory_format=torch.channels_last)
+        frames, portraits = (training.to_signed(of[start : start + 100], device) for of in (lessons.frames, lessons.views))
+        frames = frames.contiguous(memory_format=torch.channels_last)
         small = nn.functional.interpolate(frames, parts.VISION_SIZE, mode="bicubic", antialias=True).clamp(-1, 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in options.precision):
-            latents.append(vae.encode(frames).latent_dist.mean.half())
-            embeds.append(embed(small, ["a car"])[0].float())
-            views.append(embed(training.to_signed(lessons.views[start : start + 100]), ["a car"])[0].float())
+        with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in options.precision):
+            latents.append(vae.encode(frames).latent_dist.mean.half().cpu())
+            embeds.append(embed(small, ["a car"])[0].float().cpu())
+            views.append(embed(portraits, ["a car"])[0].float().cpu())
     data = {"latents": torch.cat(latents), "embeds": torch.cat(embeds), "views": torch.cat(views)}
     data = {key: value.contiguous() for key, value in data.items()}
     save_file(data, kept)
@@ -223,7 +234,8 @@ def train_unet(folder: Path, lessons: Lessons, options: PretrainOptions) -> None
     network = parts.unet(latents.shape[-1])
     if options.start:
         network.load_state_dict(load_backbone(Path(options.start) / "backbone").unet.state_dict())
-    network.set_attn_processor(AttnProcessor())  # at most 144 cells: the fused kernel's backward is slower on a CPU
+    if working_device().type == "cpu":  # at most 144 cells: the fused kernel's backward is slower there
+        network.set_attn_processor(AttnProcessor())
     part = training.UNetPart(
         network,
         scaled,
@@ -324,8 +336,9 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
 
 def steps_taken(folder: Path) -> int:
     """Optimizer steps of the last training; 0 for a part that was taken over."""
-    if not (folder / "last.ckpt").exists():
-        return 0
+    if (folder / "weights.safetensors").exists():
+        with safe_open(folder / "weights.safetensors", "pt") as written:
+            return int((written.metadata() or {}).get("steps", 0))
     return int(torch.load(folder / "last.ckpt", weights_only=True, map_location="cpu")["global_step"])
 
 
