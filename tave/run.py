@@ -242,7 +242,10 @@ class Run:
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
-        images = [{"target_image": path, "sha256": file_digest(path), "matte": matte} for path, matte in entry.images]
+        images = [
+            {"target_image": path, "sha256": file_digest(path), "matte": matte, "matte_sha256": matte and file_digest(matte)}
+            for path, matte in entry.images
+        ]
         return {
             "source_prompt": self.options.video.source_prompt,
             **images[0],  # the metrics compare with the first
@@ -328,9 +331,8 @@ class Run:
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         metrics = self.folder / "metrics.json"
         before = json.loads(metrics.read_text()) if metrics.is_file() else {}
-        write_json(
-            metrics, {**psnr, "stages": self.stages.record} | {k: v for k, v in before.items() if k in ("edits", "metrics")}
-        )
+        kept = {key: value for key, value in before.items() if key in ("edits", "metrics", "measured")}
+        write_json(metrics, {**psnr, "stages": self.stages.record} | kept)
         write_json(
             self.folder / "run.json",
             {
