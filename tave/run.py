@@ -121,6 +121,7 @@ class Run:
             options.seed,
             *options.memory.imprint(options.precision),
         )
+        self.overrides: list[str] = []  # in whose words an edit was asked for, beside the run's own
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was needed
         self._mattes: dict[str, Tensor] = {}  # what it cut out, by picture and prompt
         # The scheduler's configuration is in no weight file, yet it decides the levels.
@@ -254,6 +255,7 @@ class Run:
             "segmenter": self.segmenter_hashes,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
+            **({"overrides": self.overrides} if self.overrides else {}),
         }
 
     def close(self) -> None:
@@ -324,8 +326,11 @@ class Run:
             write_tensors(path, {"latents": made.trajectory.latents}, about)
         return made
 
-    def record(self) -> None:
-        """``run.json``: how all of it was made; ``metrics.json``: stages and reconstruction beside the edits' numbers."""
+    def record(self, chosen: Mapping[str, Any] | None = None) -> None:
+        """``run.json``: how all of it was made, and in which words it was ``chosen``.
+
+        ``metrics.json``: stages and reconstruction beside the edits' numbers.
+        """
         found = self.folder / "trajectory.safetensors"
         about = read_about(found) if found.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
@@ -338,6 +343,7 @@ class Run:
             {
                 "format": FORMAT,
                 "config": self.config or asdict(self.options),
+                "chosen": chosen,
                 "seed": self.options.seed,
                 "fps": self.clip.fps,
                 "size": list(self.clip.frames.shape),
