@@ -19,7 +19,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from eval.collect import apart, collect
 from eval.records import RunError
 from eval.study import StudyOptions, study
 from eval.sweep import read_sweep
@@ -82,11 +81,8 @@ def test_further_pictures_of_the_target_are_of_the_clips_own_place_and_of_a_thir
 # ---- a sweep goes on -------------------------------------------------------------------------------------------------
 
 
-WEIGHTS = ("[0,1,0]", "[0.5,0,0.5]")
-
-
 def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
-    given = ["experiment=blend_weights", "+video=bus_to_suv", f"correction.weights={','.join(WEIGHTS)}"]
+    given = ["experiment=blend_weights", "+video=bus_to_suv", "correction.weights=[0,1,0],[0.5,0,0.5]"]
     small = ["backbone=tiny", "metrics.judge=null", "tuning.steps=1", "inversion.steps=2"]
     folders = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "cache=${hydra:sweep.dir}/cache"]
     command = [sys.executable, "-W", "ignore", "-m", "tave.train", "-m", *given, *small, *folders]
@@ -100,8 +96,6 @@ def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
     runs = sorted({path.parent for path in first})
     assert len(runs) == 2
     assert sweep() == first
-    rows = {result.method for result in apart(collect(runs)).results}
-    assert rows == {f"blend_weights correction.weights={weights} {small[0]} {' '.join(small[2:])}" for weights in WEIGHTS}
     (runs[1] / "run.json").unlink()  # killed before its end
     again = sweep()
     assert {path.parent for path, age in first.items() if again[path] != age} == {runs[1]}
