@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import math
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eval.metric import MetricError
 from eval.records import read_json, read_record, read_record_if_any
+from eval.sweep import APART, flat
+
+# Overrides that make no other method: where things lie, which clip and seed it was, who is told. The experiment comes first.
+NO_METHOD = re.compile(rf"\+*({'|'.join(APART)}|experiment|hydra|run|backbone\.(path|adapter))\b")
+PLACES = ("backbone.path", "backbone.adapter", "reference.segmenter", "experiment")
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Result:
     figures: dict[str, float]
     folder: Path
     labelled: bool = True  # it says itself which row of which case it is, as the benchmark's edits do
+    options: dict[str, str] = field(default_factory=dict)  # of an edit without a label: dotted key -> JSON, where it is known
 
     @property
     def edited(self) -> Path:
@@ -113,7 +122,57 @@ def _result(run: Path, name: str, numbers: dict[str, float], config: dict[str, A
         return Result(known["case"], known["method"], groups, _seed(known.get("seed")), numbers, folder)
     video = _part(config, "video", run / "run.json").get("name") or run.name
     seed = _seed(told.get("seed", config.get("seed")))
-    return Result(f"{video}/{name}", str(config.get("experiment") or "tave"), (), seed, numbers, folder, labelled=False)
+    record = read_record_if_any(run / "run.json")
+    method = _asked(_part(record, "chosen", run / "run.json"), told)
+    return Result(f"{video}/{name}", method, (), seed, numbers, folder, labelled=False, options=_options(record, told))
+
+
+def _asked(chosen: dict[str, Any], edit: dict[str, Any]) -> str:
+    """The row of an ordinary run: its experiment, else ``tave``, then the overrides that make it another method."""
+    words = [str(word) for word in (*(chosen.get("overrides") or ()), *(edit.get("overrides") or ()))]
+    telling = [word for word in words if not NO_METHOD.match(word)]
+    return " ".join([str(chosen.get("experiment") or "tave"), *telling])
+
+
+def _options(record: dict[str, Any], edit: dict[str, Any]) -> dict[str, str]:
+    """All that decides an edit but its clip and seed; nothing where the run hasn't kept it. Weights by hash, not by place."""
+    config = record.get("config")
+    if not isinstance(config, dict):
+        return {}
+    found = dict(flat(config | (edit.get("options") or {})))
+    found |= {"trainer.precision": (config.get("trainer") or {}).get("precision"), "weights": record.get("weights")}
+    return {key: json.dumps(value, sort_keys=True) for key, value in found.items() if key not in PLACES}
+
+
+def apart(found: Collection) -> Collection:
+    """``found`` with rows that don't mix: one that holds several sets of options becomes one for each, told by what differs.
+
+    Raises:
+        MetricError: two benchmark folders hold a case of one name; they needn't be the same clip or options.
+    """
+    roots: dict[str, Path] = {}
+    for result in found.results:
+        root = result.folder.parents[2]
+        if result.labelled and roots.setdefault(result.case, root) != root:
+            raise MetricError(
+                f"{roots[result.case]} and {root} both hold the case {result.case}: benchmarks aren't averaged, give one folder"
+            )
+    known: dict[str, dict[str, set[str]]] = {}
+    for result in found.results:
+        for key, value in result.options.items():
+            known.setdefault(result.method, {}).setdefault(key, set()).add(value)
+    return replace(found, results=[_told_apart(result, known.get(result.method, {})) for result in found.results])
+
+
+def _told_apart(result: Result, known: dict[str, set[str]]) -> Result:
+    differing = [key for key, values in known.items() if len(values) > 1 or key not in result.options]
+    words = [f"{key}={_short(result.options.get(key, 'null'))}" for key in differing if result.options]
+    return replace(result, method=" ".join([result.method, *words]))
+
+
+def _short(value: str) -> str:
+    """A value in JSON for a row's name: a long one by a few digits of its hash."""
+    return value.replace('"', "") if len(value) < 40 else hashlib.sha256(value.encode()).hexdigest()[:6]
 
 
 def _seed(told: Any) -> int | None:

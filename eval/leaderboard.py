@@ -19,7 +19,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from eval.collect import Collection, collect, find_failed, find_runs
+from eval.collect import Collection, apart, collect, find_failed, find_runs
 from eval.metric import MetricError
 from eval.page import notices, page
 from eval.score import conf_folder
@@ -106,7 +106,7 @@ def leaderboard(options: LeaderboardOptions) -> Path:
         MetricError: one line that says what is missing or doesn't go together.
     """
     runs = find_runs(options.runs)
-    found = collect(runs, find_failed(options.runs))
+    found = apart(collect(runs, find_failed(options.runs)))
     if not found.results:
         raise MetricError(f"runs={options.runs}: no scored run folder there; run python -m tave.benchmark first")
     told = as_json(found, columns(found, options.metrics), options.versus)

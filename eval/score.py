@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,13 @@ from eval.figures import Sheet, Tools, measure
 from eval.identity import Judge, load_judge
 from eval.metric import Figure
 from eval.perceptual import Lpips, find_trunk
-from eval.records import RunError, read_record_if_any
+from eval.records import RunError, content_digest, read_record_if_any
 from eval.weights import WeightsError
 
+log = logging.getLogger(__name__)
+
 SHIPPED, JUDGE = "shipped", "judge"
+UNMEASURED = "not measured: "  # how a note begins that says why there is no figure
 
 
 @dataclass
@@ -61,11 +66,15 @@ FILES = ("edited", "source", "mask", "target_image", "matte", "source_prompt", "
 
 @dataclass
 class Scores:
-    """Figures of several edits: ``edits`` name -> metric -> value, ``metrics`` metric -> id, direction and unit."""
+    """Figures of several edits: ``edits`` name -> metric -> value, ``metrics`` metric -> id, direction and unit.
+
+    ``stale``: EDIT.METRIC of what their run had measured under other ids, and has no more.
+    """
 
     edits: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
 
     def add(self, name: str, figures: dict[str, Figure], notes: list[str]) -> None:
         self.edits[name] = {key: found.value for key, found in figures.items()}
@@ -74,6 +83,12 @@ class Scores:
             if self.metrics.setdefault(key, about) != about:
                 raise RunError(f"{name}: {key} would be {found.id} beside {self.metrics[key]['id']}: score them apart")
         self.notes[name] = notes
+
+    @property
+    def warnings(self) -> list[str]:
+        """Each note once that puts a figure in doubt: not those that say why there is none."""
+        found = dict.fromkeys(note for notes in self.notes.values() for note in notes)
+        return [note for note in found if not note.startswith(UNMEASURED)]
 
 
 class Toolbox:
@@ -105,6 +120,20 @@ class Toolbox:
         if self.clip == JUDGE and self._tools.clip and not case.truth:
             sheet.notes.append("the judge's encoder has seen drawn vehicles only: for footage give clip=NAME, as in vit-l-14")
         return sheet
+
+    def imprint(self, edited: Path, annotations: Path | None = None) -> dict[str, str | None]:
+        """What an edit's figures depend on, as ``metrics.json`` keeps it beside them: by content where there is any.
+
+        Args:
+            edited: the edited clip's file.
+            annotations: folder of the source object's masks, if it is measured against them.
+        """
+        drawn = content_digest(annotations) if annotations else None
+        return {"edited": content_digest(edited), "clip": self.clip, "judge": self._judge_digest, "annotations": drawn}
+
+    @cached_property
+    def _judge_digest(self) -> str | None:
+        return content_digest(self.judge) if self.judge and self.judge.exists() else None
 
     def _loaded(self) -> Tools:
         judge: Judge | None = load_judge(self.judge) if self.judge else None
@@ -144,9 +173,23 @@ def score_run(
     Raises:
         ValueError: one line that names the file, array or class that is missing or doesn't fit.
     """
-    scores = score_cases(read_cases(run, names), Toolbox(judge, clip), run / "edits")
-    merge_metrics(run / "metrics.json", scores.edits, scores.metrics)
+    scores = score_edits(run, Toolbox(judge, clip), names)
+    for line in [*scores.warnings, *told_of(scores.stale)]:
+        log.warning("%s", line)
     return scores.edits
+
+
+def score_edits(run: Path, tools: Toolbox, names: Collection[str] | None = None, annotations: Path | None = None) -> Scores:
+    """:func:`score_run` with a toolbox that may be shared, and without a word: it is the caller who tells of warnings."""
+    scores = score_cases(read_cases(run, names, annotations), tools, run / "edits")
+    measured = {name: tools.imprint(run / "edits" / name / "edited.mp4", annotations) for name in scores.edits}
+    scores.stale = merge_metrics(run / "metrics.json", scores.edits, scores.metrics, measured)
+    return scores
+
+
+def told_of(stale: Collection[str]) -> list[str]:
+    """What :func:`merge_metrics` took out, in a line; no line where that is nothing."""
+    return [f"taken out, measured under other ids: {', '.join(stale)}; score the whole run to have it back"] * bool(stale)
 
 
 def score_cases(cases: Iterable[Case], tools: Toolbox, place: Path | None = None) -> Scores:
@@ -163,8 +206,14 @@ def score_cases(cases: Iterable[Case], tools: Toolbox, place: Path | None = None
     return scores
 
 
-def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]] | None = None) -> list[str]:
-    """Put the figures under ``edits.NAME`` of a ``metrics.json`` and what they are under ``metrics``; what else it holds stays.
+def merge_metrics(
+    path: Path,
+    edits: dict[str, dict[str, Any]],
+    metrics: dict[str, dict[str, Any]] | None = None,
+    measured: dict[str, dict[str, str | None]] | None = None,
+) -> list[str]:
+    """Put the figures under ``edits.NAME`` of a ``metrics.json``, what they are under ``metrics``, what they were measured on
+    (:meth:`Toolbox.imprint`) under ``measured.NAME``; what else it holds stays, but of an edit that was made anew.
 
     One name has one id in the whole file: where it gets another, the other edits' figures of that name are taken out. The file
     is replaced at once.
@@ -183,8 +232,12 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
         for other in set(known) - set(edits):
             stale += [f"{other}.{name}" for name in sorted(changed & set(known[other]))]
             known[other] = {name: value for name, value in known[other].items() if name not in changed}
+        on = stored.get("measured", {})
         for name, scores in edits.items():
-            known[name] = {**known.get(name, {}), **scores}
+            before, now = (told_on.get(name, {}).get("edited") for told_on in (on, measured or {}))
+            known[name] = scores if before and now and before != now else {**known.get(name, {}), **scores}
+        if on or measured:
+            stored["measured"] = {name: told for name, told in on.items() if name not in edits} | (measured or {})
         if metrics:
             stored["metrics"] = {**told, **metrics}
     except (ValueError, AttributeError, TypeError) as error:
@@ -250,22 +303,18 @@ def score(config: DictConfig) -> None:
     judge = shipped_judge() if asked.judge == SHIPPED else Path(asked.judge) if asked.judge else None
     tools = Toolbox(judge, asked.clip, asked.clip_sha256, asked.dino, asked.pickscore)
     annotations = Path(asked.annotations) if asked.annotations else None
-    stale: list[str] = []
     if asked.run is not None:
         if given := [key for key, value in paths.items() if value is not None]:
             raise RunError(f"{', '.join(given)} given beside run: a run folder has its own; drop one or the other")
         run = Path(asked.run)
-        scores = score_cases(read_cases(run, annotations=annotations), tools, run / "edits")
-        stale = merge_metrics(run / "metrics.json", scores.edits, scores.metrics)
+        scores = score_edits(run, tools, annotations=annotations)
     elif asked.edited is not None and asked.source is not None:
         prompts = {key: paths.pop(key) for key in ("source_prompt", "target_prompt")}
         files = {key: Path(value) for key, value in paths.items() if value is not None}
         scores = score_cases([read_files(**files, **prompts, annotations=annotations)], tools)
     else:
         raise RunError("run is missing: say python -m eval.score run=RUN_FOLDER, or give edited=CLIP source=CLIP")
-    print(table(scores))
-    if stale:
-        print(f"taken out, measured under other ids: {', '.join(stale)}")
+    print("\n".join([table(scores), *told_of(scores.stale)]))
     if asked.out:
         _write(Path(asked.out), {"edits": scores.edits, "metrics": scores.metrics})
     for path in (Path(asked.run) / "metrics.json" if asked.run is not None else None, asked.out):

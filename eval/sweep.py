@@ -12,7 +12,7 @@ from typing import Any
 from eval.records import RunError, read_record, read_record_if_any
 
 # Not axes: which clip and seed it was, and where things lie.
-_APART = ("video", "seed", "cache", "logger", "metrics", "trainer")
+APART = ("video", "seed", "cache", "logger", "metrics", "trainer")
 # The target's pictures: every clip has its own, so that they are an axis only within a clip.
 PICTURES = "video.target_image"
 # Measured of the run and not of an edit; name -> what metrics.json says of the others.
@@ -92,7 +92,7 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
         for metric, about in (_OF_THE_RUN | told.get("metrics", {})).items():
             if found.metrics.setdefault(metric, about)["id"] != about["id"]:
                 raise RunError(f"{path.parent}: {metric} is {about['id']}, elsewhere {found.metrics[metric]['id']}: score anew")
-        options, more = dict(_flat(record["config"])), _of_the_run(told)
+        options, more = dict(flat(record["config"])), _of_the_run(told)
         for edit, figures in told["edits"].items():
             case = name if len(told["edits"]) == 1 else f"{name}/{edit}"
             shown = options | {PICTURES: _pictures(record["config"]["video"], edit)}
@@ -126,11 +126,12 @@ def _hardware(told: dict[str, Any]) -> str:
     return f"{told.get('machine', '?')}, {told.get('threads', '?')} threads, {'a GPU' if told.get('cuda') else 'no GPU'}"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option of a run by its dotted key, but for :data:`APART`."""
     for key, value in config.items():
-        if not prefix and key in _APART:
+        if not prefix and key in APART:
             continue
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

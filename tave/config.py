@@ -39,6 +39,13 @@ def slug(text: str) -> str:
 
 OmegaConf.register_new_resolver("slug", slug, replace=True)
 
+
+def chosen() -> dict[str, Any]:
+    """What was asked of this Hydra job: ``experiment``, the file's name or None, and ``overrides`` as they were typed."""
+    told = HydraConfig.get()
+    return {"experiment": told.runtime.choices.get("experiment"), "overrides": list(told.overrides.task)}
+
+
 # Groups and keys that a sweep doesn't vary to compare them.
 NO_VALUES = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
 

@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tave.cache import write_json
+from tave.cache import file_digest, write_json
 from tave.config import EditEntry, TrainOptions, typed
 from tave.listing import ListedCase
 from tave.options import OptionError, choice
@@ -59,17 +60,36 @@ def make(name: str, home: Path, case: ListedCase) -> None:
         (waiting / stale).unlink(missing_ok=True)
     write_video(waiting / "edited.mp4", frames, source.fps)
     write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
-    told = json.loads((waiting / "edit.json").read_text())
-    told.pop("benchmark", None)
-    write_json(waiting / "edit.json", told | {"name": name, "control": True})
+    told = _asked_of(ours) | {"name": name, "control": True, "made_from": file_digest(ours / "edited.mp4")}
+    write_json(waiting / "edit.json", told)
     shutil.rmtree(home / "edits" / name, ignore_errors=True)
     waiting.rename(home / "edits" / name)
+
+
+def outdated(name: str, home: Path) -> bool:
+    """Whether the control that stands was made from another edit than the row ``tave`` is now; False if that isn't there."""
+    ours, control = home / "edits" / OURS, home / "edits" / name
+    if not (ours / "edit.json").is_file():
+        return False
+    made_from = json.loads((control / "edit.json").read_text()).get("made_from")  # older controls don't tell
+    masks = [(edit / "soft_mask.npz").read_bytes() for edit in (ours, control)]
+    same = _asked_of(ours) == _asked_of(control) and masks[0] == masks[1]
+    return not same or made_from not in (None, file_digest(ours / "edited.mp4"))
+
+
+def _asked_of(edit: Path) -> dict[str, Any]:
+    """What ``edit.json`` tells of how it was asked for: the same of a control and of the edit it was made from."""
+    told = json.loads((edit / "edit.json").read_text())
+    return {key: value for key, value in told.items() if key not in ("name", "control", "made_from", "benchmark")}
 
 
 def region_told(home: Path, case: ListedCase, cut: ReadOptions) -> Path:
     """What an oracle's row is told, as a mask clip for ``video.mask`` in the run ``home``.
 
     The truth's own region, source or target object; where nobody has drawn the answer, the annotated source object.
+
+    Raises:
+        OptionError: another region was told to the rows that stand there.
     """
     source = read_clip(home / "source.mp4", WHOLE)
     if case.truth:
@@ -80,6 +100,11 @@ def region_told(home: Path, case: ListedCase, cut: ReadOptions) -> Path:
 
         region = read_annotations(Path(case.annotations or ""), source.frames, cut)
     path = home / "region_told.mp4"
+    if path.is_file():
+        before = read_clip(path, WHOLE).frames.mean(1) > 0
+        if before.shape != region.shape or not torch.equal(before, region):
+            raise OptionError(f"{path} isn't what truth or annotations tell today: give another folder=..., or delete {home}")
+        return path
     write_mask_video(path, region[:, None].float(), source.fps)
     return path
 

@@ -8,6 +8,7 @@ Options that aren't given are those of the run; any of mask, correction, sampler
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from tave.video import ReadOptions, read_clip
 MOVABLE = ("backbone.path", "backbone.adapter")  # moved weights are compared by their hashes
 
 
-def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]:
-    """Make the edits that ``options`` ask for in the run ``folder``; returns their names. Earlier edits are kept."""
+def edit(folder: Path, options: TrainOptions, *, overrides: Sequence[str] = (), show: bool = True) -> list[str]:
+    """Make the edits that ``options`` ask for in the run ``folder``; returns their names. Earlier edits are kept.
+
+    ``overrides``: what of them was asked for otherwise than in the run, for ``edit.json``.
+    """
     from eval.score import score_run
     from tave.run import Run
     from tave.stages import Stages
@@ -39,6 +43,7 @@ def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]
     clip = read_clip(folder / "source.mp4", ReadOptions(frames=None, multiple=1))
     with closing(Run(options, folder, clip, Stages(show=show), None)) as run:
         run.load(folder / "tuned.safetensors")
+        run.overrides = list(overrides)
         run.predict(named)
         if options.metrics.enabled:
             run.report.measured(score_run(folder, options.metrics.judge_folder, list(named)))
@@ -82,7 +87,7 @@ def _door(cfg: DictConfig) -> None:
         for part in (key, "trainer.precision") if key == "memory" else (key,):  # a preset sets both
             value: Any = OmegaConf.select(cfg, part)
             OmegaConf.update(merged, part, value, merge=True, force_add=True)
-    for name in edit(folder, typed(merged)):
+    for name in edit(folder, typed(merged), overrides=list(HydraConfig.get().overrides.task)):
         print(folder / "edits" / name)
 
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tave.cache import write_json
+from tave.cache import file_digest, write_json
 from tave.config import CONF, EditEntry, MetricsOptions, TrainOptions, schema, typed
-from tave.controls import CONTROLS, make, region_told
+from tave.controls import CONTROLS, WHOLE, make, outdated, region_told
 from tave.listing import ListedCase
 from tave.options import OptionError
+from tave.video import ReadOptions, read_clip
+from tave.video.frames import to_bytes
+
+if TYPE_CHECKING:
+    from eval.score import Scores, Toolbox
 
 AFTERWARDS = ("reference", "mask", "correction", "sampler")  # what may differ between edits of one tuned clip
-SAME = (*AFTERWARDS, "seed", "backbone", "condition", "inflation", "tuning", "inversion")  # what a resumed run must agree in
+# What a resumed run must agree in, and of its clip beside the frames.
+SAME = (*AFTERWARDS, "seed", "backbone", "condition", "inflation", "tuning", "inversion", "video")
+SAME_VIDEO = ("source_prompt", *(option.name for option in fields(ReadOptions)))
+MEND = "give another folder=..., or delete it"
 
 
 @dataclass
@@ -76,7 +85,7 @@ class Job:
         return (self.home / "edits" / row / "edit.json").is_file()
 
     def tune(self) -> None:
-        """Tune, unless that stands. Raises :class:`OptionError` if it stands and was tuned by other choices."""
+        """Tune, unless that stands. Raises :class:`OptionError` if it was tuned by other choices, or on another clip."""
         from tave.edit import recorded
         from tave.train import train
 
@@ -85,52 +94,109 @@ class Job:
             train(typed(self.config), self.home, config=asked, show=False)
             return
         before: Any = OmegaConf.to_container(recorded(self.home), resolve=True)
+        for told in (before, asked):
+            told["video"] = {key: told["video"][key] for key in SAME_VIDEO}
+        self._agree_in_weights(before["backbone"], asked["backbone"])
         self._agree({key: before[key] for key in SAME}, {key: asked[key] for key in SAME})
+        self._agree_in_frames()
 
     def edit(self, row: str, method: Method) -> None:
-        """Make a method's edit, unless it stands. Raises :class:`OptionError` if it stands and was made otherwise."""
+        """Make a method's edit, unless it stands. Raises :class:`OptionError` if that was asked for otherwise."""
         from tave.edit import edit, recorded
 
         entry = EditEntry(self.case.target_image, self.case.target_prompt, self.case.matte, truth=self.case.truth)
         cfg = OmegaConf.merge(recorded(self.home), changes_of(row, method))
         options: TrainOptions = typed(cfg)  # type: ignore[arg-type]
-        if self.stands(row):
-            told = json.loads((self.home / "edits" / row / "edit.json").read_text())
-            self._agree(told["options"], json.loads(json.dumps(asdict(options.editing))))
-            return
         if method.oracle:
             entry.mask = str(region_told(self.home, self.case, options.video))
+        if self.stands(row):
+            self._agree(self._told(row)["options"], json.loads(json.dumps(asdict(options.editing))))
+            self._agree_in_target(row)
+            return
+        self._forget(row)
         video = replace(options.video, edits={row: entry})
         edit(self.home, replace(options, video=video, metrics=MetricsOptions(enabled=False)), show=False)
 
     def control(self, row: str) -> None:
-        """Make a control's edit from the files of the row ``tave``, unless it stands."""
-        if not self.stands(row):
+        """Make a control's edit from the files of the row ``tave``, unless it stands and was made from these.
+
+        Raises :class:`OptionError` if that row was asked for otherwise.
+        """
+        if not self.stands(row) or outdated(row, self.home):
+            self._forget(row)
             make(row, self.home, self.case)
+        self._agree_in_target(row)
 
     def label(self, row: str) -> None:
         """Say in ``edit.json`` which row of which case it is, for the tables."""
-        path = self.home / "edits" / row / "edit.json"
-        told = json.loads(path.read_text())
+        told = self._told(row)
         label = {"case": self.case.name, "group": list(self.case.groups), "method": row, "seed": self.seed}
         if told.get("benchmark") != label:
-            write_json(path, told | {"benchmark": label})
+            write_json(self.home / "edits" / row / "edit.json", told | {"benchmark": label})
 
-    def score(self, row: str, tools: Any) -> None:
-        """Measure the edit, unless it has its figures. ``tools``: an :class:`eval.score.Toolbox`."""
-        from eval.cases import read_cases
-        from eval.score import merge_metrics, score_cases
+    def score(self, row: str, tools: Toolbox) -> Scores | None:
+        """Measure the edit; None if it has its figures, measured by these ``tools`` on what is there now."""
+        from eval.score import score_edits
 
-        path = self.home / "metrics.json"
-        if json.loads(path.read_text()).get("edits", {}).get(row):
-            return
         drawn = Path(self.case.annotations) if self.case.annotations and not self.case.truth else None
-        scores = score_cases(read_cases(self.home, [row], drawn), tools, self.home / "edits")
-        merge_metrics(path, scores.edits, scores.metrics)
+        return None if self._measured(row, tools, drawn) else score_edits(self.home, tools, [row], drawn)
 
-    def _agree(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _measured(self, row: str, tools: Toolbox, drawn: Path | None) -> bool:
+        told = json.loads((self.home / "metrics.json").read_text())
+        figures, on = (told.get(part, {}).get(row) for part in ("edits", "measured"))
+        if not figures or on:
+            return bool(figures) and on == tools.imprint(self.home / "edits" / row / "edited.mp4", drawn)
+        # Older figures don't tell what they were measured on: they stand where their names and ids don't contradict.
+        by = told.get("metrics", {}).get("frame_consistency_adjacent", {}).get("id", "//").split("/")[1].partition("@")[0]
+        known = ("", tools.judge.name if tools.judge else "")
+        return (
+            tools.clip in ("judge", None)
+            and by in known
+            and (bool(self.case.truth) or ("mask_recall" in figures) == bool(drawn))
+        )
+
+    def _forget(self, row: str) -> None:
+        """Take the figures of the edit that was there before out of ``metrics.json``."""
+        path = self.home / "metrics.json"
+        told = json.loads(path.read_text())
+        if [told[part].pop(row) for part in ("edits", "measured") if row in told.get(part, {})]:
+            write_json(path, told)
+
+    def _told(self, row: str) -> dict[str, Any]:
+        return json.loads((self.home / "edits" / row / "edit.json").read_text())
+
+    def _agree_in_weights(self, before: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Let ``before`` have the place of ``asked``, where the same weights lie."""
+        place, moved = Path(str(asked.get("path"))), before.get("path") and asked.get("path")
+        if not moved or before["path"] == asked["path"]:
+            return
+        for file, sha in json.loads((self.home / "run.json").read_text()).get("weights", {}).items():
+            if (place / file).is_file() and file_digest(place / file) != sha:
+                raise OptionError(f"{self.home} was made with another {file} than that of {place}: {MEND}")
+        before["path"] = asked["path"]
+
+    def _agree_in_frames(self) -> None:
+        options: TrainOptions = typed(self.config)
+        asked, before = read_clip(options.video.path, options.video), read_clip(self.home / "source.mp4", WHOLE)
+        same = asked.frames.shape == before.frames.shape and torch.equal(to_bytes(asked.frames), to_bytes(before.frames))
+        if not same or abs(asked.fps - before.fps) > 0.01:
+            raise OptionError(f"{self.home} was made of another clip than {options.video.path}: {MEND}")
+
+    def _agree_in_target(self, row: str) -> None:
+        told, matte = self._told(row), self.case.matte
+        asked = {
+            "target_prompt": self.case.target_prompt,
+            "sha256": file_digest(self.case.target_image),
+            "matte_sha256": file_digest(matte) if matte else None,
+        }
+        before = {key: told.get(key) for key in asked}
+        if "matte_sha256" not in told:  # an older edit tells its path alone
+            before["matte_sha256"] = asked["matte_sha256"] if matte and told.get("matte") else told.get("matte")
+        self._agree(before, asked, self.home / "edits" / row)
+
+    def _agree(self, before: Mapping[str, Any], now: Mapping[str, Any], place: Path | None = None) -> None:
         for key, old, new in differing(before, now):
-            raise OptionError(f"{self.home} was made with {key}={old}, not {new}: give another folder=..., or delete it")
+            raise OptionError(f"{place or self.home} was made with {key}={old}, not {new}: {MEND}")
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -121,6 +121,7 @@ class Run:
             options.seed,
             *options.memory.imprint(options.precision),
         )
+        self.overrides: list[str] = []  # in whose words an edit was asked for, beside the run's own
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was needed
         self._mattes: dict[str, Tensor] = {}  # what it cut out, by picture and prompt
         # The scheduler's configuration is in no weight file, yet it decides the levels.
@@ -242,7 +243,10 @@ class Run:
 
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` keeps of how an edit was asked for."""
-        images = [{"target_image": path, "sha256": file_digest(path), "matte": matte} for path, matte in entry.images]
+        images = [
+            {"target_image": path, "sha256": file_digest(path), "matte": matte, "matte_sha256": matte and file_digest(matte)}
+            for path, matte in entry.images
+        ]
         return {
             "source_prompt": self.options.video.source_prompt,
             **images[0],  # the metrics compare with the first
@@ -251,6 +255,7 @@ class Run:
             "segmenter": self.segmenter_hashes,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
+            **({"overrides": self.overrides} if self.overrides else {}),
         }
 
     def close(self) -> None:
@@ -321,21 +326,24 @@ class Run:
             write_tensors(path, {"latents": made.trajectory.latents}, about)
         return made
 
-    def record(self) -> None:
-        """``run.json``: how all of it was made; ``metrics.json``: stages and reconstruction beside the edits' numbers."""
+    def record(self, chosen: Mapping[str, Any] | None = None) -> None:
+        """``run.json``: how all of it was made, and in which words it was ``chosen``.
+
+        ``metrics.json``: stages and reconstruction beside the edits' numbers.
+        """
         found = self.folder / "trajectory.safetensors"
         about = read_about(found) if found.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         metrics = self.folder / "metrics.json"
         before = json.loads(metrics.read_text()) if metrics.is_file() else {}
-        write_json(
-            metrics, {**psnr, "stages": self.stages.record} | {k: v for k, v in before.items() if k in ("edits", "metrics")}
-        )
+        kept = {key: value for key, value in before.items() if key in ("edits", "metrics", "measured")}
+        write_json(metrics, {**psnr, "stages": self.stages.record} | kept)
         write_json(
             self.folder / "run.json",
             {
                 "format": FORMAT,
                 "config": self.config or asdict(self.options),
+                "chosen": chosen,
                 "seed": self.options.seed,
                 "fps": self.clip.fps,
                 "size": list(self.clip.frames.shape),

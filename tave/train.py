@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from tave.cache import file_digest
-from tave.config import CONF, TrainOptions, typed
+from tave.config import CONF, TrainOptions, chosen, typed
 from tave.options import OptionError
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,17 @@ OUT_OF_MEMORY = (
 )
 
 
-def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Path:
+def train(
+    options: TrainOptions,
+    folder: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
+    show: bool = True,
+) -> Path:
     """Tune and edit into ``folder``; returns it. With no edits listed, tune alone.
 
-    ``config`` is what ``run.json`` keeps of how it was asked for.
+    ``config`` is what ``run.json`` keeps of how it was asked for, ``chosen`` in whose words (:func:`tave.config.chosen`).
     """
     from eval.score import score_run
     from tave.run import Run
@@ -53,7 +60,7 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
         if requests and options.metrics.enabled:
             with run.stages.stage("metrics", "measuring"):
                 run.report.measured(score_run(folder, options.metrics.judge_folder))
-        run.record()
+        run.record(chosen)
     return folder
 
 
@@ -122,7 +129,8 @@ def guarded(door: Callable[[DictConfig], float | None], cfg: DictConfig) -> floa
 def _door(cfg: DictConfig) -> float | None:
     options = typed(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    train(options, folder, config=OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    told: Any = OmegaConf.to_container(cfg, resolve=True)
+    train(options, folder, config=told, chosen=chosen())
     print(folder)
     return objective(options, folder)
 

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
+import eval.score
 import tave.controls
 import tave.writer
 from tave.benchmark import BenchmarkOptions, benchmark
-from tave.cache import digest
+from tave.cache import digest, file_digest
 from tave.config import CONF, typed
 from tave.controls import CONTROLS
 from tave.options import OptionError
@@ -30,7 +32,7 @@ from tave.roadside.cases import NAMED, truth_of, write_case
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
 from tave.rows import Method
 from tave.story import quoted
-from tave.video import ReadOptions, read_clip, write_video
+from tave.video import ReadOptions, read_clip, write_image, write_video
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 # Five frames of 32 pixels through the untrained backbone: every path of the real thing in a fraction of a second.
@@ -170,12 +172,9 @@ def test_rows_do_what_they_are_called(made: Path) -> None:
 
 
 def test_nothing_that_stands_is_made_again(made: Path) -> None:
-    def ages() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (made / CASE).rglob("*") if path.is_file()}
-
-    before = ages()
+    before = ages(made / CASE)
     assert benchmark(asked(made), show=False) == []
-    assert ages() == before
+    assert ages(made / CASE) == before
 
 
 def test_it_goes_on_where_it_stopped(made: Path, tmp_path: Path) -> None:
@@ -210,6 +209,131 @@ def test_other_choices_in_the_same_folder_are_refused_by_name(made: Path, tmp_pa
     path.write_text(json.dumps(told))
     (failed,) = benchmark(asked(whole, "rows=[tave]"), show=False)
     assert failed["method"] == "tave" and "correction.agreement=None, not 1" in failed["error"]
+
+
+def ages(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def moved(made: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The benchmark and its set, both in another place: the first is `made` of the second, which may be changed."""
+    shutil.copytree(made, tmp_path / "benchmark")
+    shutil.copytree(made / "cases", tmp_path / "set")
+    return tmp_path / "benchmark", tmp_path / "set"
+
+
+def listing_with(home: Path, **changes: str) -> Path:
+    listing = json.loads((home / "cases.json").read_text())
+    listing["cases"][0] |= changes
+    (home / "cases.json").write_text(json.dumps(listing))
+    return home
+
+
+def test_a_benchmark_in_another_place_goes_on_and_so_does_an_older_one(moved: tuple[Path, Path]) -> None:
+    folder, home = moved
+    metrics = folder / CASE / "metrics.json"
+    metrics.write_text(json.dumps({k: v for k, v in json.loads(metrics.read_text()).items() if k != "measured"}))
+    for path in (folder / CASE / "edits").glob("*/edit.json"):
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in told.items() if k not in ("matte_sha256", "made_from")}))
+    before = ages(folder / CASE)
+    assert benchmark(external(folder, home), show=False) == []
+    assert ages(folder / CASE) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "method", "named"),
+    [
+        ({"source_prompt": "a bicycle"}, "tuning", "video.source_prompt="),
+        ({"path": "other.mp4"}, "tuning", "another clip"),
+        ({"target_prompt": "a bicycle"}, "tave", "target_prompt="),
+        ({"target_image": "other.png"}, "tave", "sha256="),
+        ({"matte": "other.png"}, "source_unchanged", "matte_sha256=None"),
+    ],
+)
+def test_a_case_that_has_become_another_one_is_refused_by_name(
+    moved: tuple[Path, Path], changes: dict[str, str], method: str, named: str
+) -> None:
+    folder, home = moved
+    frames = read_clip(home / CASE / "source.mp4", WHOLE).frames
+    write_video(home / "other.mp4", -frames, 8.0)
+    write_image(home / "other.png", frames[0])
+    before = ages(folder / CASE)
+    failed = benchmark(external(folder, listing_with(home, **changes), "rows=[tave,source_unchanged]"), show=False)
+    assert {entry["method"] for entry in failed} == ({"tuning"} if method == "tuning" else {"tave", "source_unchanged"})
+    (error,) = (entry["error"] for entry in failed if entry["method"] == method)
+    assert named in error and str(folder / CASE) in error
+    assert ages(folder / CASE).items() >= before.items()
+
+
+@pytest.mark.parametrize("override", ["video.stride=2", "video.frames=3", "video.width=24"])
+def test_other_frames_of_the_clip_are_refused_by_name(made: Path, tmp_path: Path, override: str) -> None:
+    shutil.copytree(made, tmp_path / "benchmark")
+    listing_with(tmp_path / "benchmark" / "cases", frames=None)  # type: ignore[arg-type]
+    given = listed("overrides", *TINY, override)
+    (failed,) = benchmark(external(tmp_path / "benchmark", tmp_path / "benchmark/cases", given), show=False)
+    assert failed["method"] == "tuning" and override.partition("=")[0] in failed["error"]
+
+
+class Eye:
+    """An encoder that sees the mean colour."""
+
+    id, size, fit = "eye@0", 8, "stretch"
+
+    def images(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(pictures.mean((2, 3)) + 2, dim=-1)
+
+    def texts(self, captions: list[str]) -> torch.Tensor:
+        return torch.ones(len(captions), 3) / 3**0.5
+
+
+def test_another_encoder_measures_what_stands(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval.score, "load_encoder", lambda *_: Eye())
+    folder = tmp_path / "benchmark"
+    shutil.copytree(made, folder)
+    edits = {path: age for path, age in ages(folder / CASE).items() if path.name != "metrics.json"}
+    assert benchmark(asked(folder, "clip=eye", "rows=[tave,patent]"), show=False) == []
+    told = json.loads((folder / CASE / "metrics.json").read_text())
+    assert {row for row, figures in told["edits"].items() if "clip_text" in figures} == {"tave", "patent"}
+    assert told["metrics"]["clip_text"]["id"].startswith("clip_text/eye@0/")
+    before = ages(folder / CASE)
+    assert before.items() >= edits.items()
+    assert benchmark(asked(folder, "clip=eye", "rows=[tave,patent]"), show=False) == []
+    assert ages(folder / CASE) == before
+
+
+def test_an_edit_made_anew_has_none_of_the_old_ones_figures(made: Path, tmp_path: Path) -> None:
+    """Neither one whose stamp was written, nor, as in older folders, one without."""
+    folder = tmp_path / "benchmark"
+    shutil.copytree(made, folder)
+    path = folder / CASE / "metrics.json"
+    told = json.loads(path.read_text())
+    expected = {row: dict(told["edits"][row]) for row in ("tave", "text_only")}
+    for row in expected:
+        told["edits"][row] = {"ideal_psnr": -1.0, "of_the_old_one": 1.0}
+        shutil.rmtree(edit_of(folder, row))
+    del told["measured"]["text_only"]
+    path.write_text(json.dumps(told))
+    assert benchmark(asked(folder, "rows=[tave,text_only]"), show=False) == []
+    assert {row: json.loads(path.read_text())["edits"][row] for row in expected} == expected
+
+
+def test_a_control_is_remade_with_the_edit_it_comes_from(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmark"
+    shutil.copytree(made, folder)
+    shutil.rmtree(edit_of(folder, "tave"))
+    shutil.rmtree(edit_of(folder, "per_frame"))
+    wider = ["rows=[tave,source_unchanged,frozen_first_frame]", listed("methods.tave.overrides", "mask.dilate=4")]
+    assert benchmark(asked(folder, *wider), show=False) == []
+    masks = {row: (edit_of(folder, row) / "soft_mask.npz").read_bytes() for row in ("tave", "source_unchanged")}
+    assert masks["tave"] == masks["source_unchanged"] != (edit_of(made, "tave") / "soft_mask.npz").read_bytes()
+    for row in ("source_unchanged", "frozen_first_frame"):
+        told = json.loads((edit_of(folder, row) / "edit.json").read_text())
+        assert told["options"]["mask"]["dilate"] == 4
+        assert json.loads((folder / CASE / "metrics.json").read_text())["measured"][row]["edited"] == file_digest(
+            edit_of(folder, row) / "edited.mp4"
+        )
 
 
 def test_the_truth_has_no_part_in_any_row_but_the_oracles(made: Path, tmp_path: Path) -> None:

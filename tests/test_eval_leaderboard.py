@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.collect import Result, collect, find_failed, find_runs
+from eval.collect import Result, apart, collect, find_failed, find_runs
 from eval.leaderboard import LeaderboardOptions, leaderboard
 from eval.metric import MetricError
 from eval.page import notices
@@ -209,6 +209,60 @@ def test_a_run_outside_of_the_benchmark_is_a_case_of_its_own(board: Path) -> Non
     path = board / "a" / "edits" / "tave" / "edit.json"
     path.write_text(json.dumps({"name": "tave"}))
     assert ("a/tave", "tave") in {(r.case, r.method) for r in collect([board / "a"]).results}
+
+
+def plain_run(
+    place: Path, value: float, chosen: dict[str, Any] | None, edit: dict[str, Any] | None = None, **mask: Any
+) -> Path:
+    """A run of ``tave.train``, as far as a table reads it."""
+    make_run(place, "-", {"suv": {"residue": value}})
+    (place / "edits/suv/edit.json").write_text(json.dumps({"name": "suv"} | (edit or {})))
+    config = {"video": {"name": "bus", "path": f"{place}.mp4"}, "seed": 33, "mask": {"dilate": 1, "union": "none"} | mask}
+    backbone = {"name": "roadside", "path": f"{place}/weights"}
+    record = {"config": config | {"backbone": backbone}, "chosen": chosen, "weights": {"unet/model": "ab"}}
+    (place / "run.json").write_text(json.dumps(record))
+    return place
+
+
+def methods(place: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for one in apart(collect(find_runs(str(place)))).results:
+        found.setdefault(one.method, []).append(one.figures["residue"])
+    return found
+
+
+def test_ordinary_runs_are_rows_by_experiment_and_overrides(tmp_path: Path) -> None:
+    plain = ["+video=bus_to_suv", "seed=34", "logger=[csv,wandb]", "cache=/tmp/x", "metrics.judge=null", "hydra.run.dir=x"]
+    plain_run(tmp_path / "a", 0.1, {"experiment": None, "overrides": plain})
+    plain_run(tmp_path / "b", 0.3, {"experiment": None, "overrides": plain[:1]})
+    plain_run(tmp_path / "c", 0.5, {"experiment": "patent", "overrides": [*plain, "experiment=patent"]}, union="target")
+    for value in (2, 3):
+        words = {"experiment": None, "overrides": [f"mask.dilate={value}", *plain]}
+        plain_run(tmp_path / f"d{value}", 0.5 + value, words, dilate=value)
+    again = {"overrides": ["run=x", "mask.dilate=4", "video.edit=suv"], "options": {"mask": {"dilate": 4, "union": "none"}}}
+    plain_run(tmp_path / "e", 0.7, {"experiment": None, "overrides": plain}, again)
+    expected = {"tave": [0.1, 0.3], "patent": [0.5], "tave mask.dilate=2": [2.5], "tave mask.dilate=3": [3.5]}
+    assert methods(tmp_path) == expected | {"tave mask.dilate=4": [0.7]}
+
+
+def test_runs_that_dont_tell_their_words_are_rows_by_what_differs(tmp_path: Path) -> None:
+    """Those of the Python API and older ones; where the weights and the target lie doesn't count."""
+    for name, value, mask in (("a", 0.1, {}), ("b", 0.2, {}), ("c", 0.5, {"dilate": 2}), ("d", 0.7, {"settle": "x"})):
+        plain_run(tmp_path / name, value, None, None, **mask)
+    told = json.loads((tmp_path / "d/run.json").read_text()) | {"weights": {"unet/model": "cd"}}
+    del told["config"]["mask"]["settle"]
+    (tmp_path / "d/run.json").write_text(json.dumps(told))
+    found = methods(tmp_path)
+    assert sorted(found.values()) == [[0.1, 0.2], [0.5], [0.7]]
+    assert all("mask.dilate=" in name and "weights=" in name and "path" not in name for name in found)
+
+
+def test_two_benchmarks_with_a_case_of_one_name_are_refused(board: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "benchmark_small" / "a", "a", {"tave": {"residue": 0.1}})
+    with pytest.raises(MetricError, match="hold the case a") as caught:
+        leaderboard(LeaderboardOptions(runs=str(tmp_path), out=str(tmp_path / "out")))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value) and str(tmp_path / "benchmark_small") in str(caught.value)
 
 
 @pytest.mark.parametrize(

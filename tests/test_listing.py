@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,28 @@ def test_a_davis_style_folder_goes_through_the_same_door(davis: Path, tmp_path: 
     assert json.loads((tmp_path / "pictures/run.json").read_text())["size"] == [4, 3, 32, 32]
     assert {path.name for path in (tmp_path / "video/edits").iterdir()} == set(rows) - {"oracle_mask"}  # nobody annotated it
     assert json.loads((tmp_path / "video/run.json").read_text())["size"] == [3, 3, 32, 32]
+
+
+def test_annotations_that_come_or_change_later_are_measured_against(davis: Path, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(davis, tmp_path / "davis"))
+    (entry, _), folder, rows = yaml.safe_load((home / "cases.yaml").read_text()), tmp_path / "out", "rows=[tave,oracle_mask]"
+    (home / "cases.yaml").write_text(yaml.safe_dump([{k: v for k, v in entry.items() if k != "annotations"}]))
+    assert benchmark(asked(home, folder, rows), show=False) == []
+
+    def recall() -> float | None:
+        return json.loads((folder / "pictures/metrics.json").read_text())["edits"]["tave"].get("mask_recall")
+
+    assert recall() is None
+    (home / "cases.yaml").write_text(yaml.safe_dump([entry]))
+    assert benchmark(asked(home, folder, rows), show=False) == []
+    before = recall()
+    for path in (home / "Annotations/bus").iterdir():  # now the object is the whole left half
+        mask = Image.fromarray((np.arange(64) < 32)[None].repeat(56, 0).astype(np.uint8), "P")
+        mask.putpalette([0, 0, 0, 128, 0, 0])
+        mask.save(path)
+    (failed,) = benchmark(asked(home, folder, rows), show=False)
+    assert failed["method"] == "oracle_mask" and "region_told" in failed["error"]
+    assert recall() not in (None, before)
 
 
 def test_json_and_yaml_say_the_same(davis: Path, tmp_path: Path) -> None:
