@@ -49,7 +49,7 @@ class Collection:
 
     results: list[Result] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
 
 
 def find_runs(pattern: str) -> list[Path]:
@@ -179,14 +179,15 @@ def _seed(told: Any) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _failed(path: Path) -> list[dict[str, str]]:
+def _failed(path: Path) -> list[dict[str, Any]]:
     """The entries of a ``failed.json``: a list, or an object that holds it as ``failed``."""
     told = read_json(path)
     listed = told.get("failed", []) if isinstance(told, dict) else told
     keys = ("case", "method", "error")
     if not isinstance(listed, list) or not all(isinstance(e, dict) and set(keys) <= set(e) for e in listed):
         raise MetricError(f"{path} must list objects that hold {', '.join(keys)}")
-    return [{key: str(entry[key]) for key in keys} for entry in listed]
+    seeds = [{} if _seed(entry.get("seed")) is None else {"seed": entry["seed"]} for entry in listed]
+    return [{key: str(entry[key]) for key in keys} | seed for entry, seed in zip(listed, seeds, strict=True)]
 
 
 def _part(told: dict[str, Any], key: str, path: Path) -> dict[str, Any]:

@@ -111,11 +111,16 @@ def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> li
     return made
 
 
-def missing(results: Sequence[Result], failed: Iterable[Mapping[str, str]] = ()) -> list[dict[str, str]]:
-    """Case and method wherever a labelled case lacks a row that others have, and no failure says why."""
+def missing(results: Sequence[Result], failed: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
+    """Case and method wherever a labelled case lacks a row that others have, and no failure says why.
+
+    A case that failed before its first row, so that it has no result at all, lacks every one.
+    """
+    failed = list(failed)
     labelled = [result for result in results if result.labelled]
     known = {(result.case, result.method) for result in labelled} | {(f["case"], f["method"]) for f in failed}
-    cases, methods = dict.fromkeys(r.case for r in labelled), dict.fromkeys(r.method for r in labelled)
+    cases = dict.fromkeys([*(result.case for result in labelled), *(f["case"] for f in failed)])
+    methods = dict.fromkeys(r.method for r in labelled)
     return [{"case": case, "method": method} for case in cases for method in methods if (case, method) not in known]
 
 

@@ -5,11 +5,12 @@
     python -m tave.benchmark set=folder set.folder=F  your own clips: docs/external_sets.md
 
 A case is tuned and inverted once, in the run folder FOLDER/CASE; each row is one more edit of it. What stands is not made
-again. What fails is listed in FOLDER/failed.json, and the rest goes on.
+again. What fails is listed in FOLDER/CASE/failed.json until it succeeds, and the rest goes on.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,13 +38,15 @@ from tave.train import guarded
 
 log = logging.getLogger(__name__)
 
+Measure = Callable[[Job, str], list[str]]
+
 
 @dataclass
 class BenchmarkOptions:
     """The root of ``conf/benchmark.yaml``."""
 
     set: dict[str, Any] = field(default_factory=dict)  # a `_target_` that returns the path of a listing
-    folder: str = MISSING  # where everything goes: cases, runs, failed.json
+    folder: str = MISSING  # where everything goes: cases and runs
     rows: list[str] = field(default_factory=list)  # names of methods and controls
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)  # the fields of a Method, by its row's name
     overrides: list[str] = field(default_factory=list)  # as for tave.train, for every case
@@ -63,32 +66,59 @@ class BenchmarkOptions:
 ConfigStore.instance().store(name="benchmark_schema", node=schema(BenchmarkOptions))
 
 
-def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str, str]]:
-    """Run the whole set; returns what failed, as ``failed.json`` lists it: case, method (or "tuning") and error."""
-    rows, failed = options.chosen(), []
+def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str, Any]]:
+    """Run the whole set; returns what failed, as ``failed.json`` lists it: case, seed, method (or "tuning") and error."""
+    rows = options.chosen()
+    failed: list[dict[str, Any]] = []
     cases = [case for case in read_listing(instantiate(options.set)) if not options.only or case.name in options.only]
     if not cases:
         raise OptionError(f"only={options.only} names no case of the set")
     jobs = [job for case in cases for job in _jobs(case, options)]
     measure = _measuring(jobs[0], options)
+    _supersede(Path(options.folder), {job.home.name for job in jobs})
     with _bars(show) as bars:
         left = {job.home: _left(job, rows) for job in jobs}
         bar = bars.add_task("", total=sum(left.values()))
         for number, job in enumerate(jobs, 1):
             bars.update(bar, description=f"{number}/{len(jobs)} {job.home.name}")
+            wrong: list[dict[str, Any]] = []
             for row, error in _run(job, rows, measure):
                 if error is not None:
-                    failed.append({"case": job.home.name, "method": row, "error": _told(error)})
+                    wrong.append({"case": job.case.name, "seed": job.seed, "method": row, "error": _told(error)})
                     bars.console.print(f"{job.home.name} {row} failed: {_told(error)}", highlight=False, markup=False)
                 bars.advance(bar, min(1, left[job.home]))
                 left[job.home] = max(0, left[job.home] - 1)
             bars.advance(bar, left[job.home])
-            write_json(Path(options.folder) / "failed.json", {"failed": failed})
+            _list(job, wrong, [row for row, _ in wanted(job.case, rows)])
+            failed += wrong
     return failed
 
 
-def _run(job: Job, rows: Mapping[str, Method | None], measure: Callable[[Job, str], None]) -> Iterator[tuple[str, Any]]:
+def _list(job: Job, wrong: list[dict[str, Any]], tried: list[str]) -> None:
+    """Tell in the case's own folder what of it failed, so that benchmarks side by side don't overwrite each other's list.
+
+    An earlier failure stays if its row was not ``tried`` now.
+    """
+    path = job.home / "failed.json"
+    before = json.loads(path.read_text())["failed"] if path.is_file() else []
+    if left := [entry for entry in before if entry["method"] not in ("tuning", *tried)] + wrong:
+        write_json(path, {"failed": left})
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _supersede(place: Path, homes: set[str]) -> None:
+    """Take ``homes`` out of the list of failures that older versions kept for the whole benchmark."""
+    path = place / "failed.json"
+    if path.is_file():
+        left = [entry for entry in json.loads(path.read_text())["failed"] if entry["case"] not in homes]
+        write_json(path, {"failed": left}) if left else path.unlink()
+
+
+def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Iterator[tuple[str, Any]]:
     """Make what lacks of one case; tells of each step its name and what went wrong with it, if anything."""
+    from eval.score import told_of
+
     fresh = not job.tuned
     try:
         job.tune()
@@ -98,17 +128,20 @@ def _run(job: Job, rows: Mapping[str, Method | None], measure: Callable[[Job, st
         return
     if fresh:
         yield "tuning", None
+    stale: set[str] = set()
     for row, method in wanted(job.case, rows):
         fresh, wrong = not job.stands(row), None
         try:
             job.edit(row, method) if method else job.control(row)
             job.label(row)
-            measure(job, row)
+            stale = {name for name in (*stale, *measure(job, row)) if name.partition(".")[0] != row}
         except Exception as error:
             log.debug("%s: %s failed", job.home, row, exc_info=True)
             wrong = error
         if fresh or wrong:
             yield row, wrong
+    for line in told_of(sorted(stale)):
+        log.warning("%s: %s", job.home, line)
 
 
 def _told(error: Exception) -> str:
@@ -142,16 +175,20 @@ def _composed(overrides: list[str]) -> DictConfig:
         return compose("train", overrides)
 
 
-def _measuring(job: Job, options: BenchmarkOptions) -> Callable[[Job, str], None]:
-    """Measure a row, with one set of encoders for the whole benchmark."""
+def _measuring(job: Job, options: BenchmarkOptions) -> Measure:
+    """Measure a row, with one set of encoders for the whole benchmark: warnings are told once, what was taken out returned."""
     from eval.score import Toolbox
 
     metrics = typed(job.config).metrics
-    tools = Toolbox(metrics.judge_folder, options.clip)
+    tools, told = Toolbox(metrics.judge_folder, options.clip), set[str]()
 
-    def measure(job: Job, row: str) -> None:
-        if metrics.enabled:
-            job.score(row, tools)
+    def measure(job: Job, row: str) -> list[str]:
+        scores = job.score(row, tools) if metrics.enabled else None
+        for line in scores.warnings if scores else []:
+            if line not in told:
+                log.warning("%s", line)
+            told.add(line)
+        return scores.stale if scores else []
 
     return measure
 
@@ -176,7 +213,7 @@ def _door(cfg: DictConfig) -> None:
     print(options.folder)
     if failed:
         listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)
-        raise SystemExit(f"error: {len(failed)} failed, see {Path(options.folder) / 'failed.json'}: {listed}")
+        raise SystemExit(f"error: {len(failed)} failed, see failed.json in each case's folder in {options.folder}: {listed}")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")

@@ -147,7 +147,7 @@ def test_one_tuned_run_holds_every_row_labelled_and_measured(made: Path) -> None
         told = json.loads((edit_of(made, row) / "edit.json").read_text())
         assert told["benchmark"] == {"case": CASE, "group": ["larger", "silhouette"], "method": row, "seed": 33}
         assert metrics["edits"][row]["ideal_psnr"] is not None
-    assert json.loads((made / "failed.json").read_text()) == {"failed": []}
+    assert not list(made.rglob("failed.json"))
 
 
 def test_rows_do_what_they_are_called(made: Path) -> None:
@@ -288,7 +288,9 @@ class Eye:
         return torch.ones(len(captions), 3) / 3**0.5
 
 
-def test_another_encoder_measures_what_stands(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_encoder_measures_what_stands(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(eval.score, "load_encoder", lambda *_: Eye())
     folder = tmp_path / "benchmark"
     shutil.copytree(made, folder)
@@ -300,7 +302,26 @@ def test_another_encoder_measures_what_stands(made: Path, tmp_path: Path, monkey
     before = ages(folder / CASE)
     assert before.items() >= edits.items()
     assert benchmark(asked(folder, "clip=eye", "rows=[tave,patent]"), show=False) == []
-    assert ages(folder / CASE) == before
+    assert ages(folder / CASE) == before and not caplog.messages
+    monkeypatch.setattr(Eye, "id", "other@0")
+    assert benchmark(asked(folder, "clip=other", "rows=[tave]"), show=False) == []
+    (line,) = caplog.messages
+    assert "patent.clip_text" in line and "tave." not in line
+    caplog.clear()
+    assert benchmark(asked(folder, "clip=eye", "rows=[tave,patent]"), show=False) == []
+    assert not caplog.messages  # what the first row took out, the second has measured anew
+
+
+def test_a_warning_of_the_evaluation_is_told_once(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(made, tmp_path / "benchmark")
+    path = tmp_path / "benchmark" / CASE / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"edits": {}}))
+    for row in asked(made).rows:
+        shutil.rmtree(edit_of(tmp_path / "benchmark", row) / "truth")  # as on footage
+    judged = listed("overrides", *TINY[:-1])
+    assert benchmark(asked(tmp_path / "benchmark", judged, "rows=[tave,text_only]"), show=False) == []
+    assert sum("drawn vehicles only" in line for line in caplog.messages) == 1
+    assert not any("not measured" in line for line in caplog.messages)
 
 
 def test_an_edit_made_anew_has_none_of_the_old_ones_figures(made: Path, tmp_path: Path) -> None:
@@ -360,10 +381,20 @@ def test_what_fails_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: 
     draw_set(tmp_path / "cases", 32, "small", ["larger_0", "smaller_0"])
     (tmp_path / "cases" / "smaller_0" / "source.mp4").write_bytes(b"no video")
     failed = benchmark(asked(tmp_path, *only), show=False)
-    assert failed == json.loads((tmp_path / "failed.json").read_text())["failed"]
+    told = [json.loads((tmp_path / case / "failed.json").read_text())["failed"] for case in ("larger_0", "smaller_0")]
+    assert failed == told[0] + told[1] and all(entry["seed"] == 33 for entry in failed)
     assert [(entry["case"], entry["method"]) for entry in failed] == [("larger_0", "target_pasted"), ("smaller_0", "tuning")]
     assert failed[0]["error"] == "RuntimeError: out of memory"
     assert {path.name for path in (tmp_path / "larger_0" / "edits").iterdir()} == {"tave", "source_unchanged"}
+    # Another part of it leaves both lists, and what is mended leaves its own.
+    (tmp_path / "failed.json").write_text(json.dumps({"failed": [failed[0], {**failed[0], "case": "longer_0"}]}))  # as once
+    assert benchmark(asked(tmp_path, "only=[larger_0]", "rows=[tave]"), show=False) == []
+    again = [json.loads((tmp_path / case / "failed.json").read_text())["failed"] for case in ("larger_0", "smaller_0")]
+    assert again == told
+    assert [entry["case"] for entry in json.loads((tmp_path / "failed.json").read_text())["failed"]] == ["longer_0"]
+    monkeypatch.setitem(CONTROLS, "target_pasted", CONTROLS["source_unchanged"])
+    assert benchmark(asked(tmp_path, "only=[larger_0]", "rows=[tave,target_pasted]"), show=False) == []
+    assert not (tmp_path / "larger_0" / "failed.json").exists() and (tmp_path / "smaller_0" / "failed.json").exists()
 
 
 def test_seeds_are_runs_of_their_own(made: Path, tmp_path: Path) -> None:
@@ -414,4 +445,4 @@ def test_the_door_ends_in_one_line_and_exit_code_1(made: Path, tmp_path: Path) -
     assert ended.returncode == 1
     assert "bus/tuning" in ended.stderr.strip().splitlines()[-1]
     assert "Traceback" not in ended.stderr
-    assert "99" in json.loads((tmp_path / "out" / "failed.json").read_text())["failed"][0]["error"]
+    assert "99" in json.loads((tmp_path / "out" / "bus" / "failed.json").read_text())["failed"][0]["error"]

@@ -124,6 +124,16 @@ def test_a_case_that_lacks_a_row_is_listed_unless_a_failure_says_why() -> None:
     assert missing(found, [{"case": "b", "method": "other", "error": "x"}]) == [{"case": "c", "method": "tave"}]
 
 
+def test_a_case_without_any_result_is_listed(board: Path, tmp_path: Path) -> None:
+    (board / "z").mkdir()
+    entry = {"case": "z", "seed": 34, "method": "tuning", "error": "too short"}
+    (board / "z" / "failed.json").write_text(json.dumps({"failed": [entry]}))
+    page = leaderboard(LeaderboardOptions(runs=str(board / "**"), out=str(tmp_path / "out")))
+    told = json.loads(page.with_suffix(".json").read_text())
+    assert told["failed"] == [entry]
+    assert told["missing"] == [{"case": "z", "method": method} for method in ("patent", "tave")]
+
+
 def test_one_seed_twice_is_told_and_two_seeds_are_not() -> None:
     found = [result("a", "tave", 0.2, 1), result("a", "tave", 0.4, 2), result("b", "tave", 0.5), result("b", "tave", 0.7)]
     assert repeated(found) == [{"case": "b", "method": "tave", "seed": 0, "n": 2}]
