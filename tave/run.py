@@ -34,7 +34,7 @@ from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables,
 from tave.inversion import Trajectory
 from tave.memory import at_work, hold, use_tiles
 from tave.options import OptionError
-from tave.reference import load_segmenter
+from tave.reference import MatteError, load_segmenter, reference_images
 from tave.report import Report
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
@@ -132,12 +132,14 @@ class Run:
     def begin(cls, options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Run:
         """Read and encode the clip of ``options`` and open ``folder``.
 
-        The target images are read and segmented as well, so that a wrong one fails now and not after the tuning.
+        All that the edits will need is read and checked as well, so that what is wrong fails now and not after the tuning.
         """
+        requests, judge = options.video.requests(), options.metrics.judge_folder
+        if requests and options.metrics.enabled and judge and not (judge / "classes.json").is_file():
+            raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null to go without")
         clip = read_clip(options.video.path, options.video)
-        asked = [_request(name, entry, clip, options.video) for name, entry in options.video.requests().items()]
         run = cls(options, folder, clip, Stages(show=show), config)
-        run._segmented(asked)
+        run._asked(requests)
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
@@ -206,14 +208,29 @@ class Run:
 
     def predict(self, requests: Mapping[str, EditEntry]) -> None:
         """Make the edits one after another; each is on disk before the next begins."""
-        asked = [_request(name, entry, self.clip, self.options.video) for name, entry in requests.items()]
-        self.data.ask(self._segmented(asked), self._inverted)
+        self.data.ask(self._asked(requests), self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, about, self.stages)
         trainer = self._trainer([writer, self.report], logger=self.report.loggers)
         with _without_advice():
             trainer.predict(self.editor, self.data, return_predictions=False)
+
+    def _asked(self, entries: Mapping[str, EditEntry]) -> list[Request]:
+        """The edits that are asked for, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
+        for name, entry in entries.items():
+            if entry.truth and not Path(entry.truth, "truth.npz").is_file():
+                raise OptionError(f"video.edits.{name}.truth={entry.truth} holds no truth.npz: give a drawn clip's, or null")
+        read = [_request(name, entry, self.clip, self.options.video) for name, entry in entries.items()]
+        if asked := self._segmented(read):
+            self.editor.check(any(request.region is None for request in asked))
+        for request in asked:
+            for image, (path, _) in zip(request.images, entries[request.name].images, strict=True):
+                try:
+                    reference_images(self.clip.frames, image.rgb, image.alpha, self.options.reference, given=image.matte)
+                except MatteError as error:
+                    raise MatteError(f"{path}: {error}") from None
+        return asked
 
     def _segmented(self, asked: Sequence[Request]) -> list[Request]:
         """``asked`` with the segmenter's matte of each target image, if one is to cut them out; it is gone afterwards."""

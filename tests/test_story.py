@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 import tave
 from eval.score import score_run
@@ -21,7 +22,7 @@ from tave.cache import StoredError, read_tensors
 from tave.config import CONF, TrainOptions, typed
 from tave.options import OptionError
 from tave.train import train
-from tave.video import ReadOptions, VideoError, read_clip, write_image, write_video
+from tave.video import ReadOptions, VideoError, read_clip, read_image, write_image, write_video
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 
@@ -223,6 +224,40 @@ def test_wrong_input_is_refused_before_anything_is_made(cache: Path, tmp_path: P
     with pytest.raises(VideoError, match="frames"):
         train(options(CLIP, "video.frames=99", cache=cache), out, show=False)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["video.edits.suv.matte={folder}/small.png"], r"opaque\.png: the given matte is 10x10 but the target image is"),
+        (["video.edits.suv.target_image={folder}/clear.png"], r"clear\.png: the target image's alpha is empty"),
+        (["reference.matte=alpha"], r"opaque\.png: reference\.matte=alpha but the target image is opaque"),
+        (["reference.matte=given"], r"opaque\.png: reference\.matte=given but there is no matte"),
+        (["correction.block=7"], r"correction\.block=7 is out of range: set it between -3 and 2"),
+        (["correction.steps=[0.9,0.91]"], r"correction\.steps=\[0\.9, 0\.91\] holds none of"),
+        (["mask.steps=[0.0,0.01]"], r"mask\.steps=\[0\.0, 0\.01\] holds none of inversion\.steps=4"),
+        (["video.edits.suv.truth=/nope"], r"video\.edits\.suv\.truth=/nope holds no truth\.npz"),
+        (["metrics.judge=/nope"], r"metrics\.judge=/nope holds no classes\.json"),
+    ],
+)
+def test_what_only_the_edit_needs_is_refused_before_the_tuning(
+    wrong: list[str], named: str, clip: list[str], cache: Path, tmp_path: Path
+) -> None:
+    picture = read_image(clip[2].partition("=")[2]).rgb
+    write_image(tmp_path / "opaque.png", picture)
+    write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
+    Image.new("RGBA", (32, 32)).save(tmp_path / "clear.png")
+    asked = [*clip, f"video.edits.suv.target_image={tmp_path / 'opaque.png'}"]
+    with pytest.raises(ValueError, match=named):
+        train(options(*asked, *(word.format(folder=tmp_path) for word in wrong), cache=cache), tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_without_a_matte_needs_none(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    """The same wrong matte is never looked at where the picture speaks as it is."""
+    write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
+    told = [f"video.edits.suv.matte={tmp_path / 'small.png'}", "reference=as_is", "metrics=none"]
+    assert (train(options(*clip, *told, cache=cache), tmp_path / "run", show=False) / "edits/suv/edited.mp4").is_file()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
