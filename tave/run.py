@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -25,7 +25,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from tave.backbone import Backbone, licence_text
-from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
+from tave.cache import (
+    StoredError,
+    digest,
+    file_digest,
+    path_digest,
+    read_about,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from tave.config import PACKAGE, EditEntry, TrainOptions
 from tave.data import ClipData, Request, TargetImage
 from tave.denoiser import Denoiser
@@ -133,6 +143,7 @@ class Run:
         """Read and encode the clip of ``options`` and open ``folder``.
 
         All that the edits will need is read and checked as well, so that what is wrong fails now and not after the tuning.
+        Raises :class:`StoredError` for a folder that holds another clip or another tuning, and leaves it as it is.
         """
         requests, judge = options.video.requests(), options.metrics.judge_folder
         if requests and options.metrics.enabled and judge and not (judge / "classes.json").is_file():
@@ -140,6 +151,11 @@ class Run:
         clip = read_clip(options.video.path, options.video)
         run = cls(options, folder, clip, Stages(show=show), config)
         run._asked(requests)
+        before, _ = (read_json(file) if file.is_file() else {} for file in (folder / "run.json", folder / "metrics.json"))
+        if before.get("keys", {}).get("tuned", run.tuned_key) != run.tuned_key:
+            raise StoredError(
+                f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir (or hydra.sweep.dir)"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
@@ -338,16 +354,20 @@ class Run:
             write_tensors(path, {"latents": made.trajectory.latents}, about)
         return made
 
-    def record(self) -> None:
-        """``run.json``: how all of it was made; ``metrics.json``: stages and reconstruction beside the edits' numbers."""
+    def record(self, unmeasured: Collection[str] = ()) -> None:
+        """``run.json``: how all of it was made; ``metrics.json``: stages and reconstruction beside the edits' numbers.
+
+        ``unmeasured``: the edits that were made anew, so that the numbers of those before them go.
+        """
         found = self.folder / "trajectory.safetensors"
         about = read_about(found) if found.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         metrics = self.folder / "metrics.json"
-        before = json.loads(metrics.read_text()) if metrics.is_file() else {}
-        write_json(
-            metrics, {**psnr, "stages": self.stages.record} | {k: v for k, v in before.items() if k in ("edits", "metrics")}
-        )
+        before = read_json(metrics) if metrics.is_file() else {}
+        kept = {key: before[key] for key in ("edits", "metrics") if key in before}
+        if "edits" in kept:
+            kept["edits"] = {name: figures for name, figures in kept["edits"].items() if name not in unmeasured}
+        write_json(metrics, {**psnr, "stages": self.stages.record, **kept})
         write_json(
             self.folder / "run.json",
             {
@@ -370,7 +390,7 @@ class Run:
                 "segmenter": self.segmenter_hashes,
                 "image_encoder": self.backbone.conditioner,
                 "licence": self.backbone.licence,
-                "inputs": _hashes(self.options),
+                "inputs": input_digests(self.options),
                 "keys": {"tuned": self.tuned_key, "trajectory": self.inversion_key},
                 "stages": self.stages.record,
             },
@@ -428,6 +448,9 @@ def _commit() -> str | None:
         return None
 
 
-def _hashes(options: TrainOptions) -> dict[str, str]:
-    paths = [options.video.path, *(path for entry in options.video.requests().values() for path, _ in entry.images)]
-    return {path: file_digest(path) for path in paths if Path(path).is_file()}
+def input_digests(options: TrainOptions) -> dict[str, str]:
+    """SHA-256 of what was given from outside, by its path: clip, target images, mattes and masks, as far as they are there."""
+    entries = options.video.requests().values()
+    pictures = [path for entry in entries for pair in entry.images for path in pair]
+    paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
+    return {path: path_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}

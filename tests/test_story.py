@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+import eval.score
 import tave
+from eval.records import RunError
 from eval.score import score_run
 from tave.cache import StoredError, read_tensors
 from tave.config import CONF, TrainOptions, typed
@@ -258,6 +262,44 @@ def test_a_reference_without_a_matte_needs_none(clip: list[str], cache: Path, tm
     write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
     told = [f"video.edits.suv.matte={tmp_path / 'small.png'}", "reference=as_is", "metrics=none"]
     assert (train(options(*clip, *told, cache=cache), tmp_path / "run", show=False) / "edits/suv/edited.mp4").is_file()
+
+
+def test_a_folder_of_another_clip_stays_as_it_is(run: Path, clip: list[str], cache: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for other in ("video.frames=2", "tuning.lr=1e-3"):
+        with pytest.raises(StoredError, match=r"another clip or another tuning: give another hydra\.run\.dir"):
+            train(options(*clip, other, cache=cache), run, show=False)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_figure_that_can_not_be_measured_costs_no_edit_its_record(
+    run: Path, clip: list[str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, here = tmp_path / "target.png", Path(shutil.copytree(run, tmp_path / "run"))
+    Path(shutil.copytree(here / "edits/suv", here / "edits/old") / "edited.mp4").write_text("no clip, and not asked for")
+    write_image(image, read_image(clip[2].partition("=")[2]).rgb)
+    asked = options(*clip, f"video.edits.suv.target_image={image}", cache=cache)
+
+    def fails(*_: Any) -> None:
+        raise RunError("cannot be measured")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="cannot be measured"):
+        patched.setattr(eval.score, "score_run", fails)
+        train(asked, here, show=False)
+    assert str(image) in json.loads((here / "run.json").read_text())["inputs"]
+    assert "suv" not in json.loads((here / "metrics.json").read_text())["edits"]  # those were the edit's before it
+    again = tave.edit_clip(here, image, "a red suv", name="more", overrides=["metrics.enabled=false"], show=False)
+    assert (again / "edited.mp4").is_file()
+    train(asked, here, show=False)
+    assert json.loads((here / "metrics.json").read_text())["edits"]["suv"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json"])
+def test_a_damaged_record_is_named_before_the_work(name: str, clip: list[str], cache: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"edits": ')
+    with pytest.raises(StoredError, match=rf"{name}: not readable as JSON .* delete it and run again"):
+        train(options(*clip, cache=cache), tmp_path, show=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
