@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from eval.records import RunError
 from eval.score import score_run
 from tave.cache import StoredError, read_tensors
 from tave.config import CONF, TrainOptions, typed
+from tave.data import Request, TargetImage
 from tave.options import OptionError
+from tave.run import Run
 from tave.train import train
 from tave.video import ReadOptions, VideoError, read_clip, read_image, write_image, write_video
 
@@ -292,6 +295,22 @@ def test_a_figure_that_can_not_be_measured_costs_no_edit_its_record(
     assert (again / "edited.mp4").is_file()
     train(asked, here, show=False)
     assert json.loads((here / "metrics.json").read_text())["edits"]["suv"]
+
+
+def test_an_empty_region_gives_the_source_back(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    """METHOD 6: without the composite as the autoencoder returns it, with the composite every bit of it."""
+    made, begun = {}, {}
+    for kept in (False, True):
+        asked = options(*clip, f"sampler.composite={str(kept).lower()}", "tuning=none", cache=cache)
+        with closing(Run.begin(asked, tmp_path / str(kept), show=False)) as run:
+            picture = TargetImage(*read_image(clip[2].partition("=")[2]))
+            run.data.ask([Request("none", "a red suv", [picture], torch.zeros_like(run.clip.frames[:, :1]))], run._inverted)
+            (task,) = run.data.predict_dataloader()
+            with torch.no_grad():
+                made[kept], begun[kept] = run.editor.predict_step(task, 0).frames, run.data.source
+    torch.testing.assert_close(made[False], begun[False].round_trip, rtol=0, atol=1e-4)
+    assert (made[False] - begun[False].clip.frames).abs().max() > 0.01  # which is another picture than the clip
+    assert torch.equal(made[True], begun[True].clip.frames)
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json"])
