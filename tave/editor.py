@@ -56,10 +56,13 @@ class TuningOptions:
         choice("tuning.reference", self.reference, ("random_frame", "own_frame"))
         choice("tuning.trainables", self.trainables, ("patent", "temporal_only", "all_attention", "none", "lora"))
         within("tuning.steps", self.steps, 0, 1_000_000)
+        within("tuning.weight_decay", self.weight_decay, 0, 1000)
         within("tuning.gradient_clip", self.gradient_clip, 0, 1e6)
         within("tuning.image_dropout", self.image_dropout, 0, 1)
         within("tuning.prompt_dropout", self.prompt_dropout, 0, 1)
         within("tuning.lora_rank", self.lora_rank, 1, 1024)
+        if self.image_noise is not None:
+            within("tuning.image_noise", self.image_noise, 0, 999)
         if not self.lr > 0:
             raise OptionError(f"tuning.lr={self.lr} is out of range: set it above 0")
 

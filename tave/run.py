@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from tave.backbone import Backbone, licence_text
+from tave.backbone import Backbone, BackboneError, licence_text
 from tave.cache import (
     StoredError,
     digest,
@@ -36,6 +36,7 @@ from tave.cache import (
     write_json,
     write_tensors,
 )
+from tave.conditions import image_levels
 from tave.config import PACKAGE, EditEntry, TrainOptions
 from tave.data import ClipData, Request, TargetImage
 from tave.denoiser import Denoiser
@@ -43,7 +44,7 @@ from tave.editor import Editor, Inverted
 from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
 from tave.memory import at_work, hold, use_tiles
-from tave.options import OptionError
+from tave.options import OptionError, within
 from tave.reference import MatteError, load_segmenter, reference_images
 from tave.report import Report
 from tave.schedule import Schedule
@@ -92,6 +93,8 @@ class Run:
         # cuDNN's convolutions round float32 to TF32's 10 bits unless told otherwise: guided sampling makes another edit of it
         torch.backends.cudnn.allow_tf32 = False
         self.backbone: Backbone = open_backbone(options.backbone)
+        if options.tuning.image_noise is not None:
+            within("tuning.image_noise", options.tuning.image_noise, 0, image_levels(self.backbone) - 1)
         self._tell_of_weights()
         device = self._trainer([], logger=False).strategy.root_device
         schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
@@ -292,17 +295,20 @@ class Run:
 
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        return instantiate(
-            self.options.trainer,
-            max_steps=self.options.tuning.steps,
-            gradient_clip_val=self.options.tuning.gradient_clip or None,
-            callbacks=callbacks,
-            logger=logger or False,
-            default_root_dir=str(self.folder),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            _convert_="all",
-        )
+        try:
+            return instantiate(
+                self.options.trainer,
+                max_steps=self.options.tuning.steps,
+                gradient_clip_val=self.options.tuning.gradient_clip or None,
+                callbacks=callbacks,
+                logger=logger or False,
+                default_root_dir=str(self.folder),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                _convert_="all",
+            )
+        except InstantiationException as error:
+            raise _refused("trainer", error) from error
 
     # ---- what is remembered ------------------------------------------------------------------------------------------
 
@@ -398,13 +404,19 @@ class Run:
 
 
 def open_backbone(settings: dict[str, Any]) -> Backbone:
-    """The backbone of a configuration. Raises what its loader raises, without Hydra's wrapping of several lines."""
+    """The backbone of a configuration. Raises ValueError with one line, its loader's own if there is one."""
     try:
         return instantiate(settings, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
+        if isinstance(error.__cause__, (BackboneError, OptionError, torch.OutOfMemoryError)):
             raise error.__cause__ from None
-        raise
+        raise _refused("backbone", error) from error
+
+
+def _refused(group: str, error: InstantiationException) -> OptionError:
+    """In one line why what ``group`` calls doesn't take its options; it mostly tells itself which it takes."""
+    told = " ".join(str(error.__cause__ or error).split())
+    return OptionError(f"{group}: {told}; look through the options below {group}")
 
 
 def _loggers(options: TrainOptions, folder: Path) -> list[Logger]:

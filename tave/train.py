@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tave.cache import file_digest, read_json
 from tave.config import CONF, TrainOptions, typed
-from tave.options import OptionError
+from tave.options import OptionError, known
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def train(options: TrainOptions, folder: Path, *, config: dict[str, Any] | None 
     from eval.score import score_run
     from tave.run import Run
 
+    _check_objective(options)
     if _finished(options, folder, config or asdict(options)):
         log.info("%s is finished, nothing to do", folder)
         return folder
@@ -76,8 +77,8 @@ def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bo
     )
     told = read_json(record)
     places = {"weights": options.backbone.get("path", ""), "segmenter": options.reference.segmenter}
-    known = {Path(str(at)) / file: sha for key, at in places.items() for file, sha in told.get(key, {}).items()}
-    if not made or any(file.is_file() and file_digest(file) != sha for file, sha in known.items()):
+    files = {Path(str(at)) / file: sha for key, at in places.items() for file, sha in told.get(key, {}).items()}
+    if not made or any(file.is_file() and file_digest(file) != sha for file, sha in files.items()):
         return False
     if any(told.get("inputs", {}).get(path, sha) != sha for path, sha in input_digests(options).items()):
         return False
@@ -88,6 +89,21 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration decides the files: neither who is told of them nor what a search looks at."""
     metrics = {key: value for key, value in config["metrics"].items() if key != "objective"}
     return {key: value for key, value in config.items() if key != "logger"} | {"metrics": metrics}
+
+
+def _check_objective(options: TrainOptions) -> None:
+    """Raise :class:`OptionError` for a ``metrics.objective`` that no edit can have; whether each has it is known afterwards."""
+    from eval.metric import ClipMetric
+
+    if (name := options.metrics.objective) is None:
+        return
+    if not options.metrics.enabled or not options.video.requests():
+        raise OptionError(f"metrics.objective={name}, but nothing is measured: ask for an edit and its metrics, or drop it")
+    kinds: list[type[ClipMetric]] = ClipMetric.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    compared = [f"{kind.name}_{reference}" for kind in kinds for reference in ("source", "ideal", "floor", "ceiling")]
+    known(f"metrics.objective={name} is no figure", name, {"judge_frames", *(kind.name for kind in kinds), *compared})
 
 
 def objective(options: TrainOptions, folder: Path) -> float | None:

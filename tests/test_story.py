@@ -244,6 +244,13 @@ def test_wrong_input_is_refused_before_anything_is_made(cache: Path, tmp_path: P
         (["correction.steps=[0.9,0.91]"], r"correction\.steps=\[0\.9, 0\.91\] holds none of"),
         (["mask.steps=[0.0,0.01]"], r"mask\.steps=\[0\.0, 0\.01\] holds none of inversion\.steps=4"),
         (["video.edits.suv.truth=/nope"], r"video\.edits\.suv\.truth=/nope holds no truth\.npz"),
+        (["trainer.precision=banana"], r"^trainer: .*banana.*(16-mixed|bf16)"),
+        (["trainer.accelerator=nonsense"], r"^trainer: .*nonsense"),
+        (["+backbone.prediction_type=3"], r"prediction_type=3"),
+        (["backbone.seed=twelve"], r"^backbone: .*twelve.*below backbone$"),
+        (["metrics.objective=nonsense"], r"metrics\.objective=nonsense is no figure: did you mean"),
+        (["metrics.objective=residu"], r"did you mean residue"),
+        (["metrics.objective=residue", "metrics=none"], r"metrics\.objective=residue, but nothing is measured"),
         (["metrics.judge=/nope"], r"metrics\.judge=/nope holds no classes\.json"),
     ],
 )
