@@ -40,6 +40,14 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+def path_digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files: a clip may be a folder of pictures."""
+    if not Path(path).is_dir():
+        return file_digest(path)
+    files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
+    return hashlib.sha256("".join(f"{file_digest(file)} {file.name}\n" for file in files).encode()).hexdigest()
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it if the block ends well, and is removed if not."""
@@ -65,6 +73,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 class StoredError(ValueError):
     """A stored product that can't be read; the message names the file and the remedy."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises :class:`StoredError` if it holds none, and FileNotFoundError."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise StoredError(f"{path}: not readable as JSON ({error}); delete it and run again") from error
+    if not isinstance(found, dict):
+        raise StoredError(f"{path}: holds no JSON object; delete it and run again")
+    return found
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,7 +21,7 @@ from tave.inflate import InflationOptions
 from tave.inversion import InversionOptions
 from tave.masking import MaskOptions
 from tave.memory import MemoryOptions
-from tave.options import OptionError, within
+from tave.options import OptionError, takes, within
 from tave.reference import ReferenceOptions
 from tave.sampling import SamplingOptions
 from tave.video import ReadOptions
@@ -173,6 +174,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         within("seed", self.seed, 0, 2**31 - 1)
+        called = {"backbone": self.backbone, "trainer": self.trainer, **{f"logger.{k}": v for k, v in self.logger.items()}}
+        for name, settings in called.items():
+            _check_called(name, settings)
         self.memory.check(self.precision)
         if self.reference.confine != "off" and self.memory.branches == "alone":
             raise OptionError(f"reference.confine={self.reference.confine} blends two branches: set memory.branches=together")
@@ -185,6 +189,19 @@ class TrainOptions:
     @property
     def editing(self) -> EditingOptions:
         return EditingOptions(self.reference, self.inversion, self.mask, self.correction, self.sampler)
+
+
+def _check_called(name: str, settings: Any) -> None:
+    """Raise :class:`OptionError` unless the group ``name`` is nothing, or calls a ``_target_`` with arguments that it has."""
+    if settings == {}:
+        return
+    if not isinstance(settings, dict) or "_target_" not in settings:
+        raise OptionError(f"{name}={settings!r} says nothing to call: drop it, or give {name}._target_")
+    try:
+        target = get_object(settings["_target_"])
+    except (ImportError, ValueError) as error:
+        raise OptionError(f"{name}._target_={settings['_target_']}: {str(error).splitlines()[0]}") from error
+    takes(name, target, [key for key in settings if not key.startswith("_")])
 
 
 @dataclass

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tave.conditions import Condition
 from tave.correction import Background, Correction, CorrectionOptions, InterFrame
@@ -20,7 +20,7 @@ from tave.evidence import attention_evidence
 from tave.guidance import Confined, SeparateGuidance
 from tave.inflate import tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
-from tave.masking import EditMask, MaskOptions, find_mask, given_mask, settle
+from tave.masking import EditMask, MaskOptions, check_holds, find_mask, given_mask, settle
 from tave.memory import adamw
 from tave.options import OptionError, choice, within
 from tave.reference import PLACED, Reference, ReferenceOptions
@@ -56,10 +56,13 @@ class TuningOptions:
         choice("tuning.reference", self.reference, ("random_frame", "own_frame"))
         choice("tuning.trainables", self.trainables, ("patent", "temporal_only", "all_attention", "none", "lora"))
         within("tuning.steps", self.steps, 0, 1_000_000)
+        within("tuning.weight_decay", self.weight_decay, 0, 1000)
         within("tuning.gradient_clip", self.gradient_clip, 0, 1e6)
         within("tuning.image_dropout", self.image_dropout, 0, 1)
         within("tuning.prompt_dropout", self.prompt_dropout, 0, 1)
         within("tuning.lora_rank", self.lora_rank, 1, 1024)
+        if self.image_noise is not None:
+            within("tuning.image_noise", self.image_noise, 0, 999)
         if not self.lr > 0:
             raise OptionError(f"tuning.lr={self.lr} is out of range: set it above 0")
 
@@ -179,6 +182,15 @@ class Editor(L.LightningModule):
         self.optimizer = optimizer
         self.stages = stages or Stages(show=False)
         self.strict_loading = False  # checkpoints hold the tuned weights alone
+
+    def check(self, finds: bool) -> None:
+        """Raise :class:`OptionError` for what this network or schedule can't give; ``finds``: a region is to be found."""
+        correction, blocks = self.editing.correction, len(cast(nn.ModuleList, self.denoiser.unet.up_blocks))
+        if correction.enabled:
+            within("correction.block", correction.block, -blocks, blocks - 1)
+            check_holds("correction.steps", correction.steps, self.schedule.steps)
+        if finds and self.editing.mask.region == "found":
+            check_holds("mask.steps", self.editing.mask.steps, self.schedule.steps)
 
     # ---- tuning ------------------------------------------------------------------------------------------------------
 

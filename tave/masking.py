@@ -49,6 +49,12 @@ def part_of(part: Sequence[float], total: int) -> list[int]:
     return [total - step for step in range(total) if first <= (step + 0.5) / total < last]
 
 
+def check_holds(name: str, part: Sequence[float], total: int) -> None:
+    """Raise :class:`OptionError` unless ``part`` holds a step of ``total``."""
+    if not part_of(part, total):
+        raise OptionError(f"{name}={list(part)} holds none of inversion.steps={total} steps: widen it")
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """How two branches become a mask. Sizes in latent cells and frames; ``steps``: a part of the schedule.
@@ -143,7 +149,7 @@ def find_mask(
     binarised over the whole clip at once. Conditions that agree give an empty mask, whatever the evidence
     says: with nothing to edit there is no old object to remove. ``evidence`` is asked for
     ``union=cross_attention`` alone. Raises :class:`MaskError` for a batch of clips, another schedule's
-    trajectory, a part of the schedule that holds no step, and a union without evidence.
+    trajectory and a union without evidence, :class:`OptionError` for a part of the schedule that holds no step.
     """
     levels, clips = trajectory.latents.shape[:2]
     if levels != schedule.steps + 1:
@@ -152,9 +158,8 @@ def find_mask(
         raise MaskError(f"trajectory holds {clips} clips: find the mask of one clip at a time")
     if options.union == "cross_attention" and evidence is None:
         raise MaskError("mask.union=cross_attention has no evidence: pass tave.evidence.attention_evidence(...)")
+    check_holds("mask.steps", options.steps, schedule.steps)
     total = len(part_of(options.steps, schedule.steps))
-    if total == 0:
-        raise MaskError(f"mask.steps={options.steps} holds none of {schedule.steps} steps: widen it")
     readings: list[_Reading] = []
     for reading in _readings(denoiser, schedule, trajectory, source, target, options, evidence):
         readings.append(reading)

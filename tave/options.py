@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 
 class OptionError(ValueError):
@@ -19,3 +22,19 @@ def within(name: str, value: float, low: float, high: float) -> None:
     """Raise :class:`OptionError` unless ``low <= value <= high`` (NaN is refused as well)."""
     if not low <= value <= high:
         raise OptionError(f"{name}={value} is out of range: set it between {low} and {high}")
+
+
+def takes(name: str, target: Callable[..., Any], keys: Iterable[str]) -> None:
+    """Raise :class:`OptionError` unless ``target`` has an argument for each of ``keys``, which are told as ``name.KEY``."""
+    arguments = inspect.signature(target).parameters
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+        return
+    for key in keys:
+        known(f"{name}.{key} is unknown", key, arguments)
+
+
+def known(told: str, word: str, words: Iterable[str]) -> None:
+    """Raise :class:`OptionError` unless ``word`` is one of ``words``: ``told``, and those most like it."""
+    among = sorted(words)
+    if word not in among:
+        raise OptionError(f"{told}: did you mean {' or '.join(get_close_matches(word, among, 3, 0.5) or among)}?")

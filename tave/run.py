@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -24,8 +24,19 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from tave.backbone import Backbone, licence_text
-from tave.cache import StoredError, digest, file_digest, read_about, read_tensors, write_json, write_tensors
+from tave.backbone import Backbone, BackboneError, licence_text
+from tave.cache import (
+    StoredError,
+    digest,
+    file_digest,
+    path_digest,
+    read_about,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from tave.conditions import image_levels
 from tave.config import PACKAGE, EditEntry, TrainOptions
 from tave.data import ClipData, Request, TargetImage
 from tave.denoiser import Denoiser
@@ -33,8 +44,8 @@ from tave.editor import Editor, Inverted
 from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
 from tave.memory import at_work, hold, use_tiles
-from tave.options import OptionError
-from tave.reference import load_segmenter
+from tave.options import OptionError, within
+from tave.reference import MatteError, load_segmenter, reference_images
 from tave.report import Report
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
@@ -82,6 +93,8 @@ class Run:
         # cuDNN's convolutions round float32 to TF32's 10 bits unless told otherwise: guided sampling makes another edit of it
         torch.backends.cudnn.allow_tf32 = False
         self.backbone: Backbone = open_backbone(options.backbone)
+        if options.tuning.image_noise is not None:
+            within("tuning.image_noise", options.tuning.image_noise, 0, image_levels(self.backbone) - 1)
         self._tell_of_weights()
         device = self._trainer([], logger=False).strategy.root_device
         schedule = Schedule.from_scheduler(self.backbone.scheduler, options.inversion.steps)
@@ -133,12 +146,20 @@ class Run:
     def begin(cls, options: TrainOptions, folder: Path, *, config: dict[str, Any] | None = None, show: bool = True) -> Run:
         """Read and encode the clip of ``options`` and open ``folder``.
 
-        The target images are read and segmented as well, so that a wrong one fails now and not after the tuning.
+        All that the edits will need is read and checked as well, so that what is wrong fails now and not after the tuning.
+        Raises :class:`StoredError` for a folder that holds another clip or another tuning, and leaves it as it is.
         """
+        requests, judge = options.video.requests(), options.metrics.judge_folder
+        if requests and options.metrics.enabled and judge and not (judge / "classes.json").is_file():
+            raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null to go without")
         clip = read_clip(options.video.path, options.video)
-        asked = [_request(name, entry, clip, options.video) for name, entry in options.video.requests().items()]
         run = cls(options, folder, clip, Stages(show=show), config)
-        run._segmented(asked)
+        run._asked(requests)
+        before, _ = (read_json(file) if file.is_file() else {} for file in (folder / "run.json", folder / "metrics.json"))
+        if before.get("keys", {}).get("tuned", run.tuned_key) != run.tuned_key:
+            raise StoredError(
+                f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir (or hydra.sweep.dir)"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
         return run
@@ -207,14 +228,29 @@ class Run:
 
     def predict(self, requests: Mapping[str, EditEntry]) -> None:
         """Make the edits one after another; each is on disk before the next begins."""
-        asked = [_request(name, entry, self.clip, self.options.video) for name, entry in requests.items()]
-        self.data.ask(self._segmented(asked), self._inverted)
+        self.data.ask(self._asked(requests), self._inverted)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, about, self.stages)
         trainer = self._trainer([writer, self.report], logger=self.report.loggers)
         with _without_advice():
             trainer.predict(self.editor, self.data, return_predictions=False)
+
+    def _asked(self, entries: Mapping[str, EditEntry]) -> list[Request]:
+        """The edits that are asked for, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
+        for name, entry in entries.items():
+            if entry.truth and not Path(entry.truth, "truth.npz").is_file():
+                raise OptionError(f"video.edits.{name}.truth={entry.truth} holds no truth.npz: give a drawn clip's, or null")
+        read = [_request(name, entry, self.clip, self.options.video) for name, entry in entries.items()]
+        if asked := self._segmented(read):
+            self.editor.check(any(request.region is None for request in asked))
+        for request in asked:
+            for image, (path, _) in zip(request.images, entries[request.name].images, strict=True):
+                try:
+                    reference_images(self.clip.frames, image.rgb, image.alpha, self.options.reference, given=image.matte)
+                except MatteError as error:
+                    raise MatteError(f"{path}: {error}") from None
+        return asked
 
     def _segmented(self, asked: Sequence[Request]) -> list[Request]:
         """``asked`` with the segmenter's matte of each target image, if one is to cut them out; it is gone afterwards."""
@@ -264,17 +300,20 @@ class Run:
 
     def _trainer(self, callbacks: list[Callback], logger: Any) -> L.Trainer:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        return instantiate(
-            self.options.trainer,
-            max_steps=self.options.tuning.steps,
-            gradient_clip_val=self.options.tuning.gradient_clip or None,
-            callbacks=callbacks,
-            logger=logger or False,
-            default_root_dir=str(self.folder),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            _convert_="all",
-        )
+        try:
+            return instantiate(
+                self.options.trainer,
+                max_steps=self.options.tuning.steps,
+                gradient_clip_val=self.options.tuning.gradient_clip or None,
+                callbacks=callbacks,
+                logger=logger or False,
+                default_root_dir=str(self.folder),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                _convert_="all",
+            )
+        except InstantiationException as error:
+            raise _refused("trainer", error) from error
 
     # ---- what is remembered ------------------------------------------------------------------------------------------
 
@@ -326,17 +365,20 @@ class Run:
             write_tensors(path, {"latents": made.trajectory.latents}, about)
         return made
 
-    def record(self, chosen: Mapping[str, Any] | None = None) -> None:
+    def record(self, chosen: Mapping[str, Any] | None = None, unmeasured: Collection[str] = ()) -> None:
         """``run.json``: how all of it was made, and in which words it was ``chosen``.
 
-        ``metrics.json``: stages and reconstruction beside the edits' numbers.
+        ``metrics.json``: stages and reconstruction beside the edits' numbers. ``unmeasured``: the edits that were made anew,
+        so that the numbers of those before them go.
         """
         found = self.folder / "trajectory.safetensors"
         about = read_about(found) if found.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         metrics = self.folder / "metrics.json"
-        before = json.loads(metrics.read_text()) if metrics.is_file() else {}
+        before = read_json(metrics) if metrics.is_file() else {}
         kept = {key: value for key, value in before.items() if key in ("edits", "metrics", "measured")}
+        for part in {"edits", "measured"} & kept.keys():
+            kept[part] = {name: told for name, told in kept[part].items() if name not in unmeasured}
         write_json(metrics, {**psnr, "stages": self.stages.record} | kept)
         write_json(
             self.folder / "run.json",
@@ -361,7 +403,7 @@ class Run:
                 "segmenter": self.segmenter_hashes,
                 "image_encoder": self.backbone.conditioner,
                 "licence": self.backbone.licence,
-                "inputs": _hashes(self.options),
+                "inputs": input_digests(self.options),
                 "keys": {"tuned": self.tuned_key, "trajectory": self.inversion_key},
                 "stages": self.stages.record,
             },
@@ -369,13 +411,19 @@ class Run:
 
 
 def open_backbone(settings: dict[str, Any]) -> Backbone:
-    """The backbone of a configuration. Raises what its loader raises, without Hydra's wrapping of several lines."""
+    """The backbone of a configuration. Raises ValueError with one line, its loader's own if there is one."""
     try:
         return instantiate(settings, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
+        if isinstance(error.__cause__, (BackboneError, OptionError, torch.OutOfMemoryError)):
             raise error.__cause__ from None
-        raise
+        raise _refused("backbone", error) from error
+
+
+def _refused(group: str, error: InstantiationException) -> OptionError:
+    """In one line why what ``group`` calls doesn't take its options; it mostly tells itself which it takes."""
+    told = " ".join(str(error.__cause__ or error).split())
+    return OptionError(f"{group}: {told}; look through the options below {group}")
 
 
 def _loggers(options: TrainOptions, folder: Path) -> list[Logger]:
@@ -419,6 +467,9 @@ def _commit() -> str | None:
         return None
 
 
-def _hashes(options: TrainOptions) -> dict[str, str]:
-    paths = [options.video.path, *(path for entry in options.video.requests().values() for path, _ in entry.images)]
-    return {path: file_digest(path) for path in paths if Path(path).is_file()}
+def input_digests(options: TrainOptions) -> dict[str, str]:
+    """SHA-256 of what was given from outside, by its path: clip, target images, mattes and masks, as far as they are there."""
+    entries = options.video.requests().values()
+    pictures = [path for entry in entries for pair in entry.images for path in pair]
+    paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
+    return {path: path_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}

@@ -22,9 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tave.cache import file_digest
+from tave.cache import file_digest, read_json
 from tave.config import CONF, TrainOptions, chosen, typed
-from tave.options import OptionError
+from tave.options import OptionError, known
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def train(
     from eval.score import score_run
     from tave.run import Run
 
+    _check_objective(options)
     if _finished(options, folder, config or asdict(options)):
         log.info("%s is finished, nothing to do", folder)
         return folder
@@ -57,30 +58,36 @@ def train(
         requests = options.video.requests()
         if requests:
             run.predict(requests)
+        run.record(chosen, unmeasured=requests)  # now: a figure that can't be measured costs no edit its record
         if requests and options.metrics.enabled:
             with run.stages.stage("metrics", "measuring"):
-                run.report.measured(score_run(folder, options.metrics.judge_folder))
-        run.record(chosen)
+                run.report.measured(score_run(folder, options.metrics.judge_folder, list(requests)))
+            run.record(chosen)
     return folder
 
 
 def _finished(options: TrainOptions, folder: Path, config: dict[str, Any]) -> bool:
-    """Whether all that is asked for stands in ``folder``, made by the same weights and configuration: a resumed sweep's job.
+    """Whether all that is asked for stands in ``folder``, made by the same weights, inputs and configuration.
 
-    Weights are compared where they lie in a folder: a hub's copy is kept by its content, and tests' are drawn anew.
+    A resumed sweep skips such a job. Weights are compared where they lie in a folder: a hub's copy is kept by its content,
+    and tests' are drawn anew. What no record tells of contradicts nothing.
     """
+    from tave.run import input_digests
+
     record, metrics = folder / "run.json", folder / "metrics.json"
     if not record.is_file() or not metrics.is_file():
         return False
-    figures = json.loads(metrics.read_text()).get("edits", {})
+    figures = read_json(metrics).get("edits", {})
     made = all(
         (folder / "edits" / name / "edit.json").is_file() and (figures.get(name) or not options.metrics.enabled)
         for name in options.video.requests()
     )
-    told = json.loads(record.read_text())
+    told = read_json(record)
     places = {"weights": options.backbone.get("path", ""), "segmenter": options.reference.segmenter}
-    known = {Path(str(at)) / file: sha for key, at in places.items() for file, sha in told.get(key, {}).items()}
-    if not made or any(file.is_file() and file_digest(file) != sha for file, sha in known.items()):
+    files = {Path(str(at)) / file: sha for key, at in places.items() for file, sha in told.get(key, {}).items()}
+    if not made or any(file.is_file() and file_digest(file) != sha for file, sha in files.items()):
+        return False
+    if any(told.get("inputs", {}).get(path, sha) != sha for path, sha in input_digests(options).items()):
         return False
     return _deciding(told["config"]) == _deciding(json.loads(json.dumps(config, default=str)))
 
@@ -91,6 +98,21 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "logger"} | {"metrics": metrics}
 
 
+def _check_objective(options: TrainOptions) -> None:
+    """Raise :class:`OptionError` for a ``metrics.objective`` that no edit can have; whether each has it is known afterwards."""
+    from eval.metric import ClipMetric
+
+    if (name := options.metrics.objective) is None:
+        return
+    if not options.metrics.enabled or not options.video.requests():
+        raise OptionError(f"metrics.objective={name}, but nothing is measured: ask for an edit and its metrics, or drop it")
+    kinds: list[type[ClipMetric]] = ClipMetric.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    compared = [f"{kind.name}_{reference}" for kind in kinds for reference in ("source", "ideal", "floor", "ceiling")]
+    known(f"metrics.objective={name} is no figure", name, {"judge_frames", *(kind.name for kind in kinds), *compared})
+
+
 def objective(options: TrainOptions, folder: Path) -> float | None:
     """Mean over the edits of the figure ``metrics.objective``; None if it names none.
 
@@ -99,7 +121,7 @@ def objective(options: TrainOptions, folder: Path) -> float | None:
     name = options.metrics.objective
     if name is None:
         return None
-    edits = json.loads((folder / "metrics.json").read_text()).get("edits", {})
+    edits = read_json(folder / "metrics.json").get("edits", {})
     measured = [edits.get(edit, {}) for edit in options.video.requests()]
     if not measured or any(not isinstance(figures.get(name), (int, float)) for figures in measured):
         known = ", ".join(sorted({key for figures in measured for key, v in figures.items() if isinstance(v, (int, float))}))

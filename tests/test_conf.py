@@ -133,6 +133,15 @@ def test_the_patents_own_method_is_one_option_away() -> None:
         ("seed=-4", "seed"),
         ("memory.weights=half", "trainer.precision"),
         ("memory.chunk=0", "memory.chunk"),
+        ("tuning.image_noise=5000", "tuning.image_noise=5000 is out of range"),
+        ("tuning.image_noise=-3", "tuning.image_noise=-3 is out of range"),
+        ("tuning.weight_decay=-1", "tuning.weight_decay=-1.0 is out of range"),
+        ("+trainer.precison=bf16", "trainer.precison is unknown: did you mean precision"),
+        ("+backbone.pth=3", "backbone.pth is unknown: did you mean path"),
+        ("+logger.foo=3", "logger.foo=3 says nothing to call"),
+        ("+logger.csv.nme=a", "logger.csv.nme is unknown: did you mean name"),
+        ("backbone._target_=tave.nowhere", "backbone._target_=tave.nowhere"),
+        ("video.frames=0", "video.frames=0 is out of range"),
     ],
 )
 def test_a_wrong_key_or_value_fails_by_name(override: str, named: str) -> None:

@@ -153,7 +153,7 @@ def test_only_the_chosen_part_of_the_schedule_is_read() -> None:
     whole = found(MaskOptions(branches="separate", weight="uniform"))
     assert predictor.calls == 2
     assert torch.equal(early.per_step, whole.per_step[1:2])
-    with pytest.raises(MaskError, match="widen"):
+    with pytest.raises(OptionError, match="widen"):
         found(MaskOptions(steps=[0.0, 0.01]))
 
 

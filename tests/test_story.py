@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
+import eval.score
 import tave
+from eval.records import RunError
 from eval.score import score_run
 from tave.cache import StoredError, read_tensors
 from tave.config import CONF, TrainOptions, typed
+from tave.data import Request, TargetImage
 from tave.options import OptionError
+from tave.run import Run
 from tave.train import train
-from tave.video import ReadOptions, VideoError, read_clip, write_image, write_video
+from tave.video import ReadOptions, VideoError, read_clip, read_image, write_image, write_video
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 
@@ -223,6 +231,101 @@ def test_wrong_input_is_refused_before_anything_is_made(cache: Path, tmp_path: P
     with pytest.raises(VideoError, match="frames"):
         train(options(CLIP, "video.frames=99", cache=cache), out, show=False)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["video.edits.suv.matte={folder}/small.png"], r"opaque\.png: the given matte is 10x10 but the target image is"),
+        (["video.edits.suv.target_image={folder}/clear.png"], r"clear\.png: the target image's alpha is empty"),
+        (["reference.matte=alpha"], r"opaque\.png: reference\.matte=alpha but the target image is opaque"),
+        (["reference.matte=given"], r"opaque\.png: reference\.matte=given but there is no matte"),
+        (["correction.block=7"], r"correction\.block=7 is out of range: set it between -3 and 2"),
+        (["correction.steps=[0.9,0.91]"], r"correction\.steps=\[0\.9, 0\.91\] holds none of"),
+        (["mask.steps=[0.0,0.01]"], r"mask\.steps=\[0\.0, 0\.01\] holds none of inversion\.steps=4"),
+        (["video.edits.suv.truth=/nope"], r"video\.edits\.suv\.truth=/nope holds no truth\.npz"),
+        (["trainer.precision=banana"], r"^trainer: .*banana.*(16-mixed|bf16)"),
+        (["trainer.accelerator=nonsense"], r"^trainer: .*nonsense"),
+        (["+backbone.prediction_type=3"], r"prediction_type=3"),
+        (["backbone.seed=twelve"], r"^backbone: .*twelve.*below backbone$"),
+        (["metrics.objective=nonsense"], r"metrics\.objective=nonsense is no figure: did you mean"),
+        (["metrics.objective=residu"], r"did you mean residue"),
+        (["metrics.objective=residue", "metrics=none"], r"metrics\.objective=residue, but nothing is measured"),
+        (["metrics.judge=/nope"], r"metrics\.judge=/nope holds no classes\.json"),
+    ],
+)
+def test_what_only_the_edit_needs_is_refused_before_the_tuning(
+    wrong: list[str], named: str, clip: list[str], cache: Path, tmp_path: Path
+) -> None:
+    picture = read_image(clip[2].partition("=")[2]).rgb
+    write_image(tmp_path / "opaque.png", picture)
+    write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
+    Image.new("RGBA", (32, 32)).save(tmp_path / "clear.png")
+    asked = [*clip, f"video.edits.suv.target_image={tmp_path / 'opaque.png'}"]
+    with pytest.raises(ValueError, match=named):
+        train(options(*asked, *(word.format(folder=tmp_path) for word in wrong), cache=cache), tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_without_a_matte_needs_none(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    """The same wrong matte is never looked at where the picture speaks as it is."""
+    write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
+    told = [f"video.edits.suv.matte={tmp_path / 'small.png'}", "reference=as_is", "metrics=none"]
+    assert (train(options(*clip, *told, cache=cache), tmp_path / "run", show=False) / "edits/suv/edited.mp4").is_file()
+
+
+def test_a_folder_of_another_clip_stays_as_it_is(run: Path, clip: list[str], cache: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for other in ("video.frames=2", "tuning.lr=1e-3"):
+        with pytest.raises(StoredError, match=r"another clip or another tuning: give another hydra\.run\.dir"):
+            train(options(*clip, other, cache=cache), run, show=False)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_figure_that_can_not_be_measured_costs_no_edit_its_record(
+    run: Path, clip: list[str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, here = tmp_path / "target.png", Path(shutil.copytree(run, tmp_path / "run"))
+    Path(shutil.copytree(here / "edits/suv", here / "edits/old") / "edited.mp4").write_text("no clip, and not asked for")
+    write_image(image, read_image(clip[2].partition("=")[2]).rgb)
+    asked = options(*clip, f"video.edits.suv.target_image={image}", cache=cache)
+
+    def fails(*_: Any) -> None:
+        raise RunError("cannot be measured")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="cannot be measured"):
+        patched.setattr(eval.score, "score_run", fails)
+        train(asked, here, show=False)
+    assert str(image) in json.loads((here / "run.json").read_text())["inputs"]
+    assert "suv" not in json.loads((here / "metrics.json").read_text())["edits"]  # those were the edit's before it
+    again = tave.edit_clip(here, image, "a red suv", name="more", overrides=["metrics.enabled=false"], show=False)
+    assert (again / "edited.mp4").is_file()
+    train(asked, here, show=False)
+    assert json.loads((here / "metrics.json").read_text())["edits"]["suv"]
+
+
+def test_an_empty_region_gives_the_source_back(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    """METHOD 6: without the composite as the autoencoder returns it, with the composite every bit of it."""
+    made, begun = {}, {}
+    for kept in (False, True):
+        asked = options(*clip, f"sampler.composite={str(kept).lower()}", "tuning=none", cache=cache)
+        with closing(Run.begin(asked, tmp_path / str(kept), show=False)) as run:
+            picture = TargetImage(*read_image(clip[2].partition("=")[2]))
+            run.data.ask([Request("none", "a red suv", [picture], torch.zeros_like(run.clip.frames[:, :1]))], run._inverted)
+            (task,) = run.data.predict_dataloader()
+            with torch.no_grad():
+                made[kept], begun[kept] = run.editor.predict_step(task, 0).frames, run.data.source
+    torch.testing.assert_close(made[False], begun[False].round_trip, rtol=0, atol=1e-4)
+    assert (made[False] - begun[False].clip.frames).abs().max() > 0.01  # which is another picture than the clip
+    assert torch.equal(made[True], begun[True].clip.frames)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json"])
+def test_a_damaged_record_is_named_before_the_work(name: str, clip: list[str], cache: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"edits": ')
+    with pytest.raises(StoredError, match=rf"{name}: not readable as JSON .* delete it and run again"):
+        train(options(*clip, cache=cache), tmp_path, show=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from eval.sweep import read_sweep
 from tave.cache import file_digest
 from tave.config import CONF, typed
 from tave.roadside import cases
+from tave.run import input_digests
 from tave.train import _finished
 
 SEARCHES = sorted((CONF / "experiment").glob("optuna_*.yaml"))
@@ -123,6 +124,30 @@ def test_new_weights_in_the_old_folder_make_a_run_unfinished(tmp_path: Path) -> 
     assert not _finished(typed(cfg), run, {**config, "seed": 34})  # type: ignore[dict-item]
     weights.write_bytes(b"new")
     assert not _finished(typed(cfg), run, config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changed", ["clip/0.png", "target.png", "matte.png", "mask/0.png"])
+def test_a_changed_input_makes_a_run_unfinished(changed: str, tmp_path: Path) -> None:
+    """Clips and masks may be folders; what an older record doesn't tell of contradicts nothing."""
+    run = tmp_path / "run"
+    files = [tmp_path / name for name in ("clip/0.png", "target.png", "matte.png", "mask/0.png")]
+    for file in (*files, run / "edits/a/edit.json"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("old")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = [f"video.{key}={tmp_path / at}" for key, at in (("path", "clip"), ("mask", "mask"), ("matte", "matte.png"))]
+        named = [f"video.target_image={tmp_path / 'target.png'}", "video.target_prompt=car", "video.edit=a"]
+        cfg = compose("train", ["+video=custom", "video.source_prompt=bus", "metrics=none", *given, *named])
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    told = {"config": config, "inputs": input_digests(typed(cfg))}
+    assert len(told["inputs"]) == 4
+    (run / "run.json").write_text(json.dumps(told))
+    (run / "metrics.json").write_text("{}")
+    assert _finished(typed(cfg), run, config)
+    (tmp_path / changed).write_text("new")
+    assert not _finished(typed(cfg), run, config)
+    (run / "run.json").write_text(json.dumps({"config": config}))
+    assert _finished(typed(cfg), run, config)
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)

@@ -248,10 +248,10 @@ def test_frames_of_a_varying_rate_are_counted_as_shown(tmp_path: Path, reader: s
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (ReadOptions(frames=20), r"a\.mp4: has 10 frames, but frames=20 .* set frames to 10 or less"),
-        (ReadOptions(frames=4, start=1, stride=4), r"a\.mp4: has 10 frames, .* needs 14; set frames to 3 or less"),
-        (ReadOptions(frames=1, start=10), r"a\.mp4: has 10 frames, so start=10 is past its end; set start below 10"),
-        (ReadOptions(frames=None, start=30), r"a\.mp4: .*set start below 10"),
+        (ReadOptions(frames=20), r"a\.mp4: has 10 frames, but video\.frames=20 .* set video\.frames to 10 or less"),
+        (ReadOptions(frames=4, start=1, stride=4), r"a\.mp4: has 10 frames, .* needs 14; set video\.frames to 3 or less"),
+        (ReadOptions(frames=1, start=10), r"a\.mp4: has 10 frames, so video\.start=10 is past its end; set it below 10"),
+        (ReadOptions(frames=None, start=30), r"a\.mp4: .*set it below 10"),
     ],
 )
 def test_too_few_frames_says_how_many_there_are(tmp_path: Path, reader: str, options: ReadOptions, says: str) -> None:
@@ -356,12 +356,12 @@ def test_portrait_stretch_and_no_change() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"width": 100}, "width=100 is not a multiple of 8: set 96 or 104"),
-        ({"height": 0}, "height=0"),
-        ({"frames": 0}, "frames=0"),
-        ({"stride": 0}, "stride=0"),
-        ({"start": -1}, "start=-1"),
-        ({"fit": "zoom"}, "fit='zoom'.*crop, stretch, pad"),
+        ({"width": 100}, r"^video\.width=100 is not a multiple of 8: set 96 or 104"),
+        ({"height": 0}, r"^video\.height=0"),
+        ({"frames": 0}, r"^video\.frames=0"),
+        ({"stride": 0}, r"^video\.stride=0"),
+        ({"start": -1}, r"^video\.start=-1"),
+        ({"fit": "zoom"}, r"^video\.fit='zoom'.*crop, stretch, pad"),
     ],
 )
 def test_impossible_options_fail_before_any_file_is_read(wrong: dict, says: str) -> None:

@@ -46,19 +46,19 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.frames is not None:
-            within("frames", self.frames, 1, 10_000)
-        within("start", self.start, 0, 10_000_000)
-        within("stride", self.stride, 1, 10_000)
-        within("multiple", self.multiple, 1, 1024)
-        within("folder_fps", self.folder_fps, 0.01, 1000)
-        choice("fit", self.fit, FITS)
+            within("video.frames", self.frames, 1, 10_000)
+        within("video.start", self.start, 0, 10_000_000)
+        within("video.stride", self.stride, 1, 10_000)
+        within("video.multiple", self.multiple, 1, 1024)
+        within("video.folder_fps", self.folder_fps, 0.01, 1000)
+        choice("video.fit", self.fit, FITS)
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None:
-                within(name, side, self.multiple, 16_384)
+                within(f"video.{name}", side, self.multiple, 16_384)
                 if rest := side % self.multiple:
                     near = side - rest
                     raise OptionError(
-                        f"{name}={side} is not a multiple of {self.multiple}: set {near} or {near + self.multiple}"
+                        f"video.{name}={side} is not a multiple of {self.multiple}: set {near} or {near + self.multiple}"
                     )
 
     def wants(self, index: int) -> bool:
@@ -111,12 +111,12 @@ def _refuse_short(path: Path, options: ReadOptions, decoded: _Decoded) -> None:
     if count == 0:
         raise VideoError(f"{path}: holds no frames; export the clip again")
     if options.start >= count:
-        raise VideoError(f"{path}: has {count} frames, so start={options.start} is past its end; set start below {count}")
+        raise VideoError(f"{path}: has {count} frames, so video.start={options.start} is past its end; set it below {count}")
     needed = options.start + (wanted - 1) * options.stride + 1
     possible = len(decoded.frames)
     raise VideoError(
-        f"{path}: has {count} frames, but frames={wanted} with start={options.start} and "
-        f"stride={options.stride} needs {needed}; set frames to {possible} or less, or lower start or stride"
+        f"{path}: has {count} frames, but video.frames={wanted} with start={options.start} and "
+        f"stride={options.stride} needs {needed}; set video.frames to {possible} or less, or lower start or stride"
     )
 
 
