@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tave.cache import StoredError
 from tave.config import CONF, TrainOptions, composed, parsed, schema, typed
@@ -50,14 +51,21 @@ def edit(folder: Path, options: TrainOptions, *, show: bool = True) -> list[str]
 
 
 def recorded(folder: Path) -> DictConfig:
-    """The configuration of the run in ``folder``, under today's schema and without its edits."""
+    """The configuration of the run in ``folder``, under today's schema and without its edits.
+
+    Raises :class:`StoredError` that names the file where there is none, and for one that can't be read or knows other keys.
+    """
     path = folder / "run.json"
     if not path.is_file():
         raise StoredError(f"{folder}: no finished run (run.json is missing); give the folder that tave.train printed")
-    stored = json.loads(path.read_text())["config"]
-    old = dict.fromkeys(("target_image", "target_prompt", "matte", "mask", "edit"))  # they were the old edit's own
-    stored["video"] = {**stored["video"], "edits": {}, **old}
-    return OmegaConf.merge(schema(TrainOptions), stored)  # type: ignore[return-value]
+    try:
+        stored = json.loads(path.read_text())["config"]
+        old = dict.fromkeys(("target_image", "target_prompt", "matte", "mask", "edit"))  # they were the old edit's own
+        stored["video"] = {**stored["video"], "edits": {}, **old}
+        return OmegaConf.merge(schema(TrainOptions), stored)  # type: ignore[return-value]
+    except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]} {getattr(error, 'full_key', None) or ''}".strip()
+        raise StoredError(f"{path}: damaged, or of another version of tave ({why}); tune again with tave.train") from error
 
 
 def asked(folder: Path, overrides: Sequence[str]) -> DictConfig:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 import tave
 import tave.edit
+from tave.cache import StoredError
 from tave.config import CONF, TrainOptions, composed, parsed, typed
 from tave.edit import CLIP, GROUPS, MOVABLE, asked
 from tave.options import OptionError
@@ -139,6 +141,23 @@ def test_tuning_refuses_in_one_line(tmp_path: Path, override: str) -> None:
 def test_a_quoted_value_comes_back_unchanged(text: str) -> None:
     (override,) = parsed([f"key={quoted(text)}"])
     assert override.value() == text
+
+
+@pytest.mark.parametrize("stored", ["", "[]", "{}", '{"config": {"video": 3}}', '{"config": 3}', '{"config": ['])
+def test_a_damaged_record_is_told_by_its_file(tmp_path: Path, stored: str) -> None:
+    (tmp_path / "run.json").write_text(stored)
+    with pytest.raises(StoredError, match=r"run\.json: damaged.*tune again") as caught:
+        tave.edit_clip(tmp_path, "car.png", "a car")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("treshold", "otsu"), ("dilate", "many")])
+def test_a_record_of_other_keys_is_told_by_file_and_key(run: Path, key: str, value: str) -> None:
+    told: dict[str, Any] = json.loads((run / "run.json").read_text())
+    told["config"]["mask"][key] = value
+    (run / "run.json").write_text(json.dumps(told))
+    with pytest.raises(StoredError, match=rf"run\.json: .*another version.*mask\.{key}"):
+        asked(run, [])
 
 
 def doors(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
