@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,30 @@ class VideoOptions(ReadOptions):
     edits: dict[str, EditEntry] = field(default_factory=dict)
 
     def requests(self) -> dict[str, EditEntry]:
-        """All edits by name. Raises :class:`OptionError` where an image lacks its prompt or a name is no file name."""
+        """All edits by name: the listed ones and that of ``target_image``, which ``matte``, ``mask`` and ``edit`` belong to.
+
+        Without a target image, matte and mask are the only listed edit's. Raises :class:`OptionError` where they fit none,
+        where an image lacks its prompt, and for a name that is taken or no file name.
+        """
         wanted = dict(self.edits)
         if (self.target_image is None) != (self.target_prompt is None):
             raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
         if self.target_image is not None and self.target_prompt is not None:
             entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
-            wanted[self.edit or slug(Path(entry.images[0][0]).stem)] = entry
+            name = self.edit or slug(Path(entry.images[0][0]).stem)
+            if name in wanted:
+                raise OptionError(f"video.edit={name} is an edit of this clip already: give another name as video.edit=...")
+            wanted[name] = entry
+        else:
+            told = {key: value for key in ("matte", "mask", "edit") if (value := getattr(self, key)) is not None}
+            if "edit" in told:
+                raise OptionError("video.edit names the edit of video.target_image: give that too")
+            if told and len(wanted) != 1:
+                key = next(iter(told))
+                raise OptionError(
+                    f"video.{key} is one edit's and {len(wanted)} are listed: give video.target_image or video.edits.NAME.{key}"
+                )
+            wanted = {name: replace(entry, **told) for name, entry in wanted.items()}
         for name in wanted:
             if slug(name) != name:
                 raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")
