@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,6 +28,7 @@ from eval.metric import Figure
 from eval.perceptual import Lpips, find_trunk
 from eval.records import RunError, read_record_if_any
 from eval.weights import WeightsError
+from tave.files import whole_file
 
 SHIPPED, JUDGE = "shipped", "judge"
 
@@ -194,14 +194,10 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} can't be written: there is no folder {path.parent}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        raise RunError(f"{path} can't be written: there is no folder {path.parent}")
+    with whole_file(path) as waiting:
+        waiting.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def table(scores: Scores) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -18,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tave.files import file_digest as file_digest
+from tave.files import whole_file as whole_file
 
 
 def digest(*parts: Any) -> str:
@@ -32,24 +34,6 @@ def digest(*parts: Any) -> str:
             plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
             sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:12]
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it if the block ends well, and is removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield waiting
-        waiting.replace(path)
-    finally:
-        waiting.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
