@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -34,23 +33,6 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_record_if_any(path: Path) -> dict[str, Any]:
     """:func:`read_record`, or nothing where there is no file."""
     return read_record(path) if path.is_file() else {}
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder: of its files' names and contents, wherever it lies. Hidden files don't count.
-
-    Raises:
-        RunError: there is no such file or folder.
-    """
-    if path.is_file():
-        with path.open("rb") as source:
-            return hashlib.file_digest(source, "sha256").hexdigest()
-    if not path.is_dir():
-        raise RunError(f"there is no {path}")
-    sha = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("[!.]*") if file.is_file()):
-        sha.update(f"{file.relative_to(path).as_posix()} {content_digest(file)}\n".encode())
-    return sha.hexdigest()
 
 
 def require_file(path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -29,8 +28,9 @@ from eval.figures import Sheet, Tools, measure
 from eval.identity import Judge, load_judge
 from eval.metric import Figure
 from eval.perceptual import Lpips, find_trunk
-from eval.records import RunError, content_digest, read_record_if_any
+from eval.records import RunError, read_record_if_any
 from eval.weights import WeightsError
+from tave.files import content_digest, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -247,14 +247,10 @@ def merge_metrics(
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} can't be written: there is no folder {path.parent}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        raise RunError(f"{path} can't be written: there is no folder {path.parent}")
+    with whole_file(path) as waiting:
+        waiting.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def table(scores: Scores) -> str:

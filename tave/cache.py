@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tave.files import whole_file
 
 
 def digest(*parts: Any) -> str:
@@ -32,32 +32,6 @@ def digest(*parts: Any) -> str:
             plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
             sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:12]
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def path_digest(path: str | Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files: a clip may be a folder of pictures."""
-    if not Path(path).is_dir():
-        return file_digest(path)
-    files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
-    return hashlib.sha256("".join(f"{file_digest(file)} {file.name}\n" for file in files).encode()).hexdigest()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it if the block ends well, and is removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield waiting
-        waiting.replace(path)
-    finally:
-        waiting.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -121,13 +127,30 @@ class VideoOptions(ReadOptions):
     edits: dict[str, EditEntry] = field(default_factory=dict)
 
     def requests(self) -> dict[str, EditEntry]:
-        """All edits by name. Raises :class:`OptionError` where an image lacks its prompt or a name is no file name."""
+        """All edits by name: the listed ones and that of ``target_image``, which ``matte``, ``mask`` and ``edit`` belong to.
+
+        Without a target image, matte and mask are the only listed edit's. Raises :class:`OptionError` where they fit none,
+        where an image lacks its prompt, and for a name that is taken or no file name.
+        """
         wanted = dict(self.edits)
         if (self.target_image is None) != (self.target_prompt is None):
             raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
         if self.target_image is not None and self.target_prompt is not None:
             entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
-            wanted[self.edit or slug(Path(entry.images[0][0]).stem)] = entry
+            name = self.edit or slug(Path(entry.images[0][0]).stem)
+            if name in wanted:
+                raise OptionError(f"video.edit={name} is an edit of this clip already: give another name as video.edit=...")
+            wanted[name] = entry
+        else:
+            told = {key: value for key in ("matte", "mask", "edit") if (value := getattr(self, key)) is not None}
+            if "edit" in told:
+                raise OptionError("video.edit names the edit of video.target_image: give that too")
+            if told and len(wanted) != 1:
+                key = next(iter(told))
+                raise OptionError(
+                    f"video.{key} is one edit's and {len(wanted)} are listed: give video.target_image or video.edits.NAME.{key}"
+                )
+            wanted = {name: replace(entry, **told) for name, entry in wanted.items()}
         for name in wanted:
             if slug(name) != name:
                 raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")
@@ -225,6 +248,43 @@ def _thaw(node: Any) -> None:
             _thaw(node._get_node(key))
 
 
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them. Raises :class:`OptionError` with one line that names the first that it can't read."""
+    parser, found = OverridesParser.create(), []
+    for word in overrides:
+        try:
+            found.append(parser.parse_override(word))
+        except HydraException as error:
+            raise OptionError(f"{word!r} can't be read as KEY=VALUE ({_line(error)})") from error
+    return found
+
+
+def composed(root: str, overrides: Sequence[str]) -> DictConfig:
+    """``conf/ROOT.yaml`` under ``overrides``, for callers outside of a door.
+
+    Raises :class:`OptionError` with one line that names the key or the choice and the remedy.
+    """
+    parsed(overrides)
+    around = GlobalHydra.instance().hydra  # a door's, or a notebook's with other files
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(root, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        told = " ".join(_line(each) for each in (error, error.__cause__) if each)
+        raise OptionError(f"{told} (python -m tave.train --help lists every key and choice)") from error
+    except ValueError as error:  # a group's choice that is no name: Hydra doesn't say which
+        raise OptionError(f"{', '.join(overrides)}: {_line(error)}") from error
+    finally:
+        GlobalHydra.instance().hydra = around
+
+
+def _line(error: BaseException) -> str:
+    """What Hydra or OmegaConf says, in one line, without advice that doesn't hold here: no key can be appended."""
+    told = str(error).split("Config search path:")[0].split("\n    full_key:")[0]
+    return " ".join(line.strip() for line in told.splitlines() if line.strip() and not line.startswith("To append"))
+
+
 def typed(cfg: DictConfig) -> Any:
     """A composed config -> its dataclasses, checked: no key unknown, none missing, every value in its range.
 
@@ -232,12 +292,12 @@ def typed(cfg: DictConfig) -> Any:
     """
     if strange := _unknown(cfg, ""):
         raise OptionError(f"unknown key {strange[0]!r}: drop it, or see the known ones with --help")
-    if absent := sorted(OmegaConf.missing_keys(cfg)):
-        raise OptionError(f"{', '.join(absent)} not set: add for example +video=bus_to_suv, or give {absent[0]}=...")
     try:
+        if absent := sorted(OmegaConf.missing_keys(cfg)):
+            raise OptionError(f"{', '.join(absent)} not set: add for example +video=bus_to_suv, or give {absent[0]}=...")
         return OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise OptionError(str(error).splitlines()[0]) from error
+        raise OptionError(f"{error.full_key or 'config'}: {_line(error)}") from error
 
 
 def _unknown(cfg: Any, prefix: str) -> list[str]:

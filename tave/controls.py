@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.cache import file_digest, write_json
+from tave.cache import write_json
 from tave.config import EditEntry, TrainOptions, typed
+from tave.files import file_digest
 from tave.listing import ListedCase
 from tave.options import OptionError, choice
 from tave.reference import load_segmenter, reference_images

@@ -18,7 +18,7 @@ from tave.correspondence import Field
 from tave.denoiser import Denoiser, NoisePredictor
 from tave.evidence import attention_evidence
 from tave.guidance import Confined, SeparateGuidance
-from tave.inflate import tuned_state
+from tave.inflate import TRAINABLES, tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
 from tave.masking import EditMask, MaskOptions, check_holds, find_mask, given_mask, settle
 from tave.memory import adamw
@@ -54,7 +54,7 @@ class TuningOptions:
 
     def __post_init__(self) -> None:
         choice("tuning.reference", self.reference, ("random_frame", "own_frame"))
-        choice("tuning.trainables", self.trainables, ("patent", "temporal_only", "all_attention", "none", "lora"))
+        choice("tuning.trainables", self.trainables, tuple(TRAINABLES))
         within("tuning.steps", self.steps, 0, 1_000_000)
         within("tuning.weight_decay", self.weight_decay, 0, 1000)
         within("tuning.gradient_clip", self.gradient_clip, 0, 1e6)

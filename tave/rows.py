@@ -12,9 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tave.cache import file_digest, write_json
+from tave.cache import write_json
 from tave.config import CONF, EditEntry, MetricsOptions, TrainOptions, schema, typed
 from tave.controls import CONTROLS, WHOLE, make, outdated, region_told
+from tave.files import file_digest
 from tave.listing import ListedCase
 from tave.options import OptionError
 from tave.video import ReadOptions, read_clip

@@ -25,22 +25,13 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from tave.backbone import Backbone, BackboneError, licence_text
-from tave.cache import (
-    StoredError,
-    digest,
-    file_digest,
-    path_digest,
-    read_about,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from tave.cache import StoredError, digest, read_about, read_json, read_tensors, write_json, write_tensors
 from tave.conditions import image_levels
 from tave.config import PACKAGE, EditEntry, TrainOptions
 from tave.data import ClipData, Request, TargetImage
 from tave.denoiser import Denoiser
 from tave.editor import Editor, Inverted
+from tave.files import content_digest, file_digest
 from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables, tuned_state
 from tave.inversion import Trajectory
 from tave.memory import at_work, hold, use_tiles
@@ -472,4 +463,4 @@ def input_digests(options: TrainOptions) -> dict[str, str]:
     entries = options.video.requests().values()
     pictures = [path for entry in entries for pair in entry.images for path in pair]
     paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
-    return {path: path_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}
+    return {path: content_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}

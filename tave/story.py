@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,15 +21,13 @@ def tune_clip(
     ``overrides`` are those of the command line: ``["tuning.steps=300", "backbone=folder", "backbone.path=weights"]``.
     Raises ValueError with one line that names the input and the remedy.
     """
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from tave.config import CONF, slug, typed
+    from tave.config import composed, slug, typed
     from tave.train import train
 
     given = ["+video=custom", f"video.path={quoted(clip)}", f"video.source_prompt={quoted(prompt)}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*given, *overrides])
+    cfg = composed("train", [*given, *overrides])
     named = f"{slug(Path(clip).stem)}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     place = Path(folder) if folder is not None else Path("outputs") / named
     return train(typed(cfg), place, config=OmegaConf.to_container(cfg, resolve=True), show=show)  # type: ignore[arg-type]
@@ -45,21 +44,20 @@ def edit_clip(
 ) -> Path:
     """Edit the clip of ``run`` towards ``target_image``, described by ``prompt``; returns the edit's folder.
 
-    Several images are pictures of one object, joined as ``reference.several`` says.
+    Several images are pictures of one object, joined as ``reference.several`` says. ``overrides`` are those of ``tave.edit``.
+    Raises ValueError as :func:`tune_clip` does.
     """
-    from omegaconf import OmegaConf
-
     from tave.config import typed
-    from tave.edit import edit, recorded
+    from tave.edit import asked, edit
 
-    cfg = recorded(Path(run))
+    cfg = asked(Path(run), overrides)
     images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
     cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
-    (made,) = edit(Path(run), typed(OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))), show=show)  # type: ignore[arg-type]
+    *_, made = edit(Path(run), typed(cfg), show=show)
     return Path(run) / "edits" / made
 
 
 def quoted(value: str | Path) -> str:
     """A value as Hydra's override grammar reads it back unchanged."""
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    text = re.sub(r'(\\*)("|$)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), str(value))  # others stand for themselves
     return f'"{text}"'

@@ -22,8 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tave.cache import file_digest, read_json
+from tave.cache import read_json
 from tave.config import CONF, TrainOptions, chosen, typed
+from tave.files import file_digest
 from tave.options import OptionError, known
 
 log = logging.getLogger(__name__)

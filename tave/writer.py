@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from tave.cache import whole_file, write_json
+from tave.cache import write_json
 from tave.correspondence import coarsen
 from tave.editor import Edit
+from tave.files import whole_file
 from tave.sampling import resize_mask
 from tave.stages import Stages
 from tave.video import contact_sheet, side_by_side, write_image, write_mask_video, write_video

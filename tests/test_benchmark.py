@@ -23,9 +23,10 @@ import eval.score
 import tave.controls
 import tave.writer
 from tave.benchmark import BenchmarkOptions, benchmark
-from tave.cache import digest, file_digest
+from tave.cache import digest
 from tave.config import CONF, typed
 from tave.controls import CONTROLS
+from tave.files import file_digest
 from tave.options import OptionError
 from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
 from tave.roadside.cases import NAMED, truth_of, write_case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,30 @@ def test_no_clip_is_told_with_the_remedy() -> None:
 def test_image_and_prompt_belong_together() -> None:
     with pytest.raises(OptionError, match="belong together"):
         composed("+video=bus_to_suv", "video.target_image=car.png").video.requests()
+
+
+def test_a_mask_and_a_matte_are_the_only_listed_edits() -> None:
+    """They were dropped without a word, and so the edit was found where the user had drawn it."""
+    (entry,) = composed("+video=bus_to_suv", "video.mask=m.mp4", "video.matte=m.png").video.requests().values()
+    assert (entry.mask, entry.matte) == ("m.mp4", "m.png")
+    listed = composed("+video=bus_to_suv").video
+    two = replace(listed, edits={"one": listed.edits["suv"], "two": listed.edits["suv"]})
+    for video in (two, replace(listed, edits={})):
+        for key in ("mask", "matte"):
+            with pytest.raises(OptionError, match=rf"video\.{key} is one edit's and {len(video.edits)} are listed"):
+                replace(video, **{key: "m.png"}).requests()  # type: ignore[arg-type]
+
+
+def test_beside_a_target_image_they_are_its_own() -> None:
+    told = ("video.target_image=car.png", "video.target_prompt=a car", "video.mask=m.mp4")
+    asked = composed("+video=bus_to_suv", *told).video.requests()
+    assert {name: entry.mask for name, entry in asked.items()} == {"suv": None, "car": "m.mp4"}
+
+
+def test_no_edit_replaces_another_of_its_name() -> None:
+    told = ("+video=bus_to_suv", "video.target_prompt=a car")
+    for taken in (["video.target_image=suv.png"], ["video.target_image=car.png", "video.edit=suv"]):
+        with pytest.raises(OptionError, match=r"video\.edit=suv is an edit of this clip already"):
+            composed(*told, *taken).video.requests()
+    with pytest.raises(OptionError, match=r"video\.edit names the edit of video\.target_image"):
+        composed("+video=bus_to_suv", "video.edit=car").video.requests()

@@ -22,8 +22,8 @@ from PIL import Image
 from eval.records import RunError
 from eval.study import StudyOptions, study
 from eval.sweep import read_sweep
-from tave.cache import file_digest
 from tave.config import CONF, typed
+from tave.files import file_digest
 from tave.roadside import cases
 from tave.run import input_digests
 from tave.train import _finished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from tave.backbone.parts import BackboneError, BackboneMissingError
+from tave.files import file_digest
 
 Part = TypeVar("Part")
 Known = Mapping[str, Mapping[str, str]]
@@ -156,7 +156,7 @@ def verified(files: Mapping[str, list[Path]], root: Path, known: Known | None, n
         for file in found:
             precision = _precision(file)
             inside = str(file.relative_to(root))
-            hashes[inside] = _sha256(file)
+            hashes[inside] = file_digest(file)
             published = (known or {}).get(part, {}).get(precision) if len(found) == 1 else None
             if published is None:
                 unverified += [] if known is None else [inside]
@@ -179,11 +179,6 @@ def _precision(file: Path) -> str:
         raise BackboneError(f"{file} is {told}: copy it again as safetensors") from error
     floating = kinds & set(PRECISIONS)
     return PRECISIONS[floating.pop()] if len(floating) == 1 else "mixed"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def option_for(unet: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from tave.files import whole_file
 from tave.options import choice, within
 from tave.video.frames import VideoError, to_bytes
 from tave.video.sheet import mask_frames
@@ -94,17 +94,12 @@ def write_image(path: str | Path, frame: Tensor, *, comment: str = GENERATED) ->
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes ``path`` if the block succeeds and else vanishes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """:func:`whole_file` whose errors name the file and the remedy."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with whole_file(path) as waiting:
+            yield waiting
     except (OSError, FFmpegError) as error:
         raise VideoError(f"{path}: could not be written ({error}); check the folder, its rights and free space") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def _named(path: str | Path, suffix: str) -> Path:
