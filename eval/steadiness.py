@@ -97,6 +97,14 @@ class WarpErrorOutsideMask(WarpErrorObject):
     name = "warp_error_outside_mask"
 
 
+class WarpErrorInAnnotation(WarpErrorObject):
+    name = "warp_error_in_annotation"
+
+
+class WarpErrorOutsideAnnotation(WarpErrorObject):
+    name = "warp_error_outside_annotation"
+
+
 class ObjectGradientEnergy(ClipMetric):
     figure = staticmethod(gradient_energy)
     name, unit, over = "object_gradient_energy", "squared 8-bit levels", "pairs of pixels of all frames pooled"
@@ -104,6 +112,17 @@ class ObjectGradientEnergy(ClipMetric):
 
 class GradientEnergyInMask(ObjectGradientEnergy):
     name = "gradient_energy_in_mask"
+
+
+class GradientEnergyInAnnotation(ObjectGradientEnergy):
+    name = "gradient_energy_in_annotation"
+
+
+REGIONS: dict[str, tuple[type[ClipMetric], type[ClipMetric], type[ClipMetric]]] = {
+    "annotation": (WarpErrorInAnnotation, WarpErrorOutsideAnnotation, GradientEnergyInAnnotation),
+    "mask": (WarpErrorInMask, WarpErrorOutsideMask, GradientEnergyInMask),
+}
+"""who says where the object is -> warp error inside and outside, gradient energy inside"""
 
 
 class MaskTemporalIou(ClipMetric):
