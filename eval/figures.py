@@ -182,9 +182,13 @@ def _steadiness(sheet: Sheet, case: Case, mask: Tensor | None) -> None:
         sheet.add(energy, steadiness.gradient_energy(edited, new))
         sheet.add(energy, steadiness.gradient_energy(source, old), reference="source")
         sheet.add(energy, steadiness.gradient_energy(truth.ideal, new), reference="ideal")
-        ground, by = preservation.background(old, new), "motion of the source, true where the camera is still, else DIS flow"
-        flow = still(len(source), *edited.shape[2:]) if truth.still_camera else optical_flow(source)
-        _pair(sheet, steadiness.WarpErrorBackground, case, (flow, flow), ground, by)
+        ground = preservation.background(old, new)
+        if truth.still_camera:
+            rest = still(len(source), *edited.shape[2:])
+            _pair(sheet, steadiness.WarpErrorBackgroundStill, case, (rest, rest), ground, "true motion")
+        else:
+            flow = optical_flow(source)
+            _pair(sheet, steadiness.WarpErrorBackgroundFlow, case, (flow, flow), ground, "DIS flow of the source")
         if mask is not None:
             sheet.add(steadiness.MaskTemporalIou, steadiness.temporal_iou(mask, motion), **told)
             sheet.add(steadiness.MaskTemporalIou, steadiness.temporal_iou(old, motion), reference="source", **told)

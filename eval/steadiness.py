@@ -85,8 +85,16 @@ class WarpErrorObject(ClipMetric):
     name, unit, over, higher_is_better = "warp_error_object", "8-bit levels", "pixels of all pairs pooled", False
 
 
-class WarpErrorBackground(WarpErrorObject):
-    name = "warp_error_background"
+class WarpErrorBackgroundStill(WarpErrorObject):
+    """Under a camera that stands still: any change is an error."""
+
+    name = "warp_error_background_still"
+
+
+class WarpErrorBackgroundFlow(WarpErrorObject):
+    """Under a camera that moves: the flow's own errors are in it, so it has no mean with the other."""
+
+    name = "warp_error_background_flow"
 
 
 class WarpErrorInMask(WarpErrorObject):

@@ -238,7 +238,7 @@ CONTROLS: dict[str, tuple[Callable[[Case, Truth], Tensor], dict[str, str]]] = {
         lambda found, truth: truth.ideal[:1].expand_as(truth.ideal),
         {
             "frame_consistency_pairs": "as good",
-            "warp_error_background": "as good",
+            "warp_error_background_still": "as good",
             "warp_error_object": "worse",
             "ideal_psnr_aligned": "worse",
         },
