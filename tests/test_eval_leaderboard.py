@@ -102,6 +102,16 @@ def test_two_ids_never_share_a_column(board: Path) -> None:
         collect(find_runs(str(board)))
 
 
+def test_clips_of_two_sizes_are_told_what_helps(board: Path) -> None:
+    make_run(board / "d", "d", {"tave": {"residue": 0.0}}, about=ID | {"id": "residue/-/128x96/pixels/v1"})
+    told = r"residue is measured at 128x96, but at 96x96 in .*; edit all clips at one size \(video.width=... video.height=...\)"
+    with pytest.raises(MetricError, match=told):
+        collect(find_runs(str(board)))
+    make_run(board / "d2", "d", {"tave": {"residue": 0.0}}, about=ID | {"id": "residue/-/96x96/pixels/v2"})
+    with pytest.raises(MetricError, match="score both anew"):
+        collect([board / "a", board / "d2"])
+
+
 def test_few_cases_decide_nothing() -> None:
     for count, decided in ((2, False), (5, False), (6, True)):
         found = [result(str(i), method, value + i) for i in range(count) for method, value in (("tave", 0.0), ("other", 1.0))]
