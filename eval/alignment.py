@@ -104,6 +104,10 @@ class ClipTextInMask(ClipText):
     name, over = "clip_text_in_mask", "mean over frames, crop of the edit mask"
 
 
+class ClipTextInAnnotation(ClipText):
+    name, over = "clip_text_in_annotation", "mean over frames, crop of the annotated object"
+
+
 class ClipImage(ClipMetric):
     figure = staticmethod(image_alignment)
     name, unit, over, higher_is_better = "clip_image", "cosine", "mean over frames", True
@@ -117,6 +121,10 @@ class ClipImageInMask(ClipImage):
     name, over = "clip_image_in_mask", "mean over frames, crop of the edit mask"
 
 
+class ClipImageInAnnotation(ClipImage):
+    name, over = "clip_image_in_annotation", ClipTextInAnnotation.over
+
+
 class DinoImage(ClipImage):
     name = "dino_image"
 
@@ -127,6 +135,18 @@ class DinoImageCrop(ClipImage):
 
 class DinoImageInMask(ClipImage):
     name, over = "dino_image_in_mask", ClipImageInMask.over
+
+
+class DinoImageInAnnotation(ClipImage):
+    name, over = "dino_image_in_annotation", ClipTextInAnnotation.over
+
+
+CROPS = {
+    "truth": (ClipTextCrop, ClipImageCrop, DinoImageCrop),
+    "annotation": (ClipTextInAnnotation, ClipImageInAnnotation, DinoImageInAnnotation),
+    "mask": (ClipTextInMask, ClipImageInMask, DinoImageInMask),
+}
+"""who says where the object is -> what is measured of its crop: words, picture, picture by DINO"""
 
 
 class FrameAccuracy(ClipMetric):

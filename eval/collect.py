@@ -20,6 +20,8 @@ from eval.sweep import APART, flat
 NO_METHOD = re.compile(rf"\+*({'|'.join(APART)}|experiment|hydra|run|backbone\.(path|adapter))\b")
 PLACES = ("backbone.path", "backbone.adapter", "reference.segmenter", "experiment")
 
+_SIZE = re.compile(r"\d+x\d+")  # width and height, as Sheet.size has them
+
 
 @dataclass(frozen=True)
 class Result:
@@ -95,12 +97,22 @@ def _agree(known: dict[str, dict[str, Any]], owners: dict[str, Path], told: dict
         if not isinstance(about, dict) or not {"id", "higher_is_better"} <= set(about):
             raise MetricError(f"{run / 'metrics.json'}: {name} has no id or no direction; score the run anew")
         if name in known and known[name]["id"] != about["id"]:
-            raise MetricError(
-                f"{run}: {name} is {about['id']}, but {owners[name]} has {known[name]['id']}: numbers of two kinds make no"
-                " table; score both anew, or list them apart"
-            )
+            raise MetricError(f"{run}: {name} is {_apart(about['id'], known[name]['id'], owners[name])}")
         known.setdefault(name, about)
         owners.setdefault(name, run)
+
+
+def _apart(here: str, there: str, other: Path) -> str:
+    """How two ids differ, and what to do about it: where it is the clips' size alone, scoring them again doesn't help."""
+    parts = list(zip(here.split("/"), there.split("/"), strict=False))
+    differing = [pair for pair in parts if pair[0] != pair[1]]
+    if here.count("/") == there.count("/") and len(differing) == 1 and all(map(_SIZE.fullmatch, differing[0])):
+        ours, theirs = differing[0]
+        return (
+            f"measured at {ours}, but at {theirs} in {other}: figures of two sizes make no table; edit all clips at one size"
+            " (video.width=... video.height=...), or list them apart"
+        )
+    return f"{here}, but {other} has {there}: numbers of two kinds make no table; score both anew, or list them apart"
 
 
 def _numbers(figures: dict[str, Any], about: dict[str, Any], path: Path) -> dict[str, float]:

@@ -1,8 +1,14 @@
 """All figures of one edit, each with its id; what can't be measured is said, never left out in silence.
 
-Where the right answer is known, an object is where the truth has it and moves as it was drawn. Elsewhere the edit mask stands
-for it and an optical flow for its motion: other numbers, so they have other names (``..._in_mask``, ``..._outside_mask``,
-``..._flow``). A name that ends in ``_source``, ``_ideal``, ``_floor`` or ``_ceiling`` is what an edit is read against.
+Where the right answer is known, an object is where the truth has it and moves as it was drawn. Elsewhere the old object as a
+person has annotated it stands for it, or else the edit mask, and an optical flow for its motion: other numbers, so they have
+other names (``..._in_annotation``, ``..._in_mask``, ``..._flow``).
+
+``..._outside_mask`` asks whether the edit kept to its own mask, so a mask over everything wins it; that there is one background
+for all rows takes a truth or an annotation (``..._outside_annotation``). An annotation holds the old object alone, and a larger
+new one counts against the edit there: ``..._outside_union`` leaves out what either of annotation and mask holds.
+
+A name that ends in ``_source``, ``_ideal``, ``_floor`` or ``_ceiling`` is what an edit is read against.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from eval.metric import ClipMetric, Figure, figure
 from eval.motion import Motion, optical_flow, still, track_motion
 
 _DINO_SIZE = 224
+NOWHERE = "nobody says where the object is; give mask=... or annotations=..."
 
 
 @dataclass(frozen=True)
@@ -82,38 +89,44 @@ def measure(case: Case, tools: Tools) -> Sheet:
 
 
 def _background(sheet: Sheet, case: Case, mask: Tensor | None, tools: Tools) -> None:
-    outside, told = _outside(case, mask)
-    if outside is None:
-        sheet.skip("the background outside the mask", "nobody says where it is; give mask=...")
-    else:
-        psnr = preservation.psnr(case.edited, case.source, outside)
-        sheet.add(preservation.BackgroundPsnrOutsideMask, psnr, over=told)
-        ssim = preservation.background_ssim(case.edited, case.source, outside)
-        sheet.add(preservation.BackgroundSsimOutsideMask, ssim, over=told)
+    for whose, (region, told) in _backgrounds(case, mask).items():
+        psnr, ssim, lpips = perceptual.BACKGROUNDS[whose]
+        sheet.add(psnr, preservation.psnr(case.edited, case.source, region), over=told)
+        sheet.add(ssim, preservation.background_ssim(case.edited, case.source, region), over=told)
         if tools.lpips:
-            lpips = perceptual.background_lpips(case.edited, case.source, outside, tools.lpips)
-            sheet.add(perceptual.BackgroundLpipsOutsideMask, lpips, over=told, by=tools.lpips.id)
-    if case.truth:
-        old, new = case.truth.source_mask, case.truth.target_mask
-        region, told = preservation.background(old, new), f"beyond {preservation.GUARD} px of both objects"
-        sheet.add(preservation.BackgroundPsnr, preservation.background_psnr(case.edited, case.source, old, new), over=told)
-        ssim = preservation.background_ssim(case.edited, case.source, region)
-        sheet.add(preservation.BackgroundSsim, ssim, over=told)
-        if tools.lpips:
-            lpips = perceptual.background_lpips(case.edited, case.source, region, tools.lpips)
-            sheet.add(perceptual.BackgroundLpips, lpips, over=told, by=tools.lpips.id)
+            distance = perceptual.background_lpips(case.edited, case.source, region, tools.lpips)
+            sheet.add(lpips, distance, over=told, by=tools.lpips.id)
+    if mask is None and case.alpha is None:
+        sheet.skip("the mask, and the background outside of it", "there is none; give mask=...")
     if case.autoencoder_psnr is not None:
         sheet.add(preservation.BackgroundPsnr, case.autoencoder_psnr, over="whole frames", reference="floor")
     if not tools.lpips:
         sheet.skip("background_lpips", tools.why.get("lpips", "it has no weights"))
 
 
-def _outside(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
+def _backgrounds(case: Case, mask: Tensor | None) -> dict[str, tuple[Tensor, str]]:
+    """By whose word, as in :data:`eval.perceptual.BACKGROUNDS` -> ``f H W`` bool and its name."""
+    found: dict[str, tuple[Tensor, str]] = {}
+    outside, told = _outside_mask(case, mask)
+    if case.annotation is not None and not case.truth:
+        beyond, away = found["annotation"] = _beyond(case.annotation, "the annotated object")
+        if outside is not None:
+            found["union"] = outside & beyond, f"{told} and {away}"
+    elif outside is not None:
+        found["mask"] = outside, told
+    if case.truth:
+        found["truth"] = _beyond(case.truth.source_mask | case.truth.target_mask, "both objects")
+    return found
+
+
+def _outside_mask(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
     if case.alpha is not None:
         return case.alpha == 0, "where the composite's alpha is 0"
-    if mask is not None:
-        return ~preservation.grow(mask, preservation.GUARD), f"beyond {preservation.GUARD} px of the mask"
-    return None, ""
+    return (None, "") if mask is None else _beyond(mask, "the mask")
+
+
+def _beyond(inside: Tensor, name: str) -> tuple[Tensor, str]:
+    return ~preservation.grow(inside, preservation.GUARD), f"beyond {preservation.GUARD} px of {name}"
 
 
 # ---- the known answer ------------------------------------------------------------------------------------------------
@@ -169,26 +182,32 @@ def _steadiness(sheet: Sheet, case: Case, mask: Tensor | None) -> None:
         sheet.add(energy, steadiness.gradient_energy(edited, new))
         sheet.add(energy, steadiness.gradient_energy(source, old), reference="source")
         sheet.add(energy, steadiness.gradient_energy(truth.ideal, new), reference="ideal")
-        ground, by = preservation.background(old, new), "motion of the source, true where the camera is still, else DIS flow"
-        flow = still(len(source), *edited.shape[2:]) if truth.still_camera else optical_flow(source)
-        _pair(sheet, steadiness.WarpErrorBackground, case, (flow, flow), ground, by)
+        ground = preservation.background(old, new)
+        if truth.still_camera:
+            rest = still(len(source), *edited.shape[2:])
+            _pair(sheet, steadiness.WarpErrorBackgroundStill, case, (rest, rest), ground, "true motion")
+        else:
+            flow = optical_flow(source)
+            _pair(sheet, steadiness.WarpErrorBackgroundFlow, case, (flow, flow), ground, "DIS flow of the source")
         if mask is not None:
             sheet.add(steadiness.MaskTemporalIou, steadiness.temporal_iou(mask, motion), **told)
             sheet.add(steadiness.MaskTemporalIou, steadiness.temporal_iou(old, motion), reference="source", **told)
         return
-    if mask is None:
-        sheet.skip("warp error, gradient energy, temporal IoU", "nobody says where the object is; give mask=...")
+    region, whose = _object(case, mask)
+    if region is None:
+        sheet.skip("warp error, gradient energy, temporal IoU", NOWHERE)
         return
+    within, beyond, energy = steadiness.REGIONS[whose]
     flow, by = optical_flow(source), "DIS flow of the source"
-    # Inside the mask the edit may have another shape than the source: its own flow there.
-    own = "DIS flow of each clip"
-    _pair(sheet, steadiness.WarpErrorInMask, case, (optical_flow(edited), flow), mask, own)
-    outside, told = _outside(case, mask)
+    # Where the object is, the edit may have another shape than the source: its own flow there.
+    _pair(sheet, within, case, (optical_flow(edited), flow), region, "DIS flow of each clip")
+    outside, told = _backgrounds(case, mask).get(whose, (None, ""))
     if outside is not None:
-        _pair(sheet, steadiness.WarpErrorOutsideMask, case, (flow, flow), outside, by, told)
+        _pair(sheet, beyond, case, (flow, flow), outside, by, told)
     for frames, reference in ((edited, ""), (source, "source")):
-        sheet.add(steadiness.GradientEnergyInMask, steadiness.gradient_energy(frames, mask), reference=reference)
-    sheet.add(steadiness.MaskTemporalIouFlow, steadiness.temporal_iou(mask, flow), by=by)
+        sheet.add(energy, steadiness.gradient_energy(frames, region), reference=reference)
+    if mask is not None:
+        sheet.add(steadiness.MaskTemporalIouFlow, steadiness.temporal_iou(mask, flow), by=by)
     if case.annotation is not None:
         value = steadiness.temporal_iou(case.annotation, flow)
         sheet.add(steadiness.MaskTemporalIouFlow, value, by=by, reference="source")
@@ -206,16 +225,16 @@ def _pair(
 
 
 def _looks(sheet: Sheet, case: Case, mask: Tensor | None, tools: Tools) -> None:
-    asked, region = case.asked, _object(case, mask)
+    asked, (region, whose) = case.asked, _crop(case, mask)
     prompt, image = asked.target_prompt, asked.image
     if prompt is None:
         sheet.skip("alignment with the prompt", asked.missing or "give target_prompt=...")
     if image is None:
         sheet.skip("alignment with the target image", asked.missing)
     if region is None:
-        sheet.skip("alignment of the object alone", "nobody says where it is; give mask=...")
+        sheet.skip("alignment of the object alone", NOWHERE)
     if tools.clip:
-        _seen_by_clip(sheet, case, region, tools.clip)
+        _seen_by_clip(sheet, case, region, whose, tools.clip)
     else:
         sheet.skip("clip_text, clip_image, frame_consistency, frame_accuracy", tools.why.get("clip", "give clip=..."))
     if tools.dino and image is not None:
@@ -225,7 +244,7 @@ def _looks(sheet: Sheet, case: Case, mask: Tensor | None, tools: Tools) -> None:
         if region is not None:
             crops = alignment.masked_crops(case.edited, region, _DINO_SIZE)
             value = alignment.image_alignment(tools.dino.images(crops), cut) if len(crops) else None
-            sheet.add(alignment.DinoImageCrop if case.truth else alignment.DinoImageInMask, value, **told)
+            sheet.add(alignment.CROPS[whose][2], value, **told)
     elif not tools.dino:
         sheet.skip("dino_image", tools.why.get("dino", "give dino=..."))
     if tools.pickscore and prompt is not None:
@@ -236,25 +255,28 @@ def _looks(sheet: Sheet, case: Case, mask: Tensor | None, tools: Tools) -> None:
         sheet.skip("pickscore", tools.why.get("pickscore", "give pickscore=..."))
 
 
-def _object(case: Case, mask: Tensor | None) -> Tensor | None:
-    """``f H W`` bool: where to look for the object, empty in frames that don't count."""
+def _object(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
+    """Where to look for the object, ``f H W`` bool, and who says so: annotation or mask, the one that all rows share first."""
+    if case.annotation is not None and not case.truth:
+        return case.annotation, "annotation"
+    return mask, "mask"
+
+
+def _crop(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
+    """As :func:`_object`, by the truth where there is one; empty in frames that don't count."""
     if not case.truth:
-        return mask
+        return _object(case, mask)
     counted = torch.tensor(case.truth.inside) >= identity.MIN_INSIDE
-    return (case.truth.source_mask | case.truth.target_mask) & counted[:, None, None]
+    return (case.truth.source_mask | case.truth.target_mask) & counted[:, None, None], "truth"
 
 
-def _seen_by_clip(sheet: Sheet, case: Case, region: Tensor | None, clip: Encoder) -> None:
+def _seen_by_clip(sheet: Sheet, case: Case, region: Tensor | None, whose: str, clip: Encoder) -> None:
     if case.conditioner and isinstance(clip, OpenClip) and clip.conditions(case.conditioner):
         sheet.notes.append(f"{clip.id} also conditions the model: it praises itself in clip_image and clip_text")
     prompt, image, told = case.asked.target_prompt, case.asked.image, {"by": clip.id, "size": f"{clip.size}px"}
     caption = None if prompt is None else clip.texts([prompt])[0]
     whole, cut = (clip.images(p) for p in alignment.reference_pictures(*image, clip.size)) if image else (None, None)
-    text, picture = (
-        (alignment.ClipTextCrop, alignment.ClipImageCrop)
-        if case.truth
-        else (alignment.ClipTextInMask, alignment.ClipImageInMask)
-    )
+    text, picture, _ = alignment.CROPS[whose]
     for frames, reference in ((case.edited, ""), (case.source, "source")):
         seen = see_whole(clip, frames)
         sheet.add(FrameConsistencyAdjacent, adjacent_consistency(seen), reference=reference, **told)

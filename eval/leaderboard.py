@@ -21,7 +21,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from eval.collect import Collection, apart, collect, find_failed, find_runs
 from eval.metric import MetricError
-from eval.page import notices, page
+from eval.page import NARROW, notices, page
 from eval.score import conf_folder
 from eval.table import ALL, as_json
 
@@ -78,7 +78,7 @@ def _differences(told: dict[str, Any], group: str, names: list[str]) -> list[str
     lines = [f"| {told['versus']} minus | {' | '.join(map(_headed(told), names))} |", "| --- " * (1 + len(names)) + "|"]
     for method in others:
         lines.append(f"| {method} | {' | '.join(_shown(cell.get((method, name)), 'difference') for name in names)} |")
-    return [*lines, ""]
+    return [*lines, "", NARROW, ""]
 
 
 def _headed(told: dict[str, Any]) -> Any:

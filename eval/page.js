@@ -27,7 +27,7 @@ function draw(){
         s.textContent='['+num(r.low)+', '+num(r.high)+']'+' n='+r.n;td.append(s);
         if(r.mean===best[k])td.classList.add('best');
         if(p){td.title=T.versus+' minus '+m+': '+num(p.difference)+' ['+num(p.low)+', '+num(p.high)+'], n='+p.n;
-          if(p.n>1&&(p.low>0||p.high<0))td.classList.add('clear')}}
+          if(p.decided)td.classList.add('clear')}}
       else td.textContent='\u2013';
       tr.append(td)}
     return tr});

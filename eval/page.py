@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.nn import functional
+
 from eval.annotations import WHOLE
 from eval.collect import Result
 from eval.metric import MetricError
-from eval.table import methods_of
+from eval.table import FEWEST, methods_of
 from tave.video import VideoError, read_clip, write_video
 
 _STYLE, _SCRIPT = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
+
+NARROW = f"Intervals of few cases are too narrow: below {FEWEST} cases no difference is decided, whatever its interval says."
 
 
 def page(told: dict[str, Any], results: Sequence[Result], title: str, note: str = "", clips: int = 12) -> str:
@@ -35,11 +39,11 @@ def page(told: dict[str, Any], results: Sequence[Result], title: str, note: str 
 <title>{html.escape(title)}</title><style>{_STYLE}</style>
 <h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>
 <p>Means over cases with 95 % bootstrap intervals. An arrow shows which direction is better; a click on a heading sorts.
-A dot marks a difference to <b>{html.escape(told["versus"])}</b>, paired over two cases or more, whose interval leaves out
-0; it shows when pointed at.</p>
+A dot marks a difference to <b>{html.escape(told["versus"])}</b>, paired over {FEWEST} cases or more, whose interval leaves out
+0; it shows when pointed at. {NARROW}</p>
 <nav></nav><div class="wide"><table id="board"><thead></thead><tbody></tbody></table></div>
 {_listed(notices(told))}
-<h2>Clips</h2><p>Each row plays while it is pointed at or has the focus.</p>
+<h2>Clips</h2><p>Each row plays while it is pointed at or has the focus, with colour at half the files' resolution.</p>
 <div class="cases">{"".join(_gallery(results, told["versus"], clips))}</div>
 <details><summary>What each number is</summary><ul>{_ids(told["metrics"])}</ul></details>
 <script type="application/json" id="told">{data}</script><script>{_SCRIPT}</script></html>
@@ -82,25 +86,24 @@ def _gallery(results: Sequence[Result], first: str, count: int) -> list[str]:
     for case in chosen:
         own = {result.method: result for result in reversed([r for r in results if r.case == case])}
         order = [own[method] for method in methods_of(results, first) if method in own]
-        shown = [_figure("source", _playable(order[0].source)), *(_figure(r.method, _bytes(r.edited)) for r in order)]
+        shown = [_figure("source", _playable(order[0].source)), *(_figure(r.method, _playable(r.edited)) for r in order)]
         groups, name = html.escape(json.dumps(order[0].groups)), html.escape(case)
         strips.append(f'<section class="case" data-groups="{groups}"><h3>{name}</h3><div>{"".join(shown)}</div></section>')
     return strips
 
 
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
 def _playable(path: Path) -> bytes | None:
-    """A run's source as browsers show it: the file itself is RGB without loss, which they play in false colours."""
+    """A clip as every browser plays it: the files are RGB, shown in false colours, or 4:4:4, which many don't decode."""
     if not path.is_file():
         return None
     try:
         clip = read_clip(path, WHOLE)
+        height, width = clip.frames.shape[2:]
+        even = functional.pad(clip.frames, (0, width % 2, 0, height % 2), mode="replicate")  # 4:2:0 holds no odd side
         with tempfile.TemporaryDirectory() as folder:
-            write_video(Path(folder) / "source.mp4", clip.frames, clip.fps, crf=0)  # other crf: not the same bytes each time
-            return (Path(folder) / "source.mp4").read_bytes()
+            # crf 0 would be a lossless profile, which they don't play either
+            write_video(Path(folder) / "clip.mp4", even, clip.fps, crf=4, chroma="420")
+            return (Path(folder) / "clip.mp4").read_bytes()
     except VideoError as error:
         raise MetricError(str(error)) from error
 

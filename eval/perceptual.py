@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eval import preservation
 from eval.metric import ClipMetric
 from eval.preservation import require_region, require_same_shape
 from eval.weights import Weights, WeightsError, verify
@@ -86,3 +87,24 @@ class BackgroundLpipsOutsideMask(ClipMetric):
 
 class BackgroundLpips(BackgroundLpipsOutsideMask):
     name = "background_lpips"
+
+
+class BackgroundLpipsOutsideAnnotation(BackgroundLpipsOutsideMask):
+    name = "background_lpips_outside_annotation"
+
+
+class BackgroundLpipsOutsideUnion(BackgroundLpipsOutsideMask):
+    name = "background_lpips_outside_union"
+
+
+BACKGROUNDS: dict[str, tuple[type[ClipMetric], type[ClipMetric], type[ClipMetric]]] = {
+    "truth": (preservation.BackgroundPsnr, preservation.BackgroundSsim, BackgroundLpips),
+    "annotation": (
+        preservation.BackgroundPsnrOutsideAnnotation,
+        preservation.BackgroundSsimOutsideAnnotation,
+        BackgroundLpipsOutsideAnnotation,
+    ),
+    "mask": (preservation.BackgroundPsnrOutsideMask, preservation.BackgroundSsimOutsideMask, BackgroundLpipsOutsideMask),
+    "union": (preservation.BackgroundPsnrOutsideUnion, preservation.BackgroundSsimOutsideUnion, BackgroundLpipsOutsideUnion),
+}
+"""who says where the background is -> PSNR, SSIM and LPIPS over it; ``union``: neither annotation nor mask"""

@@ -140,6 +140,23 @@ class BackgroundSsim(BackgroundSsimOutsideMask):
     name = "background_ssim"
 
 
+class BackgroundPsnrOutsideAnnotation(ClipMetric):
+    figure = staticmethod(psnr)
+    name, unit, over, higher_is_better = "background_psnr_outside_annotation", "dB", BackgroundPsnr.over, True
+
+
+class BackgroundSsimOutsideAnnotation(BackgroundSsimOutsideMask):
+    name = "background_ssim_outside_annotation"
+
+
+class BackgroundPsnrOutsideUnion(BackgroundPsnrOutsideAnnotation):
+    name = "background_psnr_outside_union"
+
+
+class BackgroundSsimOutsideUnion(BackgroundSsimOutsideMask):
+    name = "background_ssim_outside_union"
+
+
 def grow(region: Tensor, pixels: int) -> Tensor:
     """``f H W`` bool, grown by ``pixels`` in every direction, diagonals included."""
     grown = functional.max_pool2d(region[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)

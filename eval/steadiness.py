@@ -85,8 +85,16 @@ class WarpErrorObject(ClipMetric):
     name, unit, over, higher_is_better = "warp_error_object", "8-bit levels", "pixels of all pairs pooled", False
 
 
-class WarpErrorBackground(WarpErrorObject):
-    name = "warp_error_background"
+class WarpErrorBackgroundStill(WarpErrorObject):
+    """Under a camera that stands still: any change is an error."""
+
+    name = "warp_error_background_still"
+
+
+class WarpErrorBackgroundFlow(WarpErrorObject):
+    """Under a camera that moves: the flow's own errors are in it, so it has no mean with the other."""
+
+    name = "warp_error_background_flow"
 
 
 class WarpErrorInMask(WarpErrorObject):
@@ -97,6 +105,14 @@ class WarpErrorOutsideMask(WarpErrorObject):
     name = "warp_error_outside_mask"
 
 
+class WarpErrorInAnnotation(WarpErrorObject):
+    name = "warp_error_in_annotation"
+
+
+class WarpErrorOutsideAnnotation(WarpErrorObject):
+    name = "warp_error_outside_annotation"
+
+
 class ObjectGradientEnergy(ClipMetric):
     figure = staticmethod(gradient_energy)
     name, unit, over = "object_gradient_energy", "squared 8-bit levels", "pairs of pixels of all frames pooled"
@@ -104,6 +120,17 @@ class ObjectGradientEnergy(ClipMetric):
 
 class GradientEnergyInMask(ObjectGradientEnergy):
     name = "gradient_energy_in_mask"
+
+
+class GradientEnergyInAnnotation(ObjectGradientEnergy):
+    name = "gradient_energy_in_annotation"
+
+
+REGIONS: dict[str, tuple[type[ClipMetric], type[ClipMetric], type[ClipMetric]]] = {
+    "annotation": (WarpErrorInAnnotation, WarpErrorOutsideAnnotation, GradientEnergyInAnnotation),
+    "mask": (WarpErrorInMask, WarpErrorOutsideMask, GradientEnergyInMask),
+}
+"""who says where the object is -> warp error inside and outside, gradient energy inside"""
 
 
 class MaskTemporalIou(ClipMetric):

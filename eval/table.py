@@ -17,6 +17,9 @@ from eval.collect import Collection, Result
 
 ALL = "all"
 DRAWS, SEED, COVER = 2000, 0, 0.95
+FEWEST = 6
+"""Pairs below which no difference counts as decided: of five with random signs one in sixteen has all alike (six: one in 32),
+and a bootstrap of few is too narrow: where there is no difference it leaves out 0 in half of all tables of two cases."""
 
 Cases = dict[str, float]
 """case -> figure, seeds averaged"""
@@ -37,7 +40,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of ``method`` minus ``versus`` over the cases that both have."""
+    """The mean of ``method`` minus ``versus`` over the cases that both have.
+
+    ``decided``: they are :data:`FEWEST` or more, and the interval leaves out 0.
+    """
 
     method: str
     versus: str
@@ -47,6 +53,7 @@ class Paired:
     low: float
     high: float
     n: int
+    decided: bool
 
 
 def interval(values: Sequence[float], draws: int = DRAWS, seed: int = SEED) -> tuple[float, float, float]:
@@ -107,7 +114,9 @@ def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> li
             for method in methods_of(results, versus)[1:]:
                 both = [ours[case] - other for case, other in found.get(method, {}).items() if case in ours]
                 if both:
-                    made.append(Paired(versus, method, metric, group, *interval(both), len(both)))
+                    mean, low, high = interval(both)
+                    decided = len(both) >= FEWEST and (low > 0 or high < 0)
+                    made.append(Paired(versus, method, metric, group, mean, low, high, len(both), decided))
     return made
 
 
@@ -135,7 +144,7 @@ def as_json(found: Collection, metrics: Sequence[str], versus: str) -> dict[str,
     about: Mapping[str, Any] = {name: found.metrics.get(name, {}) for name in metrics}
     return {
         "versus": versus,
-        "interval": {"cover": COVER, "draws": DRAWS, "seed": SEED, "unit": "case"},
+        "interval": {"cover": COVER, "draws": DRAWS, "seed": SEED, "unit": "case", "fewest": FEWEST},
         "metrics": about,
         "methods": methods_of(found.results, versus),
         "groups": groups_of(found.results),

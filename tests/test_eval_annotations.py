@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,50 @@ def test_masks_get_the_cut_of_the_clip(folder: Path) -> None:
     assert torch.equal(masks[1], read_annotations(folder, torch.zeros(6, 3, 24, 40))[3, :, 8:32])
     trimmed = read_annotations(folder, torch.zeros(2, 3, 24, 32), ReadOptions(frames=2, multiple=16))
     assert trimmed[0, 8:16, :10].all() and not trimmed[0, :, 10:].any()
+
+
+def test_a_clip_that_was_trimmed_has_its_masks_trimmed(tmp_path: Path) -> None:
+    inside = np.zeros((22, 46), dtype=np.uint8)
+    inside[3:9, 5:11] = inside[13:19, 35:41] = 255
+    Image.fromarray(inside).save(tmp_path / "0.png")
+    masks = read_annotations(tmp_path, torch.zeros(1, 3, 16, 40), ReadOptions(frames=1, multiple=8))
+    assert torch.equal(masks[0], torch.from_numpy(inside)[3:19, 3:43] > 0)
+
+
+def numbered(folder: Path, ids: np.ndarray, palette: list[int] | None) -> Path:
+    """``f H W`` object numbers as pictures, in the palette's colours (the numbers themselves as grey levels without one)."""
+    folder.mkdir()
+    for index, picture in enumerate(ids):
+        image = Image.fromarray(picture, "P" if palette else "L")
+        if palette:
+            image.putpalette(palette)
+        image.save(folder / f"{index:05d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("palette", [None, [0, 0, 0, 128, 0, 0, 192, 192, 128]], ids=["numbers", "davis"])
+def test_a_mask_of_object_numbers_is_not_empty(tmp_path: Path, palette: list[int] | None) -> None:
+    ids = np.zeros((2, 16, 24), dtype=np.uint8)
+    ids[:, 4:8, 4:8], ids[:, 10:12, 4:8] = 1, 2
+    masks = read_mask(numbered(tmp_path / "masks", ids, palette), torch.zeros(2, 3, 16, 24))
+    assert torch.equal(masks, torch.from_numpy(ids > 0))
+
+
+def test_a_grey_mask_ends_where_it_is_half_white(tmp_path: Path) -> None:
+    soft = np.broadcast_to(np.arange(0, 240, 10, dtype=np.uint8), (1, 16, 24))
+    masks = read_mask(numbered(tmp_path / "masks", soft.copy(), None), torch.zeros(1, 3, 16, 24))
+    assert masks[0].any(dim=0).tolist() == [column >= 13 for column in range(24)]
+
+
+@pytest.mark.parametrize("read", [read_mask, read_annotations])
+def test_masks_that_are_empty_throughout_are_refused(tmp_path: Path, read: Callable[..., torch.Tensor]) -> None:
+    ids = np.zeros((2, 16, 24), dtype=np.uint8)
+    place = numbered(tmp_path / "masks", ids, None)
+    with pytest.raises(MetricError, match="masks: all 2 masks are empty; give masks that are white") as caught:
+        read(place, torch.zeros(2, 3, 16, 24))
+    assert "\n" not in str(caught.value)
+    ids[1, 4, 4] = 255
+    assert read(numbered(tmp_path / "one", ids, None), torch.zeros(2, 3, 16, 24)).sum() == 1
 
 
 def test_masks_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,34 @@ def test_two_ids_never_share_a_column(board: Path) -> None:
         collect(find_runs(str(board)))
 
 
+def test_clips_of_two_sizes_are_told_what_helps(board: Path) -> None:
+    make_run(board / "d", "d", {"tave": {"residue": 0.0}}, about=ID | {"id": "residue/-/128x96/pixels/v1"})
+    told = r"residue is measured at 128x96, but at 96x96 in .*; edit all clips at one size \(video.width=... video.height=...\)"
+    with pytest.raises(MetricError, match=told):
+        collect(find_runs(str(board)))
+    make_run(board / "d2", "d", {"tave": {"residue": 0.0}}, about=ID | {"id": "residue/-/96x96/pixels/v2"})
+    with pytest.raises(MetricError, match="score both anew"):
+        collect([board / "a", board / "d2"])
+
+
+def test_few_cases_decide_nothing() -> None:
+    for count, decided in ((2, False), (5, False), (6, True)):
+        found = [result(str(i), method, value + i) for i in range(count) for method, value in (("tave", 0.0), ("other", 1.0))]
+        assert [pair.decided for pair in paired(found, ["residue"], "tave") if pair.group == "all"] == [decided]
+    rng = np.random.default_rng(2)
+    even = [result(str(i), method, float(rng.normal())) for i in range(40) for method in ("tave", "other")]
+    assert not any(pair.decided for pair in paired(even, ["residue"], "tave"))
+
+
+def test_the_page_marks_what_is_decided_and_says_that_few_cases_are_not(board: Path, tmp_path: Path) -> None:
+    page = leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "out")))
+    told = json.loads(page.with_suffix(".json").read_text())
+    assert told["interval"]["fewest"] == 6 and not any(pair["decided"] for pair in told["paired"])
+    for text in (page.read_text(), page.with_suffix(".md").read_text()):
+        assert "Intervals of few cases are too narrow: below 6 cases no difference is decided" in text
+    assert "if(p.decided)td.classList.add('clear')" in page.read_text()
+
+
 def test_what_failed_is_listed(board: Path, tmp_path: Path) -> None:
     (board / "failed.json").write_text(json.dumps({"failed": [{"case": "z", "method": "tave", "error": "no <such> clip"}]}))
     page = leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "out")))
@@ -169,10 +197,25 @@ def test_the_page_shows_a_lossless_source_in_its_own_colours(board: Path, tmp_pa
     page = leaderboard(LeaderboardOptions(runs=str(board / "a"), out=str(tmp_path / "out")))
     embedded = page.read_text().split("data:video/mp4;base64,")[1].partition('"')[0]
     (tmp_path / "seen.mp4").write_bytes(base64.b64decode(embedded))
-    with av.open(str(tmp_path / "seen.mp4")) as file:
-        assert (file.streams.video[0].codec_context.pix_fmt or "").startswith("yuv")  # no browser reads RGB as RGB
     seen = read_clip(tmp_path / "seen.mp4", ReadOptions(frames=None, multiple=1)).frames
     assert float((seen - red).abs().max()) < 0.05
+
+
+def test_every_clip_on_the_page_is_one_that_browsers_play(board: Path, tmp_path: Path) -> None:
+    grey = torch.linspace(-1, 1, 35).expand(2, 3, 33, 35)  # odd sides: 4:2:0 can't hold them
+    write_video(board / "a" / "edits" / "tave" / "edited.mp4", grey, 8.0)
+    write_video(board / "a" / "source.mp4", grey, 8.0, lossless=True)
+    page = leaderboard(LeaderboardOptions(runs=str(board / "a"), out=str(tmp_path / "out")))
+    clips = [part.partition('"')[0] for part in page.read_text().split("data:video/mp4;base64,")[1:]]
+    assert len(clips) == 3
+    for index, clip in enumerate(clips):
+        (tmp_path / "seen.mp4").write_bytes(base64.b64decode(clip))
+        with av.open(str(tmp_path / "seen.mp4")) as file:
+            context = file.streams.video[0].codec_context
+            assert (context.pix_fmt, context.profile) == ("yuv420p", "High"), index
+        frames = read_clip(tmp_path / "seen.mp4", ReadOptions(frames=None, multiple=1)).frames
+        if frames.shape[2:] != (32, 32):
+            assert frames.shape == (2, 3, 34, 36) and float((frames[..., :33, :35] - grey).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -204,7 +247,7 @@ def test_a_damaged_file_is_named_in_one_line(
 def test_a_figure_without_an_id_is_not_measured(board: Path) -> None:
     told = json.loads((board / "a" / "metrics.json").read_text()) | {"metrics": {}}
     (board / "a" / "metrics.json").write_text(json.dumps(told))
-    assert not any(r.figures for r in collect([board / "a"]).results)
+    assert [r.figures for r in collect([board / "a"]).results] == [{}, {}]
 
 
 def test_what_can_not_be_written_leaves_nothing(board: Path, tmp_path: Path) -> None:

@@ -290,6 +290,13 @@ def test_alignment_prefers_the_right_answer(run: Path, judge: Path) -> None:
     assert (edits["ideal"]["frame_accuracy"], edits["source"]["frame_accuracy"]) == (1, 0)
 
 
+def test_the_mask_that_an_edit_ends_with_has_an_iou_of_its_own(run: Path) -> None:
+    wider = region((slice(8, 20), slice(16, 48)))[:, ::4, ::4].astype(np.uint8)  # 3x8 cells, of which 3x7 hold the object
+    resave(run / "edits/ideal/soft_mask.npz", mask=wider)
+    figures = score_run(run, None, ["ideal"])["ideal"]
+    assert (figures["mask_iou_union"], figures["mask_iou_final"]) == (1, 0.875)
+
+
 def test_a_target_image_that_has_changed_is_not_compared(run: Path, judge: Path) -> None:
     ask(run, "ideal", sha256="0" * 64)
     figures = score_run(run, judge, ["ideal"])["ideal"]
@@ -307,9 +314,14 @@ def test_the_true_motion_measures_the_object(run: Path) -> None:
     edits = score_run(run, None, ["ideal", "source"])
     told = json.loads((run / "metrics.json").read_text())["metrics"]
     assert told["warp_error_object"]["id"].split("/")[1] == "true motion"
-    assert edits["ideal"]["warp_error_object"] == edits["ideal"]["warp_error_background"] == 0
+    assert edits["ideal"]["warp_error_object"] == edits["ideal"]["warp_error_background_still"] == 0
     assert edits["ideal"]["mask_temporal_iou"] == edits["ideal"]["mask_temporal_iou_source"] == 1
     assert edits["ideal"]["object_gradient_energy"] == edits["ideal"]["object_gradient_energy_ideal"] == 0
+    # The second background goes along: a flow's own errors are no figure of a camera that stands still.
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"still_camera": False}))
+    edits = score_run(run, None, ["ideal", "source"])
+    names = [{name for name in edits[edit] if name.startswith("warp_error_background")} for edit in ("ideal", "source")]
+    assert names == [{f"warp_error_background_{how}", f"warp_error_background_{how}_source"} for how in ("still", "flow")]
     path.write_text(json.dumps(told | {"target_inside": [1.0] * FRAMES, "target": {}, "track": [[1.0, 2.0, 3.0]]}))
     with pytest.raises(RunError, match="or track"):
         score_run(run, None, ["source"])
@@ -331,6 +343,12 @@ def test_annotated_masks_serve_where_there_is_no_truth(run: Path, monkeypatch: p
     figures = json.loads((run / "metrics.json").read_text())["edits"]["ideal"]
     assert figures["mask_recall"] == figures["mask_iou_source"] == 1
     assert figures["mask_temporal_iou_flow_source"] == pytest.approx(1, abs=0.05)
+    assert figures["background_psnr_outside_annotation"] == figures["background_psnr_outside_union"] == 100
+    assert "background_psnr_outside_mask" not in figures and "warp_error_in_mask" not in figures
+    bare = [f"{key}={run / file}" for key, file in (("edited", "edits/ideal/edited.mp4"), ("source", "source.mp4"))]
+    (tmp_path / "annotations/00000.png").unlink()
+    call_door(monkeypatch, *bare, *words[1:], f"out={tmp_path / 'bare.json'}")
+    assert json.loads((tmp_path / "bare.json").read_text())["edits"]["edited"]["background_psnr_outside_annotation"] == 100
 
 
 def test_the_floor_is_the_autoencoders(run: Path) -> None:

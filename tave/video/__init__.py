@@ -5,7 +5,7 @@ and reading them again gives the same bits. Every refusal is a :class:`VideoErro
 remedy.
 """
 
-from tave.video.frames import Clip, Image4, VideoError, fit_frames
+from tave.video.frames import Clip, Image4, VideoError, centre, fit_frames
 from tave.video.image import read_image, read_matte
 from tave.video.read import ReadOptions, read_clip
 from tave.video.sheet import contact_sheet, mask_frames, side_by_side
@@ -17,6 +17,7 @@ __all__ = [
     "Image4",
     "ReadOptions",
     "VideoError",
+    "centre",
     "contact_sheet",
     "fit_frames",
     "mask_frames",

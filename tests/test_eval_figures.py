@@ -1,0 +1,276 @@
+"""What is measured of an edit, where, by whom and under which name: with encoders and clips that can be predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.functional import cosine_similarity, normalize
+
+import eval.figures
+from eval.alignment import masked_crops, reference_pictures
+from eval.cases import Asked, Case, Truth
+from eval.extras import Dino, PickScore
+from eval.features import OpenClip
+from eval.figures import Tools, measure
+from eval.ideal import IdealLayers
+from eval.metric import Figure
+from eval.perceptual import Lpips
+from eval.preservation import GUARD, grow
+from tave.video import Image4
+
+FRAMES, HEIGHT, WIDTH = 3, 64, 96
+GROUND, OLD, NEW, TARGET = (-0.1, 0.25, -0.1), (-1.0, -0.5, -0.25), (0.75, -1.0, 0.25), (0.5, -0.75, 0.5)
+WORDS = {"a blue bus": (-1.0, -1.0, 1.0), "a red car": (1.0, -1.0, -1.0)}
+
+
+def box(rows: slice, columns: slice) -> Tensor:
+    region = torch.zeros(FRAMES, HEIGHT, WIDTH, dtype=torch.bool)
+    region[:, rows, columns] = True
+    return region
+
+
+ANNOTATED, MASK = box(slice(20, 36), slice(24, 56)), box(slice(24, 40), slice(20, 52))
+
+
+def painted(*layers: tuple[Tensor, tuple[float, float, float]]) -> Tensor:
+    """``f 3 H W``: even ground, and boxes of one colour each on it."""
+    frames = torch.tensor(GROUND)[:, None, None].expand(FRAMES, 3, HEIGHT, WIDTH).clone()
+    for region, colour in layers:
+        frames = torch.where(region[:, None], torch.tensor(colour)[:, None, None], frames)
+    return frames
+
+
+def case(**changes: Any) -> Case:
+    picture = torch.tensor(TARGET)[:, None, None].expand(3, 40, 40)
+    matte = torch.zeros(1, 40, 40)
+    matte[:, 10:25, 5:20] = 1
+    asked = Asked("a blue bus", "a red car", Image4(picture, matte))
+    source, edited = painted((ANNOTATED, OLD)), painted((MASK, NEW))
+    return replace(Case("edit", source, edited, None, None, MASK, asked=asked), **changes)
+
+
+class Eye:
+    """Sees the mean colour of a picture, and of words the colour that they name; a weak colour is not a strong one."""
+
+    size, fit = 32, "stretch"
+
+    def __init__(self, told: str) -> None:
+        self.id = told
+
+    def images(self, pictures: Tensor) -> Tensor:
+        return normalize(functional.pad(pictures.mean(dim=(2, 3)), (0, 1), value=0.3), dim=1)
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        return normalize(torch.tensor([(*WORDS[caption], 0.3) for caption in captions]), dim=1)
+
+
+class Liking(Eye):
+    scale = 50.0
+
+    def embed(self, pictures: Tensor, prompt: str) -> tuple[Tensor, Tensor]:
+        return self.images(pictures), self.texts([prompt])[0]
+
+
+class OneSided:
+    """A distance that only the first clip changes, so that swapped clips are noticed."""
+
+    id = "lpips-stub"
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        return one[:, 0] + 1
+
+
+TOOLS = Tools(
+    clip=Eye("clip-stub"),
+    lpips=cast(Lpips, OneSided()),
+    dino=cast(Dino, Eye("dino-stub")),
+    pickscore=cast(PickScore, Liking("pick-stub")),
+)
+
+
+def values(found: Case, tools: Tools = TOOLS) -> dict[str, Any]:
+    return {name: figure.value for name, figure in measure(found, tools).figures.items()}
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return float(cosine_similarity(one, other, dim=0))
+
+
+def test_each_encoder_measures_what_its_figure_says() -> None:
+    found = case()
+    figures = values(found)
+    eye, liking = Eye(""), Liking("")
+    words = eye.texts(["a red car"])[0]
+    assert found.asked.image is not None
+    whole, cut = (eye.images(picture)[0] for picture in reference_pictures(*found.asked.image, 224))
+
+    def mean(frames: Tensor, other: Tensor, region: Tensor | None = None) -> float:
+        looked = frames if region is None else masked_crops(frames, region, 224)
+        return sum(cosine(eye.images(picture[None])[0], other) for picture in looked) / FRAMES
+
+    expected = {
+        "clip_text": mean(found.edited, words),
+        "clip_text_source": mean(found.source, words),
+        "clip_text_in_mask": mean(found.edited, words, MASK),
+        "clip_text_in_mask_source": mean(found.source, words, MASK),
+        "clip_image": mean(found.edited, whole),
+        "clip_image_source": mean(found.source, whole),
+        "clip_image_in_mask": mean(found.edited, cut, MASK),
+        "clip_image_in_mask_source": mean(found.source, cut, MASK),
+        "dino_image": mean(found.edited, whole),
+        "dino_image_in_mask": mean(found.edited, cut, MASK),
+        "pickscore": liking.scale * mean(found.edited, words),
+        "background_lpips_outside_mask": float((found.edited[:, 0] + 1)[~grow(MASK, GUARD)].mean()),
+    }
+    assert len({round(value, 2) for value in expected.values()}) == len(expected) - 2  # DINO's two are CLIP's
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=2e-3)  # at other sizes
+    ids = {name: figure.id for name, figure in measure(found, TOOLS).figures.items()}
+    for name in expected:
+        stub = {"clip": "clip-stub", "dino": "dino-stub", "pick": "pick-stub", "back": "lpips-stub"}[name[:4]]
+        assert ids[name].startswith(f"{name}/{stub}/")
+
+
+def test_an_annotated_object_is_measured_without_a_mask() -> None:
+    sheet = measure(case(mask=None, annotation=ANNOTATED), TOOLS)
+    figures = {name: figure.value for name, figure in sheet.figures.items()}
+    far = ~grow(ANNOTATED, GUARD)
+    assert figures["background_lpips_outside_annotation"] == pytest.approx(float((case().edited[:, 0] + 1)[far].mean()))
+    assert {
+        *("background_psnr_outside_annotation", "background_ssim_outside_annotation", "dino_image_in_annotation"),
+        *("clip_text_in_annotation", "clip_image_in_annotation", "warp_error_in_annotation", "gradient_energy_in_annotation"),
+        *("warp_error_outside_annotation", "mask_temporal_iou_flow_source"),
+    } <= set(figures)
+    near = TOOLS.clip.images(masked_crops(case().source, ANNOTATED, Eye.size)) if TOOLS.clip else torch.empty(0)
+    assert figures["clip_text_in_annotation_source"] == pytest.approx(cosine(near[0], Eye("").texts(["a red car"])[0]))
+    assert not [note for note in sheet.notes if "nobody says" in note]
+    assert [note for note in sheet.notes if "mask=" in note] == [
+        "not measured: the mask, and the background outside of it: there is none; give mask=..."
+    ]
+    nowhere = measure(case(mask=None), TOOLS).notes
+    assert sum("nobody says where the object is; give mask=... or annotations=..." in note for note in nowhere) == 2
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["bare", "run"])
+def test_all_rows_are_judged_at_the_annotated_object(alpha: bool) -> None:
+    """A mask that is too large, and repainted, wins only what is said to be taken outside of it."""
+    rows = {}
+    for name, mask in {"fitting": MASK, "oversized": grow(MASK, 12)}.items():
+        edited = torch.where((mask | ANNOTATED)[:, None], painted((MASK, NEW)) * 0.5, case().source)
+        composite = grow(mask, 1).to(torch.uint8) * 255 if alpha else None
+        rows[name] = measure(case(edited=edited, mask=mask, alpha=composite, annotation=ANNOTATED), TOOLS).figures
+    for name, best in (("background_psnr_outside_union", 100), ("background_ssim_outside_union", 1)):
+        assert rows["fitting"][name].value == pytest.approx(rows["oversized"][name].value) == pytest.approx(best)
+        assert "3 px of the annotated object" in rows["fitting"][name].id
+    for name in ("background_psnr_outside_annotation", "background_ssim_outside_annotation"):
+        assert rows["fitting"][name].value > rows["oversized"][name].value
+    assert set(rows["fitting"]) == set(rows["oversized"])
+    assert not [name for name in rows["fitting"] if "in_mask" in name or "outside_mask" in name]
+
+
+def test_the_same_edit_has_the_same_figures_whatever_its_mask() -> None:
+    one, other = (values(case(annotation=ANNOTATED, mask=mask)) for mask in (MASK, grow(MASK, 12)))
+    changed = {name for name in one if one[name] != other[name]}
+    assert changed and all(name.startswith("mask_") or name.endswith("outside_union") for name in changed)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_encoder_that_conditions_the_model_is_said_to_praise_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, same: bool
+) -> None:
+    class Conditioning(Eye):
+        def conditions(self, folder: Path) -> bool:
+            return same and folder == tmp_path
+
+    monkeypatch.setattr(eval.figures, "OpenClip", Conditioning)
+    eye = cast(OpenClip, Conditioning("clip-stub"))
+    notes = measure(case(conditioner=tmp_path), replace(TOOLS, clip=eye)).notes
+    assert ("clip-stub also conditions the model: it praises itself in clip_image and clip_text" in notes) == same
+    assert not any("praises" in note for note in measure(case(), replace(TOOLS, clip=eye)).notes)
+
+
+# ---- the controls, on a clip whose answer is known -------------------------------------------------------------------
+
+
+def moving(height: int, width: int, colour: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+    """A striped box that stands on one line and goes eight pixels a frame: its colours on the ground, and its silhouette."""
+    region = torch.zeros(FRAMES, HEIGHT, WIDTH, dtype=torch.bool)
+    frames = painted()
+    for index in range(FRAMES):
+        rows, columns = slice(40 - height, 40), slice(20 + 8 * index, 20 + 8 * index + width)
+        region[index, rows, columns] = True
+        stripes = 1 - 0.5 * (torch.arange(width) // 2 % 2)
+        frames[index, :, rows, columns] = torch.tensor(colour)[:, None, None] * stripes
+    return frames, region
+
+
+def drawn() -> Case:
+    (source, old), (ideal, new) = moving(20, 32, OLD), moving(12, 20, TARGET)
+    my, mx = HEIGHT // 16, WIDTH // 8
+    layer = torch.zeros(FRAMES, 4, HEIGHT + 2 * my, WIDTH + 2 * mx)
+    layer[:, :3, my:-my, mx:-mx], layer[:, 3, my:-my, mx:-mx] = ideal, new.float()
+    layers = IdealLayers(painted(), layer, torch.zeros(FRAMES, 4, HEIGHT, WIDTH))
+    track = [[36.0 + 8 * index, 40.0, 1.0] for index in range(FRAMES)]
+    truth = Truth(source, ideal, old, new, layers, {}, [1.0] * FRAMES, track, True)
+    return case(source=source, edited=ideal, mask=grow(old, 2), truth=truth)
+
+
+CONTROLS: dict[str, tuple[Callable[[Case, Truth], Tensor], dict[str, str]]] = {
+    "source_unchanged": (
+        lambda found, truth: truth.source,
+        {
+            "background_psnr": "as good",
+            "background_lpips": "as good",
+            "object_presence": "as good",
+            "clip_image_crop": "worse",
+            "dino_image_crop": "worse",
+            "residue": "worse",
+            "ideal_psnr_aligned": "worse",
+        },
+    ),
+    "frozen_first_frame": (
+        lambda found, truth: truth.ideal[:1].expand_as(truth.ideal),
+        {
+            "frame_consistency_pairs": "as good",
+            "warp_error_background_still": "as good",
+            "warp_error_object": "worse",
+            "ideal_psnr_aligned": "worse",
+        },
+    ),
+    # The target image over the whole place of the old object: nearer to it in colour than the right answer is.
+    "target_pasted": (
+        lambda found, truth: torch.where(truth.source_mask[:, None], torch.tensor(TARGET)[:, None, None], truth.source),
+        {
+            "clip_image_crop": "better",
+            "dino_image_crop": "better",
+            "clip_image": "better",
+            "background_psnr": "as good",
+            "residue": "worse",
+            "ideal_psnr": "worse",
+            "ideal_psnr_aligned": "worse",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_what_a_control_wins_and_what_finds_it_out(name: str) -> None:
+    found = drawn()
+    assert found.truth is not None
+    make, expected = CONTROLS[name]
+    right, control = (
+        measure(replace(found, edited=frames), TOOLS).figures for frames in (found.edited, make(found, found.truth))
+    )
+
+    def compared(one: Figure, other: Figure) -> str:
+        if one.value == pytest.approx(other.value, abs=1e-4):
+            return "as good"
+        return "better" if (one.value > other.value) == one.higher_is_better else "worse"
+
+    assert {figure: compared(control[figure], right[figure]) for figure in expected} == expected
