@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -232,6 +233,35 @@ class EditOptions(TrainOptions):
     """The root of ``conf/edit.yaml``: ``run`` is the folder of the tuned clip; what is not given comes from there."""
 
     run: str = MISSING
+
+
+class Place(Callback):
+    """Makes the folder of a run or a sweep before Hydra does, whose refusal would be a traceback."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        _make("hydra.run.dir", config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _make("hydra.sweep.dir", config.hydra.sweep.dir)
+
+
+def _make(key: str, folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        # No exception of another kind leaves a callback.
+        raise SystemExit(f"error: {key}={folder} can't be made a folder ({error.strerror}): give another") from None
+
+
+def _groups() -> str:
+    """The groups that tave.train takes and their choices, a line each; conf/ has other doors' groups as well."""
+    taken = {"experiment", *(f.name for f in fields(TrainOptions))}
+    folders = sorted(at for at in CONF.rglob("*") if at.is_dir() and at.relative_to(CONF).parts[0] in taken)
+    choices = {at.relative_to(CONF).as_posix(): sorted(file.stem for file in at.glob("*.yaml")) for at in folders}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
+
+
+OmegaConf.register_new_resolver("groups", _groups, replace=True)
 
 
 def schema(root: type) -> DictConfig:

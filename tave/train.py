@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -153,7 +153,12 @@ def _door(cfg: DictConfig) -> float | None:
     options = typed(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     told: Any = OmegaConf.to_container(cfg, resolve=True)
-    train(options, folder, config=told, chosen=chosen())
+    try:
+        train(options, folder, config=told, chosen=chosen())
+    except ValueError:
+        with suppress(OSError):
+            folder.rmdir()  # Hydra made it; it goes if it is empty
+        raise
     print(folder)
     return objective(options, folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -340,8 +341,20 @@ def test_an_edit_name_must_be_a_folder_name(cache: Path) -> None:
 
 
 def test_the_door_ends_in_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tave.train", CLIP, "backbone=tiny", "video.path=nowhere.mp4", f"hydra.run.dir={tmp_path}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1].startswith("error: nowhere.mp4")
-    assert "Traceback" not in ended.stderr
+    (tmp_path / "file").touch()
+    told = {"run": "error: nowhere.mp4", "file": f"error: hydra.run.dir={tmp_path / 'file'} can't be made a folder"}
+    for name, line in told.items():
+        words = [CLIP, "backbone=tiny", "video.path=nowhere.mp4", f"hydra.run.dir={tmp_path / name}"]
+        ended = subprocess.run([sys.executable, "-m", "tave.train", *words], capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 1
+        assert ended.stderr.strip().splitlines()[-1].startswith(line)
+        assert "Traceback" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_help_lists_the_groups_that_the_door_takes() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        told = compose("train", return_hydra_config=True).hydra.help.template.splitlines()
+    listed = {line.partition(":")[0] for line in told if re.match(r"[a-z/_]+: ", line)}
+    assert {"backbone", "video", "video/matted", "experiment", "logger"} <= listed
+    assert not {"leaderboard", "score", "set", "study", "sweep"} & listed
