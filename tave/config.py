@@ -61,7 +61,8 @@ NO_VALUES = ("video", "experiment", "backbone", "logger", "metrics", "trainer", 
 def _job(fact: str) -> str | None:
     """What Hydra knows of this job, for loggers; None outside of a Hydra door, and where there is no such thing.
 
-    ``study``: the experiment, else the sweep's folder; ``values``: what the sweep varies but the clip, after a blank;
+    ``study``: the experiment, else the sweep's folder; ``values``: what was asked for but the clip, after a blank, by whoever
+    sweeps: an agent of W&B starts single runs;
     ``backbone``: the choice; ``row``: the experiment of a single run, else tave.
     """
     if not HydraConfig.initialized():
@@ -71,7 +72,7 @@ def _job(fact: str) -> str | None:
     if fact == "study":
         return experiment or (Path(told.sweep.dir).name if sweeps else None)
     if fact == "values":
-        words = {word: re.split(r"[.=]", word.lstrip("+"))[0] for word in told.overrides.task} if sweeps else {}
+        words = {word: re.split(r"[.=]", word.lstrip("+"))[0] for word in told.overrides.task}
         return "".join(f" {word}" for word, group in words.items() if group not in NO_VALUES)
     if fact == "backbone":
         return told.runtime.choices.get("backbone")

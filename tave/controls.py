@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,16 @@ def _alone(home: Path, source: Clip, case: ListedCase) -> Tensor:
 
     options: TrainOptions = typed(recorded(home))
     entry = EditEntry(case.target_image, case.target_prompt, case.matte)
-    options = replace(options, tuning=replace(options.tuning, trainables="none"))
+    # no loggers: theirs would be runs of single frames, in a folder that goes
+    options = replace(options, tuning=replace(options.tuning, trainables="none"), logger={})
     frames = []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(len(source.frames)):
             place = Path(scratch) / str(number)
             place.mkdir()
             clip = replace(source, frames=source.frames[number : number + 1])
-            run = Run(replace(options, cache=str(place / "cache")), place, clip, Stages(show=False), None)
-            run.predict({"alone": entry})
+            with closing(Run(replace(options, cache=str(place / "cache")), place, clip, Stages(show=False), None)) as run:
+                run.predict({"alone": entry})
             frames.append(read_clip(place / "edits" / "alone" / "edited.mp4", WHOLE).frames)
     return torch.cat(frames)
 

@@ -116,7 +116,8 @@ class Job:
             return
         self._forget(row)
         video = replace(options.video, edits={row: entry})
-        edit(self.home, replace(options, video=video, metrics=MetricsOptions(enabled=False)), show=False)
+        loggers = {name: called_as(row, told) for name, told in options.logger.items()}
+        edit(self.home, replace(options, video=video, logger=loggers, metrics=MetricsOptions(enabled=False)), show=False)
 
     def control(self, row: str) -> None:
         """Make a control's edit from the files of the row ``tave``, unless it stands and was made from these.
@@ -198,6 +199,13 @@ class Job:
     def _agree(self, before: Mapping[str, Any], now: Mapping[str, Any], place: Path | None = None) -> None:
         for key, old, new in differing(before, now):
             raise OptionError(f"{place or self.home} was made with {key}={old}, not {new}: {MEND}")
+
+
+def called_as(row: str, logger: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a logger that has names and tags, for another row of a case: the last tag is the row's."""
+    if not {"name", "tags"} <= logger.keys():
+        return logger
+    return logger | {"name": f"{logger['name']} {row}", "tags": [*logger["tags"][:-1], row]}
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -21,17 +21,19 @@ from hydra import compose, initialize_config_dir
 
 import eval.score
 import tave.controls
+import tave.run
 import tave.writer
 from tave.benchmark import BenchmarkOptions, benchmark
 from tave.cache import digest
 from tave.config import CONF, typed
 from tave.controls import CONTROLS
 from tave.files import file_digest
+from tave.listing import read_listing
 from tave.options import OptionError
 from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
 from tave.roadside.cases import NAMED, truth_of, write_case
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
-from tave.rows import Method
+from tave.rows import Method, called_as
 from tave.story import quoted
 from tave.video import ReadOptions, read_clip, write_image, write_video
 
@@ -170,6 +172,31 @@ def test_rows_do_what_they_are_called(made: Path) -> None:
     assert not told["no_correction"]["options"]["correction"]["enabled"]
     for row, other in (("oracle_mask", "tave"), ("per_frame", "tave"), ("target_pasted", "source_unchanged")):
         assert not np.array_equal(edited[row], edited[other])
+
+
+def test_a_logger_tells_which_row_an_edit_is() -> None:
+    told = {"name": "larger_0", "tags": ["larger_0", "roadside", "tave"], "mode": "offline"}
+    assert called_as("patent", told) == told | {"name": "larger_0 patent", "tags": ["larger_0", "roadside", "patent"]}
+    assert called_as("patent", {"_target_": "csv"}) == {"_target_": "csv"}
+
+
+def test_frames_edited_alone_are_no_runs_of_a_logger(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded loggers would open a run for each frame in a folder that goes."""
+    seen: list[Any] = []
+    real = tave.run.Run.__init__
+
+    def spied(self: Any, options: Any, *rest: Any) -> None:
+        seen.append(options.logger)
+        real(self, options, *rest)
+
+    monkeypatch.setattr(tave.run.Run, "__init__", spied)
+    home = Path(shutil.copytree(made / CASE, tmp_path / CASE))
+    record = json.loads((home / "run.json").read_text())
+    assert record["config"]["logger"]  # there is one to leave out
+    shutil.rmtree(home / "edits" / "per_frame")
+    case = next(case for case in read_listing(draw_set(made / "cases", 32, only=[CASE])) if case.name == CASE)
+    tave.controls.make("per_frame", home, case)
+    assert seen and not any(seen)
 
 
 def test_nothing_that_stands_is_made_again(made: Path) -> None:

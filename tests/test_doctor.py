@@ -99,9 +99,9 @@ def rows_of(heading: str) -> list[list[str]]:
     return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in below.splitlines()[2:]]
 
 
-PEAKS = {  # GiB, of the backbone that the doctor counts for
+PEAKS = {  # GiB, of the backbone that the doctor counts for, computed
     (name, int(frames), int(side)): float(peak)
-    for backbone, name, frames, side, *_, peak in rows_of("backbone")
+    for backbone, name, frames, side, *_, peak, _measured in rows_of("backbone")
     if backbone == "sd21_unclip"
 }
 
