@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -76,7 +77,10 @@ def test_the_backbones_numbers_stand_over_a_choices(tmp_path: Path, backbone: st
     assert options(run, *defaults, "logger=csv", "trainer=default") == options(run)
 
 
-def test_a_backbone_of_ones_own_keeps_the_runs_numbers(tmp_path: Path) -> None:
+def test_a_backbone_of_ones_own_keeps_the_runs_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ModuleType("mine")
+    mine.load = lambda path: path  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", mine)
     run = record(tmp_path / "run", "backbone._target_=mine.load", "sampler.guidance_scale=4")
     made = options(run, "sampler=ddim", "correction=inter_frame")
     assert made.sampler.guidance_scale == 4 and made.correction.block == options(run).correction.block
@@ -168,7 +172,7 @@ def doors(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def test_the_door_reads_what_the_notebook_reads(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     made: list[TrainOptions] = []
-    monkeypatch.setattr(tave.edit, "edit", lambda folder, asked: made.append(asked) or [])
+    monkeypatch.setattr(tave.edit, "edit", lambda folder, asked, overrides: made.append(asked) or [])
     told = ["sampler=ddim", "correction=variance", "video.target_image=a.png", "video.target_prompt=a car"]
     doors(monkeypatch, f"run={run}", *told)
     assert made == [options(run, *told)]
