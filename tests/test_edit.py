@@ -79,7 +79,7 @@ def test_the_backbones_numbers_stand_over_a_choices(tmp_path: Path, backbone: st
 
 def test_a_backbone_of_ones_own_keeps_the_runs_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = ModuleType("mine")
-    mine.load = lambda path: path  # type: ignore[attr-defined]
+    mine.load = lambda **told: told  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mine", mine)
     run = record(tmp_path / "run", "backbone._target_=mine.load", "sampler.guidance_scale=4")
     made = options(run, "sampler=ddim", "correction=inter_frame")
