@@ -53,7 +53,7 @@ def edit_clip(
     cfg = asked(Path(run), overrides)
     images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
     cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
-    *_, made = edit(Path(run), typed(cfg), show=show)
+    *_, made = edit(Path(run), typed(cfg), overrides=overrides, show=show)
     return Path(run) / "edits" / made
 
 
