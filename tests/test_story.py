@@ -183,6 +183,7 @@ def test_three_lines_of_a_notebook(clip: list[str], cache: Path, tmp_path: Path)
     assert (made / "edited.mp4").is_file()
 
 
+@pytest.mark.slow  # processes of their own, each with its imports
 def test_a_killed_tuning_goes_on_where_it_stopped(cache: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tave.train", CLIP, "backbone=tiny", "metrics=none", "tuning.steps=120"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -82,6 +82,7 @@ def test_further_pictures_of_the_target_are_of_the_clips_own_place_and_of_a_thir
 # ---- a sweep goes on -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # processes of their own, each with its imports
 def test_a_sweep_makes_only_what_is_not_finished(tmp_path: Path) -> None:
     given = ["experiment=blend_weights", "+video=bus_to_suv", "correction.weights=[0,1,0],[0.5,0,0.5]"]
     small = ["backbone=tiny", "metrics.judge=null", "tuning.steps=1", "inversion.steps=2"]
