@@ -10,7 +10,6 @@ again. What fails is listed in FOLDER/CASE/failed.json until it succeeds, and th
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
-from tave.cache import write_json
+from tave.cache import read_json, write_json
 from tave.config import CONF, schema, typed
 from tave.controls import CONTROLS
 from tave.listing import ListedCase, read_listing
@@ -100,7 +99,7 @@ def _list(job: Job, wrong: list[dict[str, Any]], tried: list[str]) -> None:
     An earlier failure stays if its row was not ``tried`` now.
     """
     path = job.home / "failed.json"
-    before = json.loads(path.read_text())["failed"] if path.is_file() else []
+    before = read_json(path)["failed"] if path.is_file() else []
     if left := [entry for entry in before if entry["method"] not in ("tuning", *tried)] + wrong:
         write_json(path, {"failed": left})
     else:
@@ -111,7 +110,7 @@ def _supersede(place: Path, homes: set[str]) -> None:
     """Take ``homes`` out of the list of failures that older versions kept for the whole benchmark."""
     path = place / "failed.json"
     if path.is_file():
-        left = [entry for entry in json.loads(path.read_text())["failed"] if entry["case"] not in homes]
+        left = [entry for entry in read_json(path)["failed"] if entry["case"] not in homes]
         write_json(path, {"failed": left}) if left else path.unlink()
 
 

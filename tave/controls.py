@@ -6,7 +6,6 @@ that asks for a region looks at the same place.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.cache import write_json
+from tave.cache import read_json, write_json
 from tave.config import EditEntry, TrainOptions, typed
 from tave.files import file_digest
 from tave.listing import ListedCase
@@ -73,7 +72,7 @@ def outdated(name: str, home: Path) -> bool:
     ours, control = home / "edits" / OURS, home / "edits" / name
     if not (ours / "edit.json").is_file():
         return False
-    made_from = json.loads((control / "edit.json").read_text()).get("made_from")  # older controls don't tell
+    made_from = read_json(control / "edit.json").get("made_from")  # older controls don't tell
     masks = [(edit / "soft_mask.npz").read_bytes() for edit in (ours, control)]
     same = _asked_of(ours) == _asked_of(control) and masks[0] == masks[1]
     return not same or made_from not in (None, file_digest(ours / "edited.mp4"))
@@ -81,7 +80,7 @@ def outdated(name: str, home: Path) -> bool:
 
 def _asked_of(edit: Path) -> dict[str, Any]:
     """What ``edit.json`` tells of how it was asked for: the same of a control and of the edit it was made from."""
-    told = json.loads((edit / "edit.json").read_text())
+    told = read_json(edit / "edit.json")
     return {key: value for key, value in told.items() if key not in ("name", "control", "made_from", "benchmark")}
 
 

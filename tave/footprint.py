@@ -275,13 +275,12 @@ def footprint(
         def autocast() -> Any:
             return torch.autocast(device.type, half) if half else nullcontext()
 
+        optimizer = None
         if measured:
             optimizer = adamw([p for p in unet.parameters() if p.requires_grad], memory.optimizer, 3e-5, 1e-2)
             tuning_step(denoiser, latents, condition, autocast())
             optimizer.step()  # its moments are there from now on
             unet.zero_grad()
-        else:
-            optimizer = None
         saved: list[int] = []
         tuning = _peak(measured, lambda: saved.append(tuning_step(denoiser, latents, condition, autocast())))
         unet.zero_grad()

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tave.cache import write_json
+from tave.cache import read_json, write_json
 from tave.config import CONF, EditEntry, MetricsOptions, TrainOptions, schema, typed
 from tave.controls import CONTROLS, WHOLE, make, outdated, region_told
 from tave.files import file_digest
@@ -144,7 +144,7 @@ class Job:
         return None if self._measured(row, tools, drawn) else score_edits(self.home, tools, [row], drawn)
 
     def _measured(self, row: str, tools: Toolbox, drawn: Path | None) -> bool:
-        told = json.loads((self.home / "metrics.json").read_text())
+        told = read_json(self.home / "metrics.json")
         figures, on = (told.get(part, {}).get(row) for part in ("edits", "measured"))
         if not figures or on:
             return bool(figures) and on == tools.imprint(self.home / "edits" / row / "edited.mp4", drawn)
@@ -160,19 +160,19 @@ class Job:
     def _forget(self, row: str) -> None:
         """Take the figures of the edit that was there before out of ``metrics.json``."""
         path = self.home / "metrics.json"
-        told = json.loads(path.read_text())
+        told = read_json(path)
         if [told[part].pop(row) for part in ("edits", "measured") if row in told.get(part, {})]:
             write_json(path, told)
 
     def _told(self, row: str) -> dict[str, Any]:
-        return json.loads((self.home / "edits" / row / "edit.json").read_text())
+        return read_json(self.home / "edits" / row / "edit.json")
 
     def _agree_in_weights(self, before: dict[str, Any], asked: dict[str, Any]) -> None:
         """Let ``before`` have the place of ``asked``, where the same weights lie."""
         place, moved = Path(str(asked.get("path"))), before.get("path") and asked.get("path")
         if not moved or before["path"] == asked["path"]:
             return
-        for file, sha in json.loads((self.home / "run.json").read_text()).get("weights", {}).items():
+        for file, sha in read_json(self.home / "run.json").get("weights", {}).items():
             if (place / file).is_file() and file_digest(place / file) != sha:
                 raise OptionError(f"{self.home} was made with another {file} than that of {place}: {MEND}")
         before["path"] = asked["path"]
