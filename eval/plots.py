@@ -97,9 +97,10 @@ def step_maps(edit: Path) -> Figure:
 
 
 def masks(edit: Path) -> Figure:
-    """The averaged map and the mask made of it, up to eight frames."""
+    """The averaged map, the old object's outline if it was asked for, and the mask made of them, up to eight frames."""
     with np.load(edit / "soft_mask.npz") as stored:
-        rows = [(name, [stored[name][i] for i in _chosen(len(stored[name]))]) for name in ("soft", "mask")]
+        names = [name for name in ("soft", "outline", "mask") if name in stored]
+        rows = [(name, [stored[name][i] for i in _chosen(len(stored[name]))]) for name in names]
     return grid(rows, cmap="magma", vmin=0, vmax=1)
 
 

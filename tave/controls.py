@@ -23,16 +23,12 @@ from tave.config import EditEntry, TrainOptions, typed
 from tave.files import file_digest
 from tave.listing import ListedCase
 from tave.options import OptionError, choice
-from tave.reference import load_segmenter, reference_images
-from tave.sampling import resize_mask
 from tave.stages import Stages
 from tave.video import (
     Clip,
     ReadOptions,
     contact_sheet,
     read_clip,
-    read_image,
-    read_matte,
     write_image,
     write_mask_video,
     write_video,
@@ -46,7 +42,8 @@ def make(name: str, home: Path, case: ListedCase) -> None:
     """Make the control ``name`` of ``case`` as ``home/edits/NAME``, beside the edit of the row ``tave``.
 
     source_unchanged: the source; frozen_first_frame: the first edited frame throughout; target_pasted: the target
-    image's object at the mask's place; per_frame: every frame edited alone, by the image model.
+    image's object put in the place and pose that the row's own edit found, and no more (the source where that found none);
+    per_frame: every frame edited alone, by the image model.
     """
     choice("controls", name, tuple(CONTROLS))
     ours = home / "edits" / OURS
@@ -57,7 +54,7 @@ def make(name: str, home: Path, case: ListedCase) -> None:
     waiting = ours.with_name(f".{name}.part")
     shutil.rmtree(waiting, ignore_errors=True)
     shutil.copytree(ours, waiting)
-    for stale in ("side_by_side.mp4", "reference.png"):
+    for stale in ("side_by_side.mp4", "reference.png", "placed.mp4"):
         (waiting / stale).unlink(missing_ok=True)
     write_video(waiting / "edited.mp4", frames, source.fps)
     write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
@@ -119,18 +116,8 @@ def _frozen(home: Path, source: Clip, case: ListedCase) -> Tensor:
 
 
 def _pasted(home: Path, source: Clip, case: ListedCase) -> Tensor:
-    from tave.edit import recorded
-
-    image, alpha = read_image(case.target_image)
-    matte = None if case.matte is None else read_matte(case.matte)
-    with np.load(home / "edits" / OURS / "soft_mask.npz") as stored:
-        cells = torch.from_numpy(stored["binary"]).float()[None, :, None]
-    mask = resize_mask(cells, *source.frames.shape[-2:])
-    pasting = replace(typed(recorded(home)).reference, mode="in_context", frame="per_frame")
-    if pasting.segments:
-        matte = load_segmenter(str(pasting.segmenter)).cut(image, case.target_prompt).matte
-    made = reference_images(source.frames, image, alpha, pasting, given=matte, mask=mask)
-    return source.frames if made.target is None or made.mode != "in_context" else made.target
+    placed = home / "edits" / OURS / "placed.mp4"
+    return read_clip(placed, WHOLE).frames if placed.is_file() else source.frames
 
 
 def _alone(home: Path, source: Clip, case: ListedCase) -> Tensor:

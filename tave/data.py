@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import lightning as L
@@ -25,12 +25,22 @@ from tave.conditions import (
     noise_embedding,
 )
 from tave.editor import EditTask, Inverted, Lesson, Source
-from tave.evidence import missing_tokens
+from tave.evidence import missing_tokens, words_of
 from tave.inversion import inversion_condition
 from tave.latents import decode, encode
 from tave.masking import to_cells
 from tave.memory import MemoryOptions, at_work, in_chunks
-from tave.reference import Reference, ReferenceOptions, reference_images, source_frames
+from tave.reference import (
+    Placed,
+    Pose,
+    Reference,
+    ReferenceOptions,
+    Site,
+    matte,
+    put,
+    reference_images,
+    source_frames,
+)
 from tave.stages import Stages
 from tave.video import Clip
 
@@ -134,6 +144,11 @@ class ClipData(L.LightningDataModule):
             )
         return Condition(*(part.to(self.device) for part in (made.text, made.image, made.null_text)))
 
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames ``f 3 H W`` -> latents ``1 f c h w`` on the run's device."""
+        with self._at_work(self.backbone.vae):
+            return encode(self.backbone.vae, frames, self.memory.chunk).to(self.device)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``1 f c h w`` -> frames ``f 3 H W`` float32 on the CPU."""
         with self._at_work(self.backbone.vae):
@@ -147,12 +162,11 @@ class ClipData(L.LightningDataModule):
             yield
 
     def _encode(self, inversion: str) -> Source:
-        with self._at_work(self.backbone.vae):
-            latents = encode(self.backbone.vae, self.clip.frames, self.memory.chunk)
+        latents = self.encode(self.clip.frames)
         told = self.condition(self.prompt, source_frames(self.clip.frames, self.reference.frame))
         return Source(
             self.clip,
-            latents.to(self.device),
+            latents,
             self.decode(latents),
             told,
             inversion_condition(told, inversion),
@@ -169,21 +183,37 @@ class ClipData(L.LightningDataModule):
         self._tasks = [self._task(request, inverted) for request in requests]
 
     def _task(self, request: Request, inverted: Remember) -> EditTask:
-        def refer(mask: Tensor | None, first: Sequence[Reference]) -> list[Reference]:
+        frames, options = self.clip.frames, self.reference
+
+        def refer(first: Sequence[Reference], site: Site | None, poses: Sequence[Pose]) -> list[Reference]:
             mattes = [seen.matte for seen in first] or [image.matte for image in request.images]
+            stances = poses or [Pose()] * len(request.images)
             return [
-                reference_images(self.clip.frames, image.rgb, image.alpha, self.reference, given=given, mask=mask)
-                for image, given in zip(request.images, mattes, strict=True)
+                reference_images(frames, image.rgb, image.alpha, options, given=given, site=site, pose=pose)
+                for image, given, pose in zip(request.images, mattes, stances, strict=True)
             ]
+
+        @cache
+        def cut_out(number: int) -> Tensor:  # a picture that is shown as it is was not cut out yet
+            image = request.images[number]
+            return matte(image.rgb, image.alpha, image.matte, options.matte)
+
+        def place(seen: Reference, number: int, site: Site, pose: Pose) -> Placed:
+            cut = cut_out(number) if seen.matte is None else seen.matte
+            return put(site, request.images[number].rgb, cut, pose, options.feather)
 
         return EditTask(
             request.name,
             request.prompt,
             self.source,
             refer,
+            place,
+            [image.rgb[None] for image in request.images],
             partial(self.condition, request.prompt),
+            self.encode,
             self.decode,
             missing_tokens(self.backbone.tokenizer, self.prompt, request.prompt),
+            words_of(self.prompt) == words_of(request.prompt),
             None if request.region is None else to_cells(request.region, *self.source.latents.shape[-2:]),
             inverted,
         )

@@ -52,6 +52,8 @@ class DoctorOptions:
     video: dict[str, Any] = field(default_factory=dict)  # this and the next: what an option for a backbone brings along
     tuning: dict[str, Any] = field(default_factory=dict)
     inversion: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+    mask: dict[str, Any] = field(default_factory=dict)
     correction: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] = field(default_factory=dict)
     segmenter: str | None = None

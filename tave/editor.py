@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -20,14 +21,16 @@ from tave.evidence import attention_evidence
 from tave.guidance import Confined, SeparateGuidance
 from tave.inflate import TRAINABLES, tuned_state
 from tave.inversion import InversionOptions, Trajectory, check_reconstruction, invert, reconstruct
-from tave.masking import EditMask, MaskOptions, check_holds, find_mask, given_mask, settle
+from tave.masking import EditMask, MaskOptions, check_holds, find_mask, given_mask, part_of, redrawn, settle
 from tave.memory import adamw
 from tave.options import OptionError, choice, within
-from tave.reference import PLACED, Reference, ReferenceOptions
+from tave.outline import outline
+from tave.pose import SHARES, find_pose, gain
+from tave.reference import PLACED, Placed, Pose, Reference, ReferenceOptions, Site, find_site
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
 from tave.schedule import Schedule, add_noise, training_target
 from tave.stages import Stages
-from tave.start import fresh_start
+from tave.start import fresh_start, placed_start
 from tave.video import Clip
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,16 @@ class EditingOptions:
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
     sampler: SamplingOptions = field(default_factory=SamplingOptions)
 
+    @property
+    def places(self) -> bool:
+        """Whether sampling starts from the target in its place: words alone have no target, a region of all has no place."""
+        return self.sampler.start == "placed" and self.reference.mode != "none" and self.mask.region == "found"
+
+    @property
+    def cuts_out(self) -> bool:
+        """Whether the target object's matte is looked at: what is shown as it is needs none, unless it is put in its place."""
+        return self.reference.mode not in ("as_is", "none") or self.places
+
 
 @dataclass(frozen=True)
 class Source:
@@ -120,9 +133,12 @@ class Inverted:
 class EditTask:
     """One edit to make. The callables keep autoencoder and encoders out of the module.
 
-    refer: (mask ``f 1 H W`` on pixels or None, references of the first pass or none) -> of each target image, what the
-    encoder shall see. target: pictures ``n 3 H W`` of each, or None for words alone -> the target condition.
+    refer: (references of the first pass or none, the source object's site or None, a pose for each target image or none) -> of
+    each target image, what the encoder shall see. place: (its first reference, its number, site, pose) -> the target in its
+    place. photographs: the target images as they are, `1 3 h w`. target: pictures ``n 3 H W`` of each, or None
+    for words alone -> the target condition. encode: frames -> latents ``1 f c h w``; decode: back.
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
+    same_words: neither prompt has a word that the other lacks.
     region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
     inverted: finds the inversion, made by the given function if it is not remembered.
     """
@@ -130,10 +146,14 @@ class EditTask:
     name: str
     prompt: str
     source: Source
-    refer: Callable[[Tensor | None, Sequence[Reference]], list[Reference]]
+    refer: Callable[[Sequence[Reference], Site | None, Sequence[Pose]], list[Reference]]
+    place: Callable[[Reference, int, Site, Pose], Placed]
+    photographs: Sequence[Tensor]
     target: Callable[[Sequence[Tensor | Sequence[Tensor]] | None], Condition]
+    encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
     lost_words: list[int]
+    same_words: bool
     region: Tensor | None
     inverted: Callable[[Callable[[], Inverted]], Inverted]
 
@@ -142,7 +162,8 @@ class EditTask:
 class Edit:
     """The result: frames ``f 3 H W`` in [-1, 1]; alpha ``f 1 H W``, its opacity; references: what was shown.
 
-    field: the inter-frame correction's of its last step; None without one.
+    field: the inter-frame correction's of its last step. placed: the clip with the (first) target image's object in its place,
+    as the photograph shows it, `f 3 H W`, and its pose there. Each None without one.
     """
 
     name: str
@@ -154,6 +175,19 @@ class Edit:
     references: Sequence[Reference]
     inverted: Inverted
     field: Field | None = None
+    placed: Tensor | None = None
+    pose: Pose | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What sampling goes by. placed: the clip with the target in its place, `f 3 H W`; pose: how it stands there."""
+
+    target: Condition
+    mask: EditMask
+    references: Sequence[Reference]
+    placed: Tensor | None = None
+    pose: Pose | None = None
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
@@ -189,6 +223,13 @@ class Editor(L.LightningModule):
         if correction.enabled:
             within("correction.block", correction.block, -blocks, blocks - 1)
             check_holds("correction.steps", correction.steps, self.schedule.steps)
+            if self.editing.places and min(part_of(correction.steps, self.schedule.steps)) > self._first():
+                log.warning(
+                    "no step of correction.steps=%s is left after sampler.strength=%s, so frames aren't blended: raise that, "
+                    "or widen them",
+                    list(correction.steps),
+                    self.editing.sampler.strength,
+                )
         if finds and self.editing.mask.region == "found":
             check_holds("mask.steps", self.editing.mask.steps, self.schedule.steps)
 
@@ -247,23 +288,19 @@ class Editor(L.LightningModule):
         """Invert, find the mask, sample, decode (METHOD 4-6)."""
         source, options = task.source, self.editing
         inverted = task.inverted(lambda: self.invert(task))
-        target, mask, references = self._target_and_mask(task, inverted.trajectory)
+        plan = self._plan(task, inverted.trajectory)
+        mask = plan.mask
         corrections = self._corrections(mask.mask, inverted.trajectory)
-        start = fresh_start(
-            inverted.trajectory.level(self.schedule.steps),
-            mask.mask,
-            mask.binary,
-            options.sampler.fresh_noise,
-            torch.Generator().manual_seed(self.seed),
-        )
+        start, first = self._start(task, plan, inverted.trajectory)
         with self.stages.stage("sampling", f"sampling {task.name}") as on_step:
             latents = sample(
                 self._predictor(mask.mask, source.condition),
                 self.schedule,
                 start,
-                target,
+                plan.target,
                 guidance_scale=options.sampler.guidance_scale,
                 corrections=corrections,
+                first=first,
                 on_step=on_step,
             )
         with self.stages.stage("decoding", f"decoding {task.name}"):
@@ -275,7 +312,9 @@ class Editor(L.LightningModule):
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)
         field = next((made.field for made in corrections if isinstance(made, InterFrame)), None)
-        return Edit(task.name, task.prompt, source.clip, frames, mask, alpha, references, inverted, field)
+        return Edit(
+            task.name, task.prompt, source.clip, frames, mask, alpha, plan.references, inverted, field, plan.placed, plan.pose
+        )
 
     def invert(self, task: EditTask) -> Inverted:
         """The source's trajectory, and the gate: how well sampling back returns the clip (METHOD 4)."""
@@ -289,22 +328,76 @@ class Editor(L.LightningModule):
         check_reconstruction(found.reconstruction_psnr, found.autoencoder_psnr, options.gate)
         return found
 
-    def _target_and_mask(self, task: EditTask, trajectory: Trajectory) -> tuple[Condition, EditMask, list[Reference]]:
-        """One pass, or two where the reference needs the mask and the mask the reference (METHOD 1)."""
-        seen = task.refer(None, ())
+    def _plan(self, task: EditTask, trajectory: Trajectory) -> _Plan:
+        """The region, the place, and what the encoder is shown: the place needs the region, and the rest the place."""
+        seen = task.refer((), None, ())
         target, mask = self._mask(task, trajectory, seen)
-        if self.editing.reference.mode in PLACED:
-            first, size = seen, task.source.clip.frames.shape[-2:]
-            # the undilated mask: a widened one would lower the ground line
-            seen = task.refer(resize_mask(mask.binary, *size).cpu(), first)  # pictures lie on the CPU, as they were read
-            if seen[0].mode == "joint":
-                # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
-                target = task.target([reference.views for reference in seen])
-            elif seen[0].mode == "in_context":
-                target, mask = self._mask(task, trajectory, seen)
-        for note in dict.fromkeys(reference.note for reference in seen if reference.note):
+        plan = _Plan(target, mask, seen)
+        if self.editing.reference.mode in PLACED or self.editing.places:
+            plan = self._placed(task, plan, trajectory)
+        for note in dict.fromkeys(reference.note for reference in plan.references if reference.note):
             log.warning("edit %r: %s", task.name, note)
-        return target, mask, seen
+        return plan
+
+    def _placed(self, task: EditTask, plan: _Plan, trajectory: Trajectory) -> _Plan:
+        """``plan`` with the target in the source object's place, if the region holds one (METHOD 1, 5)."""
+        options, frames, mask = self.editing, task.source.clip.frames, plan.mask
+        whole = options.mask.region == "whole"  # which tells no place: the target is shown there, and no more
+        own = None
+        if options.mask.outline == "colour" and mask.own is not None and not whole:
+            own = outline(frames, mask.own[0, :, 0].cpu())
+        # the undilated mask: a widened one would lower the ground line. Pictures lie on the CPU, as they were read
+        site = find_site(frames, resize_mask(mask.binary, *frames.shape[-2:]).cpu() if own is None else own)
+        if site is None:
+            empty = "the first pass found nothing to edit: the target is put nowhere"
+            noted = [replace(seen, note=f"{seen.note}; {empty}" if seen.note else empty) for seen in plan.references]
+            return replace(plan, references=noted)
+        poses = [self._pose(task, plan, number, site) for number in range(len(plan.references))]
+        target, references = plan.target, task.refer(plan.references, site, poses)
+        if references[0].mode == "joint":
+            # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
+            target = task.target([reference.views for reference in references])
+        elif references[0].mode == "in_context":
+            target, mask = self._mask(task, trajectory, references)
+        if whole:
+            return _Plan(target, mask, references)
+        placed = task.place(plan.references[0], 0, site, poses[0])
+        if own is not None and task.region is None:
+            mask = redrawn(mask, own, placed.alpha, options.mask)
+        return _Plan(target, mask, references, placed.pictures, poses[0])
+
+    def _pose(self, task: EditTask, plan: _Plan, number: int, site: Site) -> Pose:
+        """How the target of image ``number`` stands at ``site``."""
+        options, height = self.editing.reference, self.editing.reference.height_scale
+        if height is None and (task.same_words or self.editing.mask.region == "whole"):
+            height = 1.0  # words that are the same say nothing of another size, and all of a picture is no place
+        if height is not None and (options.heading != "auto" or self.editing.mask.region == "whole"):
+            return Pose(height, options.heading == "mirrored")
+        generator, told = torch.Generator().manual_seed(self.seed), task.target([task.photographs[number]])
+        noises = [torch.randn(task.source.latents.shape, generator=generator).to(task.source.latents) for _ in SHARES]
+        with self.stages.stage("placing", f"placing {task.name}") as on_step:
+            return find_pose(
+                partial(task.place, plan.references[number], number, site),
+                lambda clip: gain(self.denoiser, self.denoiser.alphas_cumprod, task.encode(clip), told, noises),
+                site.frames,
+                height=height,
+                heading=options.heading,
+                on_step=on_step,
+            )
+
+    def _first(self) -> int:
+        """The level at which sampling from the placed target starts."""
+        return max(1, round(self.editing.sampler.strength * self.schedule.steps))
+
+    def _start(self, task: EditTask, plan: _Plan, trajectory: Trajectory) -> tuple[Tensor, int | None]:
+        """Where sampling starts, and at which level if not at the noisiest."""
+        sampler, steps, mask = self.editing.sampler, self.schedule.steps, plan.mask
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.editing.places and plan.placed is not None:
+            first = self._first()
+            clean, kept = task.encode(plan.placed), trajectory.level(first)
+            return placed_start(clean, kept, mask.mask, mask.binary, self.schedule.alphas[first], generator), first
+        return fresh_start(trajectory.level(steps), mask.mask, mask.binary, sampler.fresh_noise, generator), None
 
     def _mask(self, task: EditTask, trajectory: Trajectory, seen: Sequence[Reference]) -> tuple[Condition, EditMask]:
         shown = [reference.target for reference in seen if reference.target is not None]

@@ -18,12 +18,17 @@ from tave.conditions import Condition, text_tokens
 from tave.denoiser import Denoiser
 
 
+def words_of(prompt: str) -> set[str]:
+    """The words of a prompt; case is ignored."""
+    return set(re.findall(r"\w+", prompt.lower()))
+
+
 def missing_tokens(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> list[int]:
     """Positions `l`, in the encoded source prompt, of words that the target prompt lacks; case is ignored.
 
     Empty where the target prompt has them all. The tokenizer must know character offsets (a "fast" one).
     """
-    kept = set(re.findall(r"\w+", target.lower()))
+    kept = words_of(target)
     lost = [word.span() for word in re.finditer(r"\w+", source) if word.group().lower() not in kept]
     encoded = tokenizer(source, truncation=True, return_offsets_mapping=True)
     offsets: list[tuple[int, int]] = encoded["offset_mapping"]  # type: ignore[assignment]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from tave.schedule import Schedule, ddim_step
 
 # A step whose mean disagreement is under this share of mean |eps_src| says nothing: it is rounding.
 SILENCE = 1e-3
-# The share of a cell's pixels that must have changed for the cell to count as edited.
+# The share of a cell's pixels that must have changed, or be an object's, for the cell to count as edited.
 CHANGED = 0.3
 # And of the cells around it, itself included: a lone cell is the codec's or the autoencoder's doing.
 CROWD = 0.4
@@ -61,7 +61,8 @@ class MaskOptions:
 
     ``union`` is with the source object's own evidence: cross_attention of the words that the target prompt lacks |
     unconditional, |eps_src - eps_null| | disputed, the geometric mean of that and of the disagreement: scenery that the
-    source prompt names speaks in the former too, yet both branches are told of it.
+    source prompt names speaks in the former too, yet both branches are told of it. ``outline``: the region is drawn anew
+    around the source object's outline and the target in its place, where one is put or shown there; a given region stays.
     """
 
     branches: str = "shared"  # shared: both read the inversion's z_t | separate: each its own trajectory
@@ -75,6 +76,7 @@ class MaskOptions:
     smooth_time: int = 1  # frames in the box, odd; 1 = none
     dilate: int = 1
     union: str = "none"  # none | cross_attention | unconditional | disputed
+    outline: str = "none"  # none: cells as they were found | colour: to where the source object's colours end
     settle: float = 0.0  # after sampling: what changed less, as a share of the range, is the source's again; 0 = off
     region: str = "found"  # found: as above | whole: every cell is edited
 
@@ -83,6 +85,7 @@ class MaskOptions:
         choice("mask.branches", self.branches, ("separate", "shared"))
         choice("mask.weight", self.weight, ("uniform", "per_step"))
         choice("mask.threshold", self.threshold, ("fixed", "otsu", "quantile"))
+        choice("mask.outline", self.outline, ("none", "colour"))
         choice("mask.union", self.union, ("none", "cross_attention", "unconditional", "disputed"))
         check_part("mask.steps", self.steps)
         within("mask.guidance_scale", self.guidance_scale, 0, 100)
@@ -104,7 +107,8 @@ class EditMask:
     {0, 1}: thresholded, and united with the evidence if asked. ``mask`` `1 f 1 h w`: dilated; what sampling
     uses, and then what :func:`settle` leaves of it. ``per_step`` `T' f h w` >= 0: the weighted maps that were averaged,
     noisiest step first. ``evidence`` `1 f 1 h w` in [0, 1]: the soft map of the source's own object, where a union asked
-    for it.
+    for it. ``own`` `1 f 1 h w` in {0, 1}: the cells of the source's own object by that map, without one ``binary``.
+    ``outline`` `f 1 H W` in {0, 1}: the source's own object to the pixel, where it was asked for and found.
     """
 
     soft: Tensor
@@ -112,11 +116,13 @@ class EditMask:
     mask: Tensor
     per_step: Tensor
     evidence: Tensor | None = None
+    own: Tensor | None = None
+    outline: Tensor | None = None
 
 
 def given_mask(region: Tensor) -> EditMask:
     """A region that is known beforehand, ``1 f 1 h w`` in {0, 1}, as a mask: nothing is measured, nothing grown."""
-    return EditMask(soft=region, binary=region, mask=region, per_step=region.new_zeros(0, *region[0, :, 0].shape))
+    return EditMask(region, region, region, per_step=region.new_zeros(0, *region[0, :, 0].shape), own=region)
 
 
 def to_cells(pixels: Tensor, h: int, w: int) -> Tensor:
@@ -168,7 +174,7 @@ def find_mask(
     magnitudes = torch.stack([reading.magnitude for reading in readings])
     per_step = weigh([reading.disagreement for reading in readings], magnitudes, options.weight)
     soft, binary = binarise(per_step.mean(0), options)
-    proof = None
+    proof, own = None, binary
     proofs = [reading.evidence for reading in readings if reading.evidence is not None]
     if proofs:
         # attention is no difference of two noises: any of it counts
@@ -177,14 +183,30 @@ def find_mask(
         if options.union == "disputed":
             proof = (proof * per_step.mean(0)).sqrt()
         proof, found = binarise(proof, options)
-        binary = torch.maximum(binary, found) if per_step.any() else binary
+        if per_step.any():
+            binary, own = torch.maximum(binary, found), found
     return EditMask(
         soft=soft[None, :, None],
         binary=binary[None, :, None],
         mask=dilate(binary, options.dilate)[None, :, None],
         per_step=per_step,
         evidence=None if proof is None else proof[None, :, None],
+        own=own[None, :, None],
     )
+
+
+def redrawn(found: EditMask, outline: Tensor, target: Tensor, options: MaskOptions) -> EditMask:
+    """``found`` with its region drawn anew around two objects that are known to the pixel, `f 1 H W` in [0, 1].
+
+    ``outline`` is the source object's, ``target`` the target object's in its place. A cell is edited where at least 30 % of its
+    pixels are an object's.
+    """
+    h, w = found.binary.shape[-2:]
+    objects = (torch.maximum(outline, target) > 0.5).float()
+    binary = (adaptive_avg_pool2d(objects, (h, w)) >= CHANGED)[:, 0].to(found.binary)
+    if not binary.any():  # objects of less than a third of a cell
+        return replace(found, outline=outline)
+    return replace(found, binary=binary[None, :, None], mask=dilate(binary, options.dilate)[None, :, None], outline=outline)
 
 
 def settle(mask: Tensor, edited: Tensor, source: Tensor, least: float) -> Tensor:

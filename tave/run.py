@@ -36,7 +36,7 @@ from tave.inflate import compile_blocks, inflate, load_tuned, select_trainables,
 from tave.inversion import Trajectory
 from tave.memory import at_work, hold, use_tiles
 from tave.options import OptionError, within
-from tave.reference import MatteError, load_segmenter, reference_images
+from tave.reference import MatteError, load_segmenter, matte
 from tave.report import Report
 from tave.schedule import Schedule
 from tave.stages import OnStep, Stages
@@ -235,17 +235,17 @@ class Run:
         read = [_request(name, entry, self.clip, self.options.video) for name, entry in entries.items()]
         if asked := self._segmented(read):
             self.editor.check(any(request.region is None for request in asked))
-        for request in asked:
+        for request in asked if self.options.editing.cuts_out else ():
             for image, (path, _) in zip(request.images, entries[request.name].images, strict=True):
                 try:
-                    reference_images(self.clip.frames, image.rgb, image.alpha, self.options.reference, given=image.matte)
+                    matte(image.rgb, image.alpha, image.matte, self.options.reference.matte)
                 except MatteError as error:
                     raise MatteError(f"{path}: {error}") from None
         return asked
 
     def _segmented(self, asked: Sequence[Request]) -> list[Request]:
         """``asked`` with the segmenter's matte of each target image, if one is to cut them out; it is gone afterwards."""
-        if not self.options.reference.segments:
+        if self.options.reference.matte != "segmented" or not self.options.editing.cuts_out:
             return list(asked)
         due = {digest(image.rgb, request.prompt): (image.rgb, request.prompt) for request in asked for image in request.images}
         if lacking := {key: told for key, told in due.items() if key not in self._mattes}:

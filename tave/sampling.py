@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from tave.conditions import Condition
 from tave.correction import Correction, Step, tap_of
 from tave.denoiser import NoisePredictor
-from tave.options import choice, within
+from tave.options import OptionError, choice, within
 from tave.schedule import Schedule, ddim_step
 
 
@@ -25,12 +25,17 @@ class SamplingOptions:
 
     guidance_scale: float = 7.5
     image_guidance_scale: float | None = None
-    fresh_noise: float = 0.0  # share of the start inside the mask: 0 as inverted, 1 noise that rides with the object
+    start: str = "inverted"  # inverted: the source's z_T | placed: the target, put in its place and noised
+    strength: float = 0.8  # of start=placed: the share of the steps that are left to do, 1 from pure noise
+    fresh_noise: float = 0.0  # of start=inverted: share inside the mask, 0 as inverted, 1 noise that rides with the object
     background: str = "latents"  # latents: the inversion's, at each step | none
     composite: bool = True  # the source's own pixels outside the mask
     feather: int = 4
 
     def __post_init__(self) -> None:
+        choice("sampler.start", self.start, ("inverted", "placed"))
+        if not 0 < self.strength <= 1:
+            raise OptionError(f"sampler.strength={self.strength} is out of range: set it above 0 and at most 1")
         choice("sampler.background", self.background, ("none", "latents"))
         within("sampler.guidance_scale", self.guidance_scale, 0, 100)
         if self.image_guidance_scale is not None:
@@ -48,14 +53,16 @@ def sample(
     *,
     guidance_scale: float = 1.0,
     corrections: Sequence[Correction] = (),
+    first: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """From ``start`` `b f c h w` at the noisiest level to clean latents, one DDIM step per level (METHOD 6).
+    """From ``start`` `b f c h w` at level ``first`` (None: the noisiest) to clean latents, one DDIM step per level (METHOD 6).
 
     After each step the corrections are applied in the order given, each to what the one before it left.
     """
     latents, total = start, schedule.steps
-    for level in reversed(range(total)):
+    first = total if first is None else first
+    for level in reversed(range(first)):
         t, alpha_from, alpha_to = (
             schedule.timesteps[level + 1],
             schedule.alphas[level + 1],
@@ -68,7 +75,7 @@ def sample(
             step = replace(step, latents=correction(step))
         latents = step.latents
         if on_step is not None:
-            on_step(total - level, total)
+            on_step(first - level, first)
     return latents
 
 

@@ -1,9 +1,11 @@
-"""Where sampling starts: the inverted latents, or inside the mask a noise that rides with the object (METHOD 6)."""
+"""Where sampling starts: the inverted latents, or inside the mask noise or the target in its place (METHOD 6)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from tave.schedule import add_noise
 
 
 def path_of(binary: Tensor) -> list[tuple[int, int]]:
@@ -47,3 +49,20 @@ def fresh_start(start: Tensor, mask: Tensor, found: Tensor, share: float, genera
         return start
     noise = riding_noise(start.shape, path_of(found[0, :, 0]), generator).to(start)
     return torch.where(mask > 0, (1 - share) ** 0.5 * start + share**0.5 * noise, start)
+
+
+def placed_start(
+    placed: Tensor, kept: Tensor, mask: Tensor, found: Tensor, alpha: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The target in its place, noised, inside ``mask``; outside every bit of the source's latents of that level is kept.
+
+    An edit that begins at pure noise has to invent where the target stands, how large it is, and once a frame whether it is
+    there at all. Begun from a noised picture of it in its place (SDEdit, Meng et al. 2021), it only has to paint it as it would
+    look there. The noise rides with the object, as in :func:`fresh_start`.
+
+    Args:
+        placed: clean latents of the target in its place, `1 f c h w`; kept: the inversion's of the level, alike.
+        mask, found: as in :func:`fresh_start`. alpha: the level's alphas_cumprod, 0-dim.
+    """
+    noise = riding_noise(placed.shape, path_of(found[0, :, 0]), generator).to(placed)
+    return torch.where(mask > 0, add_noise(placed, noise, alpha), kept)

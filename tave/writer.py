@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 class RunWriter(BasePredictionWriter):
-    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz, reference.png,
-    edit.json.
+    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, placed.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz,
+    reference.png, edit.json.
 
     ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to
     what ``edit.json`` keeps of how it was asked for.
@@ -80,6 +80,8 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
         if (shown := reference.target) is not None:
             name = "reference.png" if number == 1 else f"reference-{number}.png"
             write_image(folder / name, shown[len(shown) // 2].cpu())
+    outline = edit.mask.outline
+    found: dict[str, Any] = {} if outline is None else {"outline": outline[:, 0].cpu().numpy().astype(np.uint8)}
     with whole_file(folder / "soft_mask.npz") as waiting, waiting.open("wb") as sink:
         np.savez_compressed(
             sink,
@@ -88,7 +90,10 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
             mask=edit.mask.mask[0, :, 0].cpu().numpy().astype(np.uint8),
             per_step=edit.mask.per_step.cpu().numpy().astype(np.float16),
             alpha=opacity_bytes(alpha[:, 0]),
+            **found,
         )
+    if edit.placed is not None:
+        write_video(folder / "placed.mp4", edit.placed, fps)
     if edit.field is not None:
         grid = edit.field.following.shape[1:]
         np.savez_compressed(
@@ -98,7 +103,13 @@ def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | N
             mask=coarsen(edit.mask.mask[0, :, 0].cpu(), *grid).numpy().astype(np.uint8),
         )
     notes = "; ".join(dict.fromkeys(reference.note for reference in edit.references if reference.note))
-    told = {"name": edit.name, "target_prompt": edit.prompt, "reference": edit.references[0].mode, "note": notes}
+    told = {
+        "name": edit.name,
+        "target_prompt": edit.prompt,
+        "reference": edit.references[0].mode,
+        "note": notes,
+        "pose": None if edit.pose is None else edit.pose._asdict(),
+    }
     write_json(folder / "edit.json", told | about)
     if truth is not None and _fits(Path(truth), source):
         shutil.copytree(truth, folder / "truth")

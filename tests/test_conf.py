@@ -114,7 +114,9 @@ def test_each_parameter_of_the_wandb_sweep_is_an_override() -> None:
 def test_the_patents_own_method_is_one_option_away() -> None:
     options = composed("+video=bus_to_suv", "experiment=patent")
     assert (options.mask.branches, options.mask.weight, options.mask.threshold) == ("separate", "uniform", "fixed")
-    assert options.reference.mode == "as_is"
+    assert (options.mask.union, options.mask.outline, options.mask.settle) == ("none", "none", 0)
+    assert (options.reference.mode, options.reference.height_scale, options.reference.heading) == ("as_is", 1, "as_is")
+    assert (options.sampler.start, options.sampler.fresh_noise, options.sampler.composite) == ("inverted", 0, False)
     assert options.correction.when == "before_step"
 
 

@@ -84,6 +84,7 @@ OTHERS = {
     "confined": ["reference.confine=source", "sampler.image_guidance_scale=2", "reference.frame=per_frame"],
     # autocast follows the true device, so halves are not pretended
     "8gb": ["memory=8gb", "memory.weights=full", "trainer.precision=32-true", "reference.mode=neutral"],
+    "placed": ["sampler.start=placed", "mask.outline=colour", "reference.height_scale=null", "reference.heading=auto"],
     "lora": ["tuning=lora", "correction=variance", "inversion.refine=1", "condition.noise_level=300"],
 }
 

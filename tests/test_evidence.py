@@ -9,7 +9,7 @@ from torch import Tensor
 from tave.backbone import Backbone, tiny_backbone
 from tave.conditions import Condition
 from tave.denoiser import Denoiser
-from tave.evidence import attention_evidence, missing_tokens, recorded
+from tave.evidence import attention_evidence, missing_tokens, recorded, words_of
 
 FRAMES, SIDE, WORDS = 2, 12, 16
 
@@ -64,6 +64,10 @@ def test_odd_grids_are_read_at_every_level(denoiser: Denoiser) -> None:
 def test_no_token_no_evidence(denoiser: Denoiser) -> None:
     latents, condition = scene(denoiser)
     assert not attention_evidence(denoiser, condition, [])(latents, 500).any()
+
+
+def test_words_are_a_set_whatever_their_case_and_order() -> None:
+    assert words_of("A red-hot car, on a road") == words_of("on a Road a car red hot") != words_of("a red car on a road")
 
 
 def test_words_that_the_target_lacks_are_found_at_their_tokens(backbone: Backbone) -> None:

@@ -12,12 +12,14 @@ from tave.options import OptionError
 from tave.reference import (
     MatteError,
     MatteWarning,
+    Pose,
     ReferenceOptions,
     cut_out,
+    find_site,
     frame_indices,
-    in_context,
     matte,
     neutral,
+    put,
     reference_images,
     source_frames,
 )
@@ -53,6 +55,12 @@ def clip(count: int = 6, size: int = 64, speed: int = 6, length: int = 20) -> tu
         place = (slice(None), slice(30, 46), slice(4 + speed * i, 4 + speed * i + length))
         frames[i][place], mask[i][place] = 0.0, 1.0
     return frames, mask, background
+
+
+def in_context(rgb: Tensor, cut: Tensor, frames: Tensor, mask: Tensor, index: int, height: float = 1.0) -> Tensor | None:
+    """Frame ``index`` with the target in the place of what ``mask`` holds; None where that is nothing."""
+    site = find_site(frames, mask)
+    return None if site is None else put(site, rgb, cut, Pose(height), indices=[index]).pictures[0]
 
 
 def iou(a: Tensor, b: Tensor) -> float:
@@ -141,6 +149,7 @@ def test_mattes_that_can_not_be_used_are_refused(alpha: Tensor | None, given: Te
         ({"frame": "last"}, "frame='last'.*middle"),
         ({"matte": "sam"}, "matte='sam'.*auto"),
         ({"height_scale": 0.0}, "height_scale=0.0"),
+        ({"heading": "left"}, "heading='left'"),
         ({"feather": -1.0}, "feather=-1.0"),
     ],
 )
@@ -275,12 +284,106 @@ def test_the_object_keeps_its_heading() -> None:
     assert int(upper[middle:].sum()) > 2 * int(upper[:middle].sum())
 
 
-def test_an_empty_mask_gives_none_and_a_wrong_one_is_refused() -> None:
+def test_mirrored_it_looks_the_other_way_and_stands_where_it_stood() -> None:
     rgb, truth = target()
+    truth[:, :70, :64] = 0  # the left half is low
     frames, mask, _ = clip()
-    assert in_context(rgb, truth, frames, torch.zeros_like(mask), 2) is None
+    site = find_site(frames, mask)
+    assert site is not None
+    plain, turned = (put(site, rgb, truth, Pose(1.0, mirrored)) for mirrored in (False, True))
+    for frame in range(len(frames)):
+        rows, columns = (torch.nonzero(turned.alpha[frame, 0] > 0.5)[:, axis] for axis in (0, 1))
+        as_shown = torch.nonzero(plain.alpha[frame, 0] > 0.5)
+        assert abs(int(rows.max()) - int(as_shown[:, 0].max())) <= 1
+        assert abs(int(columns.min() + columns.max()) - int(as_shown[:, 1].min() + as_shown[:, 1].max())) <= 2
+    upper = (turned.alpha[2, 0] > 0.5)[31:36].any(0)
+    middle = 4 + 12 + 10
+    assert int(upper[:middle].sum()) > 2 * int(upper[middle:].sum())
+
+
+def test_the_alpha_is_where_the_picture_differs_from_the_bare_background() -> None:
+    rgb, truth = target()
+    frames, mask, background = clip(count=8)
+    site = find_site(frames, mask)
+    assert site is not None
+    placed = put(site, rgb, truth, Pose(0.5))
+    assert placed.pictures.shape == frames.shape and placed.alpha.shape == mask.shape
+    for picture, alpha in zip(placed.pictures, placed.alpha, strict=True):
+        assert ((picture - background).abs().amax(0) > 0.08)[alpha[0] > 0.5].all()
+        assert torch.equal(picture[:, alpha[0] == 0], background[:, alpha[0] == 0])
+
+
+def test_an_object_that_grows_has_a_target_that_grows() -> None:
+    frames = torch.zeros(6, 3, 64, 64)
+    mask = torch.zeros(6, 1, 64, 64)
+    for index in range(6):
+        mask[index, :, 50 - 10 - 4 * index : 50, 16:46] = 1
+    mask[3, :, 20:26, 20:40] = 1  # one frame's box is too tall
+    site = find_site(frames, mask)
+    assert site is not None
+    assert np.allclose(site.heights, [10, 14, 18, 22, 26, 30]) and np.allclose(site.bottoms, 50)
+
+
+@pytest.mark.parametrize("speed", [-6, 6])
+def test_an_object_that_drives_out_of_the_frame_has_its_middle_beyond_what_is_seen(speed: int) -> None:
+    frames, mask = torch.zeros(8, 3, 64, 64), torch.zeros(8, 1, 64, 64)
+    first = 20 if speed < 0 else 24
+    for index in range(8):
+        left = first + speed * index
+        mask[index, :, 30:46, max(left, 0) : max(0, min(left + 20, 64))] = 1
+    seen = mask.any(-1).any(-1)[:, 0]
+    site = find_site(frames, mask)
+    assert site is not None
+    middles = first + 10 + speed * np.arange(8)
+    assert np.allclose(site.middles[seen.numpy()], middles[seen.numpy()], atol=0.5)
+
+
+def test_an_object_that_leaves_below_stands_below() -> None:
+    frames, mask = torch.zeros(6, 3, 64, 64), torch.zeros(6, 1, 64, 64)
+    for index in range(6):
+        mask[index, :, 30 + 6 * index : 46 + 6 * index, 20:40] = 1
+    site = find_site(frames, mask)
+    assert site is not None and np.allclose(site.bottoms, 46 + 6 * np.arange(6), atol=0.5) and np.allclose(site.heights, 16)
+
+
+def test_where_the_object_is_not_seen_the_target_is_not_put() -> None:
+    rgb, truth = target()
+    frames, mask, _ = clip(count=8, speed=3)
+    mask[5:] = 0
+    mask[6, :, 2:4, 2:4] = 1  # a speck, after it has gone
+    site = find_site(frames, mask)
+    assert site is not None and site.seen.tolist() == [True] * 5 + [False] * 3
+    assert np.allclose(site.heights[:5], 16) and np.allclose(site.middles[:5], 14 + 3 * np.arange(5), atol=0.5)
+    placed = put(site, rgb, truth)
+    assert (placed.alpha[:5].amax((1, 2, 3)) > 0.9).all() and placed.alpha[5:].max() == 0
+    assert torch.equal(placed.pictures[5:], site.frames[5:])
+    asked = put(site, rgb, truth, indices=[5])  # to be shown to the encoder it has to stand somewhere
+    assert asked.alpha.max() > 0.9
+
+
+def test_at_the_frames_edge_the_target_does_not_fade() -> None:
+    rgb, truth = target()
+    frames, mask = torch.full((3, 3, 64, 64), -1.0), torch.zeros(3, 1, 64, 64)
+    mask[:, :, 30:46, 52:] = 1
+    site = find_site(frames, mask)
+    assert site is not None
+    placed = put(site, torch.ones_like(rgb), torch.ones_like(truth), feather=0.1)
+    assert placed.alpha[1, 0, 34:40, -1].min() > 0.99 and placed.pictures[1, :, 34:40, -1].min() > 0.99
+
+
+def test_beyond_what_is_seen_it_goes_on_in_a_line() -> None:
+    frames, mask = torch.zeros(8, 3, 64, 64), torch.zeros(8, 1, 64, 64)
+    for index, jitter in enumerate((1, -1, 1, -1, 1)):
+        mask[index, :, 30:46, 10 + 4 * index + jitter : 26 + 4 * index + jitter] = 1
+    site = find_site(frames, mask)
+    assert site is not None and np.allclose(site.middles, 18 + 4 * np.arange(8), atol=2.5)
+
+
+def test_an_empty_mask_gives_none_and_a_wrong_one_is_refused() -> None:
+    frames, mask, _ = clip()
+    assert find_site(frames, torch.zeros_like(mask)) is None
     with pytest.raises(MatteError, match="must agree in frames and size"):
-        in_context(rgb, truth, frames, mask[:3], 2)
+        find_site(frames, mask[:3])
 
 
 # --- both passes ------------------------------------------------------------------------------------------------
@@ -293,10 +396,10 @@ def test_two_passes_from_a_picture_without_alpha() -> None:
     assert (first.mode, first.note) == ("neutral", "")
     assert first.matte is not None
     assert torch.equal(first.source, frames[3:4])
-    second = reference_images(frames, rgb, given=first.matte, mask=mask)
+    second = reference_images(frames, rgb, given=first.matte, site=find_site(frames, mask))
     assert second.mode == "in_context"
     assert second.target is not None and second.target.shape == second.source.shape == (1, 3, 64, 64)
-    again = reference_images(frames, rgb, mask=mask)  # without the first pass's matte: the same, only slower
+    again = reference_images(frames, rgb, site=find_site(frames, mask))  # without the first pass's matte: the same, only slower
     assert again.target is not None and torch.equal(second.target, again.target)
     assert int(is_red(second.target[0]).sum()) > 100
 
@@ -306,8 +409,10 @@ def test_joint_shows_the_place_in_the_second_pass() -> None:
     frames, mask, _ = clip()
     joint = ReferenceOptions(mode="joint", frame="per_frame")
     first = reference_images(frames, rgb, options=joint)
-    second = reference_images(frames, rgb, options=joint, given=first.matte, mask=mask)
-    placed = reference_images(frames, rgb, options=ReferenceOptions(frame="per_frame"), given=first.matte, mask=mask)
+    second = reference_images(frames, rgb, options=joint, given=first.matte, site=find_site(frames, mask))
+    placed = reference_images(
+        frames, rgb, options=ReferenceOptions(frame="per_frame"), given=first.matte, site=find_site(frames, mask)
+    )
     assert (first.mode, second.mode) == ("neutral", "joint")
     assert second.target is not None and placed.target is not None and torch.equal(second.target, placed.target)
 
@@ -318,40 +423,42 @@ def test_joint_shows_the_photograph_or_the_object_on_grey_beside_the_place() -> 
     for near, view in (("as_is", rgb), ("neutral", neutral(rgb, alpha))):
         joint = ReferenceOptions(mode="joint", near=near)
         first = reference_images(frames, rgb, alpha, joint)
-        second = reference_images(frames, rgb, alpha, joint, mask=mask)
+        second = reference_images(frames, rgb, alpha, joint, site=find_site(frames, mask))
         assert first.near is None and len(first.views) == 1
         assert second.target is not None and torch.equal(second.views[0], second.target)
         assert torch.equal(second.views[1][0], view)
-    alone = reference_images(frames, rgb, alpha, ReferenceOptions(mode="in_context"), mask=mask)
+    alone = reference_images(frames, rgb, alpha, ReferenceOptions(mode="in_context"), site=find_site(frames, mask))
     assert alone.near is None
 
 
-def test_a_first_pass_that_finds_nothing_stays_neutral_and_says_so() -> None:
+def test_without_a_place_the_reference_stays_neutral() -> None:
     rgb, truth = target()
     frames, mask, _ = clip()
-    reference = reference_images(frames, rgb, truth, mask=torch.zeros_like(mask))
+    assert find_site(frames, torch.zeros_like(mask)) is None
+    reference = reference_images(frames, rgb, truth)
     assert reference.mode == "neutral"
-    assert "found nothing" in reference.note
     assert reference.target is not None and torch.equal(reference.target[0], neutral(rgb, truth))
 
 
 def test_per_frame_follows_the_object() -> None:
     rgb, truth = target()
     frames, mask, _ = clip()
-    reference = reference_images(frames, rgb, truth, ReferenceOptions(frame="per_frame", height_scale=0.5), mask=mask)
+    reference = reference_images(
+        frames, rgb, truth, ReferenceOptions(frame="per_frame", height_scale=0.5), site=find_site(frames, mask)
+    )
     assert reference.target is not None and reference.source.shape == reference.target.shape == (6, 3, 64, 64)
     middles = [torch.nonzero(is_red(picture))[:, 1].float().mean() for picture in reference.target]
     steps = torch.stack(middles).diff()
     assert float((steps - 6).abs().max()) < 0.5
 
 
-def test_as_is_and_neutral_ignore_the_mask() -> None:
+def test_as_is_and_neutral_ignore_the_place() -> None:
     rgb, truth = target()
     frames, mask, _ = clip()
-    as_is = reference_images(frames, rgb, truth, ReferenceOptions(mode="as_is"), mask=mask)
+    as_is = reference_images(frames, rgb, truth, ReferenceOptions(mode="as_is"), site=find_site(frames, mask))
     assert as_is.matte is None
     assert as_is.target is not None and torch.equal(as_is.target[0], rgb)
-    plain = reference_images(frames, rgb, truth, ReferenceOptions(mode="neutral"), mask=mask)
+    plain = reference_images(frames, rgb, truth, ReferenceOptions(mode="neutral"), site=find_site(frames, mask))
     assert plain.target is not None and torch.equal(plain.target[0], neutral(rgb, truth))
 
 
@@ -359,7 +466,7 @@ def test_nothing_that_came_in_is_changed() -> None:
     rgb, truth = target()
     frames, mask, _ = clip()
     before = [tensor.clone() for tensor in (rgb, truth, frames, mask)]
-    reference_images(frames, rgb, truth, mask=mask)
+    reference_images(frames, rgb, truth, site=find_site(frames, mask))
     assert all(torch.equal(a, b) for a, b in zip(before, (rgb, truth, frames, mask), strict=True))
 
 

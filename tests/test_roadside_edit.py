@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -35,6 +36,15 @@ def test_the_background_is_the_sources(metrics: dict) -> None:
 def test_the_mask_covers_the_old_object_and_not_the_picture(metrics: dict) -> None:
     assert metrics["edits"]["suv"]["mask_recall"] >= 0.95
     assert metrics["edits"]["suv"]["mask_area_ratio"] <= 1.6
+
+
+def test_the_mask_is_drawn_around_the_bus_and_the_suv(run: Path, metrics: dict) -> None:
+    told = json.loads((run / "edits/suv/edit.json").read_text())
+    assert told["pose"]["height"] < 1  # an SUV is lower than a bus
+    with np.load(run / "edits/suv/soft_mask.npz") as stored, np.load(run / "edits/suv/truth/truth.npz") as truth:
+        found, bus = stored["outline"] > 0, truth["source_mask"]
+    assert (found & bus).sum() >= 0.9 * (found | bus).sum()
+    assert metrics["edits"]["suv"]["mask_iou_union"] >= 0.75
 
 
 def test_the_clip_comes_back_from_its_inversion(metrics: dict) -> None:

@@ -96,6 +96,27 @@ def test_with_an_exact_predictor_sampling_walks_back_along_the_trajectory() -> N
     assert torch.equal(end, watch.steps[-1].latents)
 
 
+@pytest.mark.parametrize("first", [1, 4, STEPS])
+def test_begun_at_a_level_it_goes_on_as_the_whole_way_would(first: int) -> None:
+    watch, told = Watch(), []
+    whole = sample(Following(), schedule(), draw(1, F, C, H, W), condition(), guidance_scale=3, corrections=[watch])
+    at = draw(1, F, C, H, W) if first == STEPS else watch.steps[STEPS - first - 1].latents
+    late = Watch()
+    rest = sample(
+        Following(),
+        schedule(),
+        at,
+        condition(),
+        guidance_scale=3,
+        corrections=[late],
+        first=first,
+        on_step=lambda *step: told.append(step),
+    )
+    assert torch.equal(rest, whole)
+    assert told == [(done, first) for done in range(1, first + 1)]
+    assert [(step.level, step.total) for step in late.steps] == [(level, STEPS) for level in reversed(range(first))]
+
+
 def test_the_background_reads_the_level_that_the_step_went_to() -> None:
     watch = Watch()
     corrections: list[Correction] = [Background(hole(), counting()), watch]

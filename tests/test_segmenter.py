@@ -36,10 +36,12 @@ import tave.run
 from tave.config import CONF, EditEntry, TrainOptions, typed
 from tave.controls import make
 from tave.doctor import segmenter as examined
+from tave.editor import EditingOptions
 from tave.listing import ListedCase
 from tave.options import OptionError
 from tave.reference import MatteError, ReferenceOptions, Segmenter, load_segmenter
 from tave.reference.segmenter import choose
+from tave.sampling import SamplingOptions
 from tave.train import train
 
 PROMPT = "a red car turning on a road"
@@ -286,9 +288,16 @@ def test_scipy_is_asked_for_by_name(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_segmented_goes_with_a_segmenter() -> None:
     with pytest.raises(OptionError, match=r"needs the weights .* give reference\.segmenter=FOLDER .* or set reference\.matte"):
         ReferenceOptions(matte="segmented")
-    assert ReferenceOptions(matte="segmented", segmenter="x").segments
-    assert not ReferenceOptions(mode="as_is", matte="segmented", segmenter="x").segments  # which looks at no matte
-    assert not ReferenceOptions(segmenter="x").segments
+
+
+@pytest.mark.parametrize(
+    ("mode", "start", "cut"),
+    [("joint", "inverted", True), ("neutral", "placed", True), ("as_is", "inverted", False), ("as_is", "placed", True)]
+    + [("none", start, False) for start in ("inverted", "placed")],
+)
+def test_a_matte_is_looked_at_where_the_object_is_shown_or_put_alone(mode: str, start: str, cut: bool) -> None:
+    asked = EditingOptions(reference=ReferenceOptions(mode=mode), sampler=SamplingOptions(start=start))
+    assert asked.cuts_out == cut
 
 
 def test_the_doctor_tries_it(folder: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tave.options import OptionError
 from tave.sampling import SamplingOptions
-from tave.start import fresh_start, path_of, riding_noise
+from tave.start import fresh_start, path_of, placed_start, riding_noise
 
 F, C, H, W = 4, 4, 12, 16
 
@@ -88,6 +88,25 @@ def test_one_seed_gives_one_start(start: Tensor):
     mask = moving()
     one, same, other = (fresh_start(start, mask, mask, 0.5, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_a_placed_start_is_the_target_noised_inside_the_mask_and_the_source_outside(start: Tensor):
+    mask = moving()
+    inside = mask.expand_as(start) > 0
+    placed = torch.full_like(start, 2.0)
+    alpha = torch.tensor(0.64, dtype=torch.float64)
+    made = placed_start(placed, start, mask, mask, alpha, generator())
+    assert torch.equal(made[~inside], start[~inside])
+    noise = riding_noise(start.shape, path_of(mask[0, :, 0]), generator())
+    assert torch.allclose(made[inside], (0.8 * placed + 0.6 * noise)[inside])
+    still = placed_start(placed, start, mask, mask, torch.tensor(1.0, dtype=torch.float64), generator())
+    assert torch.equal(still[inside], placed[inside])
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(strength: float):
+    with pytest.raises(OptionError, match=r"sampler\.strength"):
+        SamplingOptions(strength=strength)
 
 
 def test_a_share_out_of_range_is_refused():

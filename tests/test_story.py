@@ -22,12 +22,15 @@ from PIL import Image
 
 import eval.score
 import tave
+import tave.editor
 from eval.records import RunError
 from eval.score import score_run
 from tave.cache import StoredError, read_tensors
 from tave.config import CONF, TrainOptions, typed
 from tave.data import Request, TargetImage
+from tave.editor import Edit
 from tave.options import OptionError
+from tave.pose import HEIGHTS
 from tave.run import Run
 from tave.train import train
 from tave.video import ReadOptions, VideoError, read_clip, read_image, write_image, write_video
@@ -64,7 +67,7 @@ def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert {"run.json", "tuned.safetensors", "tuned.json", "metrics.json", "trajectory.safetensors", "source.mp4"} <= names
     made = {path.name for path in (run / "edits" / "suv").iterdir()}
-    pictures = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
+    pictures = {"edited.mp4", "mask.mp4", "placed.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
     assert pictures | {"soft_mask.npz", "field.npz", "truth", "edit.json"} == made
     assert not list(run.rglob(".*"))
 
@@ -320,6 +323,113 @@ def test_an_empty_region_gives_the_source_back(clip: list[str], cache: Path, tmp
     torch.testing.assert_close(made[False], begun[False].round_trip, rtol=0, atol=1e-4)
     assert (made[False] - begun[False].clip.frames).abs().max() > 0.01  # which is another picture than the clip
     assert torch.equal(made[True], begun[True].clip.frames)
+
+
+PLACED = (
+    "sampler.start=placed",
+    "mask.outline=colour",
+    "reference.height_scale=null",
+    "reference.heading=auto",
+    "tuning=none",
+    "metrics=none",
+)
+
+
+def begun_edit(told: list[str], folder: Path, cache: Path, **asked: Any) -> Edit:
+    """The edit of ``clip`` under options, as the predict loop makes it; ``asked``: of the request."""
+    with closing(Run.begin(options(*told, cache=cache), folder, show=False)) as run:
+        picture = TargetImage(*read_image(told[2].partition("=")[2]))
+        request = Request(**{"name": "suv", "prompt": "a red car", "images": [picture]} | asked)
+        run.data.ask([request], run._inverted)
+        (task,) = run.data.predict_dataloader()
+        with torch.no_grad():
+            return run.editor.predict_step(task, 0)
+
+
+def test_the_target_is_put_in_its_place_before_sampling(
+    clip: list[str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """METHOD 1 and 6: the mask holds the source object's outline and the target's, and what was put there is recorded."""
+    with np.load(Path(clip[3].partition("=")[2]) / "truth.npz") as truth:
+        object_ = torch.from_numpy(truth["source_mask"])[:, None].float()  # a network that knows nothing finds none
+    monkeypatch.setattr(tave.editor, "outline", lambda frames, region: object_)
+    run = train(options(*clip, *PLACED, cache=cache), tmp_path / "run", show=False)
+    told = json.loads((run / "edits/suv/edit.json").read_text())
+    assert told["pose"]["height"] in HEIGHTS and told["pose"]["mirrored"] in (True, False)
+    with np.load(run / "edits/suv/soft_mask.npz") as stored:
+        outline, binary = stored["outline"], stored["binary"]
+    assert np.array_equal(outline, object_[:, 0].numpy())
+    cells = torch.nn.functional.adaptive_avg_pool2d(object_, binary.shape[1:])[:, 0].numpy() >= 0.3
+    assert (binary[cells] == 1).all() and cells.sum() <= binary.sum() < 3 * cells.sum()
+    overrides = ["reference.height_scale=0.75", "reference.heading=mirrored"]
+    again = tave.edit_clip(run, clip[2].partition("=")[2], "a red car", name="as_told", overrides=overrides, show=False)
+    assert json.loads((again / "edit.json").read_text())["pose"] == {"height": 0.75, "mirrored": True}
+
+
+def test_words_that_are_the_same_ask_for_no_other_height(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    made = begun_edit([*clip, *PLACED], tmp_path, cache, prompt="a white bus driving right on a mountain road")
+    assert made.pose is not None and made.pose.height == 1.0
+
+
+def test_a_strength_that_leaves_no_step_to_correct_is_told(
+    clip: list[str], cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    low = ("sampler.strength=0.3", "correction.steps=[0.1,0.6]", "inversion.steps=10")
+    # nothing starts there without a target, in all of the picture, or without a correction
+    for other in ("reference=none", "mask.region=whole", "correction.enabled=false", "sampler.start=inverted", "seed=33"):
+        asked = options(*clip, *PLACED, *low, other, "tuning.steps=0", cache=cache)
+        with closing(Run.begin(asked, tmp_path / other, show=False)):
+            assert ("no step of correction.steps=[0.1, 0.6] is left" in caplog.text) == (other == "seed=33")
+
+
+def test_a_height_and_a_heading_that_are_told_hold_in_a_whole_picture_too(clip: list[str], cache: Path, tmp_path: Path) -> None:
+    told = ("mask.region=whole", "reference=in_context", "sampler.start=inverted")
+    plain, small = (
+        begun_edit([*clip, *PLACED, *told, *more], tmp_path / name, cache)
+        for name, more in (("plain", []), ("small", ["reference.height_scale=0.5", "reference.heading=mirrored"]))
+    )
+    (one,), (other,) = plain.references, small.references
+    assert one.target is not None and other.target is not None and not torch.equal(one.target, other.target)
+
+
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        (["mask.region=whole"], {}),  # which tells no place
+        (["reference=none"], {}),  # which has no target to put there
+        ([], {"prompt": "a white bus driving right on a mountain road", "images": None}),  # nothing to edit, nowhere to put it
+    ],
+    ids=["whole", "words", "nothing"],
+)
+def test_without_a_place_or_a_target_it_starts_as_inverted(
+    told: list[str], asked: dict[str, Any], clip: list[str], cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if asked:  # the source told twice: the middle frame, as it is
+        frame = read_clip(clip[1].partition("=")[2], typed_video(clip, cache)).frames
+        asked |= {"images": [TargetImage(frame[len(frame) // 2])]}
+        told = ["reference=as_is", "reference.frame=middle", "reference.matte=none"]
+    placed, inverted = (
+        begun_edit([*clip, *PLACED, *told, f"sampler.start={start}"], tmp_path / start, cache, **asked)
+        for start in ("placed", "inverted")
+    )
+    assert torch.equal(placed.frames, inverted.frames) and placed.pose is None
+    assert ("the target is put nowhere" in caplog.text) == bool(asked)
+
+
+def typed_video(clip: list[str], cache: Path) -> ReadOptions:
+    return options(*clip, cache=cache).video
+
+
+def test_a_region_that_was_asked_for_stays_as_it_was_and_still_tells_the_place(
+    clip: list[str], cache: Path, tmp_path: Path
+) -> None:
+    frames = read_clip(clip[1].partition("=")[2], typed_video(clip, cache)).frames
+    region = torch.zeros_like(frames[:, :1])
+    region[:, :, frames.shape[2] // 2 :] = 1
+    made = begun_edit([*clip, *PLACED], tmp_path, cache, region=region)
+    assert made.pose is not None
+    cells = torch.nn.functional.adaptive_max_pool2d(region, made.mask.mask.shape[-2:])
+    assert torch.equal(made.mask.mask[0], cells) and torch.equal(made.mask.binary[0], cells)
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json"])

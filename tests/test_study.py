@@ -35,7 +35,7 @@ EXPECTED = {
     *("blend_weights", "mask_threshold", "mask_fixed", "mask_quantile", "mask_branches", "mask_steps", "mask_union"),
     *("mask_guidance", "reference", "correction", "correction_on_off", "trainables", "tuning_steps", "st_attention"),
     *("inversion", "guidance", "image_guidance", "confine", "image_noise", "background", "reference_near", "agreement"),
-    *("reference_several", "reference_matte"),
+    *("reference_several", "reference_matte", "strength", "pose", "mask_outline"),
 }
 
 

@@ -9,32 +9,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tave.options import OptionError, choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
-from tave.reference.place import in_context, neutral
+from tave.reference.place import Placed, Pose, Site, find_site, neutral, put
 from tave.reference.segmenter import Cut, Segmenter, load_segmenter
 
 MODES = ("as_is", "neutral", "in_context", "joint", "none")
 PLACED = ("in_context", "joint")  # those that need to know the place
 FRAMES = ("middle", "first", "per_frame")
+HEADINGS = ("as_is", "mirrored", "auto")
 
 __all__ = [
     "PLACED",
     "Cut",
     "MatteError",
     "MatteWarning",
+    "Placed",
+    "Pose",
     "Reference",
     "ReferenceOptions",
     "Segmenter",
+    "Site",
     "cut_out",
+    "find_site",
     "frame_indices",
-    "in_context",
     "load_segmenter",
     "matte",
     "neutral",
+    "put",
     "reference_images",
     "source_frames",
 ]
@@ -47,19 +51,21 @@ class ReferenceOptions:
     ``mode``: as_is (the target image) | neutral (the object on grey) | in_context (the object in a source
     frame, once a first mask tells the place) | joint (that and a picture from ``near``, as_is | neutral: the mean of
     their embeddings knows the object from near and its place) | none (no picture: words alone). ``frame``: middle |
-    first | per_frame. ``height_scale``: the object's height as a multiple of the source object's. ``matte``: auto |
-    alpha | given | colour | segmented | none. ``segmenter``: the network that finds the object where ``matte`` is segmented, a
-    folder or an `owner/name` in the hub's local cache; a given matte is not looked at then. ``feather``: blending of
-    the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around the object, share of
-    its size. ``several``: target images of one object are told by the mean of their embeddings (average), or in turn,
-    frame by frame (alternate). ``confine``: while sampling, the target's picture speaks everywhere (off), or inside
+    first | per_frame. ``height_scale``: the object's height as a multiple of the source object's; None: what the network
+    finds most like the target prompt (:mod:`tave.pose`). ``heading``: the object as it is shown | mirrored | auto, likewise.
+    ``matte``: auto | alpha | given | colour | segmented | none. ``segmenter``: the network that finds the object where
+    ``matte`` is segmented, a folder or an `owner/name` in the hub's local cache; a given matte is not looked at then.
+    ``feather``: blending of the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around the
+    object, share of its size. ``several``: target images of one object are told by the mean of their embeddings (average), or
+    in turn, frame by frame (alternate). ``confine``: while sampling, the target's picture speaks everywhere (off), or inside
     the mask alone, and outside it the source frame (source) or none (nothing); it takes twice the time.
     """
 
     mode: str = "in_context"
     near: str = "as_is"
     frame: str = "middle"
-    height_scale: float = 1.0
+    height_scale: float | None = 1.0
+    heading: str = "as_is"
     matte: str = "auto"
     segmenter: str | None = None
     feather: float = 0.02
@@ -79,14 +85,11 @@ class ReferenceOptions:
             )
         choice("reference.several", self.several, ("average", "alternate"))
         choice("reference.confine", self.confine, ("off", "source", "nothing"))
-        within("reference.height_scale", self.height_scale, 0.05, 20)
+        choice("reference.heading", self.heading, HEADINGS)
+        if self.height_scale is not None:
+            within("reference.height_scale", self.height_scale, 0.05, 20)
         within("reference.feather", self.feather, 0, 0.5)
         within("reference.margin", self.margin, 0, 2)
-
-    @property
-    def segments(self) -> bool:
-        """Whether a network has to cut the target out: as_is and none look at no matte."""
-        return self.matte == "segmented" and self.mode not in ("as_is", "none")
 
 
 @dataclass(frozen=True)
@@ -119,21 +122,22 @@ def reference_images(
     options: ReferenceOptions | None = None,
     *,
     given: Tensor | None = None,
-    mask: Tensor | None = None,
+    site: Site | None = None,
+    pose: Pose = Pose(),
 ) -> Reference:
     """The pictures that the encoder sees in one pass.
 
-    ``in_context`` and ``joint`` take two: without ``mask`` the first is neutral; its mask goes into the second, together
-    with ``given=first.matte``, which saves cutting out again. The other modes take one and ignore ``mask``.
+    ``in_context`` and ``joint`` take two: without ``site`` the first is neutral; the place that its mask tells goes into the
+    second, together with ``given=first.matte``, which saves cutting out again. The other modes take one and ignore ``site``.
 
     Args:
         frames: the source clip `f 3 H W` in [-1, 1].
         rgb, alpha: the target image `3 h w` in [-1, 1] and its alpha `1 h w` in [0, 1] or None.
         given: the user's matte `1 h w` in [0, 1], or with ``matte=segmented`` the segmenter's; or None.
-        mask: the first pass's mask in pixels, `f 1 H W`, 1 = edit.
+        site: where the source object stands; pose: how the target stands there.
 
     Raises:
-        MatteError: no matte as asked for, or a mask that doesn't fit the clip.
+        MatteError: no matte as asked for.
     """
     options = options or ReferenceOptions()
     source = source_frames(frames, options.frame)
@@ -144,18 +148,10 @@ def reference_images(
     cut = matte(rgb, alpha, given, options.matte)
     whole = options.matte in ("auto", "colour") and bool((cut > 0.5).all())
     note = "the whole target image stands for the object: no matte was found in it" if whole else ""
-    if options.mode in PLACED and mask is not None:
-        placed = [
-            in_context(rgb, cut, frames, mask, index, options.height_scale, options.feather)
-            for index in frame_indices(len(frames), options.frame)
-        ]
-        pictures = [picture for picture in placed if picture is not None]
-        if pictures:
-            near = {"as_is": rgb, "neutral": neutral(rgb, cut, options.margin)}[options.near][None]
-            joined = near if options.mode == "joint" else None
-            return Reference(source, torch.stack(pictures), options.mode, cut, note, joined)
-        empty = "the first pass found nothing to edit: the reference stays neutral"
-        note = f"{note}; {empty}" if note else empty
+    if options.mode in PLACED and site is not None:
+        placed = put(site, rgb, cut, pose, options.feather, frame_indices(len(frames), options.frame))
+        near = {"as_is": rgb, "neutral": neutral(rgb, cut, options.margin)}[options.near][None]
+        return Reference(source, placed.pictures, options.mode, cut, note, near if options.mode == "joint" else None)
     return Reference(source, neutral(rgb, cut, options.margin)[None], "neutral", cut, note)
 
 

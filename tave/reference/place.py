@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import cv2
@@ -13,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tave.reference.cutout import MatteError, largest, without_holes
+
+_SPECK = 0.25  # of the object's median area: what is smaller isn't the object, but a speck in a frame that it has left
+_EDGE = 0.02  # of the frame's height: how far around the source object its colours may reach
 
 
 class Box(NamedTuple):
@@ -45,27 +51,45 @@ def neutral(rgb: Tensor, cut: Tensor, margin: float = 0.1) -> Tensor:
     return functional.pad(rgb * cut, (-left, left + side - width, -top, top + side - height))
 
 
-def in_context(
-    rgb: Tensor,
-    cut: Tensor,
-    frames: Tensor,
-    mask: Tensor,
-    index: int,
-    height_scale: float = 1.0,
-    feather: float = 0.02,
-) -> Tensor | None:
-    """Source frame ``index`` with the target in the source object's place, `3 H W` in [-1, 1] (METHOD 1).
+class Pose(NamedTuple):
+    """How the target stands in the source object's place: as tall as it times ``height``, and turned the other way or not."""
 
-    The largest piece of ``mask`` over time gives the region and its box. The region is filled with the
-    temporal median of its unmasked pixels, where there are none by inpainting. The object stands on the box's
-    bottom line and is centred on it, as tall as the median of the boxes over time, times ``height_scale``: a
-    box of one frame is a few cells more or less, and the target mustn't pulse with it. It keeps its heading,
-    and what leaves the frame is cut off.
+    height: float = 1.0
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The target in the source object's place, n frames: pictures `n 3 H W` in [-1, 1], and its alpha `n 1 H W` there."""
+
+    pictures: Tensor
+    alpha: Tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the source object stands, frame by frame, and the clip without it; found once for any number of targets.
+
+    frames `f 3 H W`: filled where the object was. bottoms, middles, heights: `f`, pixels. seen: `f` bool, whether it is there.
+    """
+
+    frames: Tensor
+    bottoms: np.ndarray
+    middles: np.ndarray
+    heights: np.ndarray
+    seen: np.ndarray
+
+
+def find_site(frames: Tensor, mask: Tensor) -> Site | None:
+    """The place of the largest piece of ``mask`` over time, and frames without it (METHOD 1).
+
+    That piece is filled with the temporal median of its unmasked pixels, where there are none by inpainting.
+    Heights and widths are lines through the boxes' over time, by the median of the slopes between frames, so that a box of one
+    frame that is a few cells more or less doesn't make the target pulse; boxes that the frame's edge cuts don't count, and
+    have their middle where it would be beyond the edge.
 
     Args:
-        rgb, cut: the target image `3 h w` in [-1, 1] and its matte `1 h w` in [0, 1], at any size.
-        frames, mask: the clip `f 3 H W` in [-1, 1] and the first pass's mask `f 1 H W`, 1 = edit.
-        feather: standard deviation of the edge's blending, as a share of the object's height.
+        frames, mask: the clip `f 3 H W` in [-1, 1] and the source object `f 1 H W`, 1 = it.
 
     Returns:
         None if the mask is empty.
@@ -76,13 +100,104 @@ def in_context(
     if not masked.any():
         return None
     track = largest_over_time(masked)
-    region, box = _region(masked, track, index)
-    background = _fill(frames, masked, region, index)
-    heights = [tall.bottom - tall.top for tall in map(box_of, track[track.any((1, 2))])]
-    height = max(1, round(float(np.median(heights)) * height_scale))
-    color, alpha = _scaled(rgb, cut, height)
-    alpha = _feathered(alpha, feather * height)
-    return _paste(background, color, alpha, box.bottom, (box.left + box.right) / 2)
+    pieces = [_region(masked, track, index) for index in range(len(masked))]
+    hidden = np.stack([_grown(plane) for plane in masked])
+    filled = torch.stack([_fill(frames, hidden, _grown(region), index) for index, (region, _) in enumerate(pieces)])
+    boxes, areas = np.array([box for _, box in pieces]), np.array([region.sum() for region, _ in pieces])
+    seen = areas >= _SPECK * np.median(areas[areas > 0])
+    return Site(filled, *_stance(boxes, seen, *masked.shape[1:]), seen)
+
+
+def _grown(plane: np.ndarray) -> np.ndarray:
+    """`H W` bool with a margin: a pixel at the object's edge holds some of it, and so does the codec's block around that."""
+    side = 2 * max(1, round(_EDGE * len(plane))) + 1
+    return cv2.dilate(plane.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+
+
+def _stance(boxes: np.ndarray, seen: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bottom lines, middles and heights over time, of boxes `f 4`; ``seen`` `f`: of the frames that have one of their own."""
+    top, bottom, left, right = boxes.T
+    over_left, over_right, over_bottom = left == 0, right == width, bottom == height
+    whole = seen & ~(over_left | over_right)
+    widths = _line(right - left, whole if whole.any() else seen)
+    middles = (left + right) / 2
+    middles = np.where(over_left & ~over_right, np.minimum(middles, right - widths / 2), middles)
+    middles = np.where(over_right & ~over_left, np.maximum(middles, left + widths / 2), middles)
+    tall = seen & ~((top == 0) | over_bottom)
+    heights = np.maximum(1.0, _line(bottom - top, tall if tall.any() else seen))
+    bottom = np.where(over_bottom & (top > 0), np.maximum(bottom, top + heights), bottom)
+    return _smooth(bottom, seen), _smooth(middles, seen), heights
+
+
+def _line(values: np.ndarray, sound: np.ndarray) -> np.ndarray:
+    """A line through ``values`` `f` over time that only ``sound`` frames decide: medians of slopes and levels (Theil 1950)."""
+    times = np.nonzero(sound)[0]
+    slopes = [(values[b] - values[a]) / (b - a) for a, b in combinations(times, 2)]
+    slope = float(np.median(slopes)) if slopes else 0.0
+    return np.median(values[times] - slope * times) + slope * np.arange(len(values))
+
+
+def _smooth(values: np.ndarray, seen: np.ndarray, reach: int = 3) -> np.ndarray:
+    """``values`` `f` over time, each from a parabola through its neighbours (Savitzky and Golay 1964): boxes end at pixels.
+
+    Only ``seen`` frames speak. Beyond them, and where there are fewer than four near by, it is a line through the nearest.
+    """
+    times, made = np.nonzero(seen)[0], []
+    for now in range(len(values)):
+        near = times[np.abs(times - now) <= reach]
+        within = len(near) > 3 and near[0] <= now <= near[-1]
+        if len(near) < 3:
+            near = times[np.abs(times - now).argsort()[:3]]
+        fit = np.polynomial.Polynomial.fit(near - now, values[near].astype(float), min(2 if within else 1, len(near) - 1))
+        made.append(fit(0.0))
+    return np.array(made)
+
+
+def put(
+    site: Site, rgb: Tensor, cut: Tensor, pose: Pose = Pose(), feather: float = 0.02, indices: Sequence[int] | None = None
+) -> Placed:
+    """The target on the site's frames: standing on the bottom line and centred; what leaves the frame is cut off.
+
+    Where the source object isn't seen, neither is the target, except in frames that are asked for by their ``indices``.
+
+    Args:
+        rgb, cut: the target image `3 h w` in [-1, 1] and its matte `1 h w` in [0, 1], at any size.
+        feather: standard deviation of the edge's blending, as a share of the object's height.
+        indices: of the frames; None: all.
+    """
+    if pose.mirrored:
+        rgb, cut = rgb.flip(-1), cut.flip(-1)
+    scaled = cache(partial(_scaled, rgb, cut))  # most frames want one height
+    pictures, alphas = [], []
+    for index in range(len(site.frames)) if indices is None else indices:
+        if indices is None and not site.seen[index]:
+            pictures.append(site.frames[index])
+            alphas.append(torch.zeros_like(site.frames[index, :1]))
+            continue
+        height = float(site.heights[index]) * pose.height
+        layer = _at(
+            scaled(max(1, round(height))),
+            height,
+            float(site.bottoms[index]),
+            float(site.middles[index]),
+            site.frames.shape[-2:],
+        )
+        opacity = layer[3:].clamp(0, 1)
+        soft = _feathered(opacity, feather * height)
+        shown = layer[:3] / opacity.clamp(min=1e-4) - 1
+        pictures.append(soft * shown.clamp(-1, 1) + (1 - soft) * site.frames[index])
+        alphas.append(soft)
+    return Placed(torch.stack(pictures), torch.stack(alphas))
+
+
+def _at(layers: np.ndarray, height: float, bottom: float, middle: float, size: Sequence[int]) -> Tensor:
+    """``layers`` `h w c`, h within half a pixel of ``height``, on nothing of ``size``: `c H W`. Parts of a pixel count."""
+    scale = height / len(layers)
+    # OpenCV's pixel n spans n - 0.5 to n + 0.5, ours n to n + 1
+    right = middle - scale * layers.shape[1] / 2 + (scale - 1) / 2
+    down = bottom - scale * len(layers) + (scale - 1) / 2
+    moved = cv2.warpAffine(layers, np.array([[scale, 0, right], [0, scale, down]]), (size[1], size[0]), flags=cv2.INTER_LINEAR)
+    return torch.from_numpy(moved).permute(2, 0, 1).contiguous()
 
 
 def _region(masked: np.ndarray, track: np.ndarray, index: int) -> tuple[np.ndarray, Box]:
@@ -134,36 +249,24 @@ def _fill(frames: Tensor, masked: np.ndarray, region: np.ndarray, index: int) ->
     return torch.from_numpy(picture)
 
 
-def _scaled(rgb: Tensor, cut: Tensor, height: int) -> tuple[Tensor, Tensor]:
-    """The object alone, ``height`` pixels tall: colour `3 h w` in [-1, 1] and alpha `1 h w`."""
+def _scaled(rgb: Tensor, cut: Tensor, height: int) -> np.ndarray:
+    """The object alone, ``height`` pixels tall: `h w 4`, (colour + 1) times alpha, and alpha.
+
+    Colour times alpha is what may be averaged: else the target's own background bleeds into its edge.
+    """
     box = box_of(cut[0].numpy() > 0.5)
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
     color, alpha = rgb[:, rows, columns], cut[:, rows, columns]
     width = max(1, round((box.right - box.left) * height / (box.bottom - box.top)))
-    # Colour times alpha is what may be averaged: else the target's own background bleeds into its edge.
     layers = torch.cat([(color + 1) * alpha, alpha])[None]
     layers = functional.interpolate(layers, (height, width), mode="bilinear", antialias=True)[0]
-    alpha = layers[3:].clamp(0, 1)
-    return (layers[:3] / alpha.clamp(min=1e-4) - 1).clamp(-1, 1), alpha
+    return layers.permute(1, 2, 0).contiguous().numpy()
 
 
 def _feathered(alpha: Tensor, deviation: float) -> Tensor:
     if deviation < 0.1:  # less than a tenth of a pixel is no blur
         return alpha
     around = math.ceil(3 * deviation)
-    padded = np.pad(alpha[0].numpy(), around)  # beyond the object there is nothing
+    padded = np.pad(alpha[0].numpy(), around, mode="edge")  # what leaves the frame goes on beyond it
     blurred = cv2.GaussianBlur(padded, (0, 0), deviation)[around:-around, around:-around]
     return alpha * torch.from_numpy(np.ascontiguousarray(blurred))
-
-
-def _paste(picture: Tensor, color: Tensor, alpha: Tensor, bottom: int, middle: float) -> Tensor:
-    """``color`` over ``picture``, standing on line ``bottom`` and centred on column ``middle``."""
-    height, width = color.shape[1:]
-    top, left = bottom - height, round(middle - width / 2)
-    y0, y1 = max(top, 0), min(bottom, picture.shape[1])
-    x0, x1 = max(left, 0), min(left + width, picture.shape[2])
-    inside = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-    place = (slice(None), slice(y0, y1), slice(x0, x1))
-    picture = picture.clone()
-    picture[place] = alpha[inside] * color[inside] + (1 - alpha[inside]) * picture[place]
-    return picture

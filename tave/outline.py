@@ -1,0 +1,50 @@
+"""From a region of cells to the source object's own outline: where its colours end in the clip's pixels (METHOD 5)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+_CELL = 4  # pixels to a cell's side at which the colours are looked at; finer ones would only take longer
+_ROUNDS = 5
+# Shares of the region's area beyond which an outline is no outline of what the region holds: colours could not tell it.
+_LEAST, _MOST = 0.3, 1.5
+
+
+def outline(frames: Tensor, region: Tensor) -> Tensor | None:
+    """The object that ``region`` roughly holds, to the pixel: `f 1 H W` in {0, 1}; None if its colours don't tell it.
+
+    A disagreement of two predictions is a cell or two wider than what they disagree about, and has holes where the object
+    looks like what is to come. GrabCut (Rother et al. 2004) starts from the region, may grow it by one cell, and takes what has
+    the region's colours rather than those around it; the colours are those of the whole clip, one model for all its frames.
+
+    Args:
+        frames: the clip `f 3 H W` in [-1, 1].
+        region: on the latent grid, `f h w` in {0, 1}, 1 = object; H and W are whole multiples of h and w.
+    """
+    if not region.any() or region.all():  # nothing, or nothing around it
+        return None
+    f, (h, w) = len(frames), region.shape[1:]
+    size = min(frames.shape[-2], _CELL * h), min(frames.shape[-1], _CELL * w)
+    small = interpolate(frames.float(), size, mode="area").permute(0, 2, 3, 1).cpu().numpy()
+    pixels = ((small + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    inside = interpolate(region[:, None].float().cpu(), size, mode="nearest-exact")[:, 0].numpy() > 0
+    cell = size[0] // h
+    reach = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * cell + 1, 2 * cell + 1))
+    near = np.stack([cv2.dilate(plane.astype(np.uint8), reach) for plane in inside]) > 0
+    labels = np.where(inside, cv2.GC_PR_FGD, np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
+    tall, stacked = np.ascontiguousarray(labels.reshape(-1, size[1])), np.ascontiguousarray(pixels.reshape(-1, size[1], 3))
+    cv2.setRNGSeed(0)  # its colour clusters start at random
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(stacked, tall, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    found = ((tall == cv2.GC_FGD) | (tall == cv2.GC_PR_FGD)).reshape(f, *size)
+    if not _LEAST <= found.sum() / inside.sum() <= _MOST:
+        return None
+    areas = found.sum((1, 2))
+    lost = areas < _LEAST * np.median(areas)  # in a frame, and not in the others: there the region knows better
+    found[lost] = inside[lost]
+    whole = torch.from_numpy(found.astype(np.float32))[:, None]
+    return (interpolate(whole, frames.shape[-2:], mode="bilinear") > 0.5).to(frames)
