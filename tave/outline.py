@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tave.reference.cutout import grab_cut
+
 _CELL = 4  # pixels to a cell's side at which the colours are looked at; finer ones would only take longer
-_ROUNDS = 5
 # Shares of the region's area beyond which an outline is no outline of what the region holds: colours could not tell it.
 _LEAST, _MOST = 0.3, 1.5
 
@@ -18,7 +19,7 @@ def outline(frames: Tensor, region: Tensor) -> Tensor | None:
     """The object that ``region`` roughly holds, to the pixel: `f 1 H W` in {0, 1}; None if its colours don't tell it.
 
     A disagreement of two predictions is a cell or two wider than what they disagree about, and has holes where the object
-    looks like what is to come. GrabCut (Rother et al. 2004) starts from the region, may grow it by one cell, and takes what has
+    looks like what is to come. GrabCut starts from the region, may grow it by one cell, and takes what has
     the region's colours rather than those around it; the colours are those of the whole clip, one model for all its frames.
 
     Args:
@@ -36,11 +37,8 @@ def outline(frames: Tensor, region: Tensor) -> Tensor | None:
     reach = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * cell + 1, 2 * cell + 1))
     near = np.stack([cv2.dilate(plane.astype(np.uint8), reach) for plane in inside]) > 0
     labels = np.where(inside, cv2.GC_PR_FGD, np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
-    tall, stacked = np.ascontiguousarray(labels.reshape(-1, size[1])), np.ascontiguousarray(pixels.reshape(-1, size[1], 3))
-    cv2.setRNGSeed(0)  # its colour clusters start at random
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(stacked, tall, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
-    found = ((tall == cv2.GC_FGD) | (tall == cv2.GC_PR_FGD)).reshape(f, *size)
+    # the frames below each other are one picture, whose colours are the whole clip's
+    found = grab_cut(pixels.reshape(-1, size[1], 3), labels.reshape(-1, size[1])).reshape(f, *size)
     if not _LEAST <= found.sum() / inside.sum() <= _MOST:
         return None
     areas = found.sum((1, 2))

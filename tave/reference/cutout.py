@@ -88,15 +88,23 @@ def cut_out(rgb: Tensor) -> Tensor | None:
     labels[edge] = cv2.GC_BGD
     if not (labels == cv2.GC_PR_FGD).any():
         return None
-    cv2.setRNGSeed(0)  # its colour clusters start at random
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(np.ascontiguousarray(small), labels, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
-    object_ = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
+    object_ = grab_cut(small, labels).astype(np.uint8)
     object_ = without_holes(largest(cv2.morphologyEx(object_, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))))
     if not LEAST < object_.mean() < MOST:
         return None
     full = cv2.resize(object_.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return torch.from_numpy(full)[None]
+
+
+def grab_cut(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """GrabCut (Rother et al. 2004) of ``pixels`` `H W 3` uint8 from OpenCV's ``labels`` `H W`, which it changes: `H W` bool.
+
+    Deterministic.
+    """
+    cv2.setRNGSeed(0)  # its colour clusters start at random
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(np.ascontiguousarray(pixels), labels, (0, 0, 1, 1), *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
 def _edge(height: int, width: int) -> np.ndarray:
