@@ -52,9 +52,12 @@ class Correction(Protocol):
 
 @dataclass(frozen=True)
 class CorrectionOptions:
-    """Inter-frame. ``weights``: previous, own and following frame's; ``steps``: a part of the schedule."""
+    """Inter-frame. ``weights``: previous, own and following frame's; ``steps``: a part of the schedule.
 
-    enabled: bool = True
+    ``enabled``: None where sampling starts from inverted latents: a target that was put in its place rides steadier without.
+    """
+
+    enabled: bool | None = None
     weights: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.25])
     block: int = -2  # index into the UNet's up blocks
     steps: list[float] = field(default_factory=lambda: [0.0, 1.0])  # 0 noisy, 1 clean

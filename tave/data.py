@@ -194,19 +194,22 @@ class ClipData(L.LightningDataModule):
             ]
 
         @cache
-        def cut_out(number: int) -> Tensor:  # a picture that is shown as it is was not cut out yet
+        def cut_anew(number: int) -> Tensor:  # a picture that is shown as it is was not cut out yet
             image = request.images[number]
             return matte(image.rgb, image.alpha, image.matte, options.matte)
 
+        def cut_out(seen: Reference, number: int) -> Tensor:
+            return cut_anew(number) if seen.matte is None else seen.matte
+
         def place(seen: Reference, number: int, site: Site, pose: Pose) -> Placed:
-            cut = cut_out(number) if seen.matte is None else seen.matte
-            return put(site, request.images[number].rgb, cut, pose, options.feather)
+            return put(site, request.images[number].rgb, cut_out(seen, number), pose, options.feather)
 
         return EditTask(
             request.name,
             request.prompt,
             self.source,
             refer,
+            cut_out,
             place,
             [image.rgb[None] for image in request.images],
             partial(self.condition, request.prompt),

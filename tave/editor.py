@@ -25,11 +25,24 @@ from tave.masking import EditMask, MaskOptions, check_holds, find_mask, given_ma
 from tave.memory import adamw
 from tave.options import OptionError, choice, within
 from tave.outline import outline
-from tave.pose import SHARES, find_pose, gain
+from tave.pose import (
+    CLIPS,
+    SHARES,
+    STEPS,
+    Seen,
+    explained_turned,
+    gain,
+    looks_away,
+    painted,
+    room,
+    seen_in,
+    silhouette_of,
+    typical_height,
+)
 from tave.reference import PLACED, Placed, Pose, Reference, ReferenceOptions, Site, find_site
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
 from tave.schedule import Schedule, add_noise, training_target
-from tave.stages import Stages
+from tave.stages import OnStep, Stages
 from tave.start import fresh_start, placed_start
 from tave.video import Clip
 
@@ -86,6 +99,11 @@ class EditingOptions:
         return self.sampler.start == "placed" and self.reference.mode != "none" and self.mask.region == "found"
 
     @property
+    def blends(self) -> bool:
+        """Whether frames are blended with their neighbours."""
+        return not self.places if self.correction.enabled is None else self.correction.enabled
+
+    @property
     def cuts_out(self) -> bool:
         """Whether the target object's matte is looked at: what is shown as it is needs none, unless it is put in its place."""
         return self.reference.mode not in ("as_is", "none") or self.places
@@ -134,9 +152,10 @@ class EditTask:
     """One edit to make. The callables keep autoencoder and encoders out of the module.
 
     refer: (references of the first pass or none, the source object's site or None, a pose for each target image or none) -> of
-    each target image, what the encoder shall see. place: (its first reference, its number, site, pose) -> the target in its
-    place. photographs: the target images as they are, `1 3 h w`. target: pictures ``n 3 H W`` of each, or None
-    for words alone -> the target condition. encode: frames -> latents ``1 f c h w``; decode: back.
+    each target image, what the encoder shall see. cut_out: (its first reference, its number) -> its matte, `1 h w`. place:
+    (its first reference, its number, site, pose) -> the target in its place. photographs: the target images as they are,
+    `1 3 h w`. target: pictures ``n 3 H W`` of each, or None for words alone -> the target condition. encode: frames -> latents
+    ``1 f c h w``; decode: back.
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
     same_words: neither prompt has a word that the other lacks.
     region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
@@ -147,6 +166,7 @@ class EditTask:
     prompt: str
     source: Source
     refer: Callable[[Sequence[Reference], Site | None, Sequence[Pose]], list[Reference]]
+    cut_out: Callable[[Reference, int], Tensor]
     place: Callable[[Reference, int, Site, Pose], Placed]
     photographs: Sequence[Tensor]
     target: Callable[[Sequence[Tensor | Sequence[Tensor]] | None], Condition]
@@ -181,13 +201,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What sampling goes by. placed: the clip with the target in its place, `f 3 H W`; pose: how it stands there."""
+    """What sampling goes by. placed: the clip with the target in its place, `f 3 H W`; pose: how it stands at that site."""
 
     target: Condition
     mask: EditMask
     references: Sequence[Reference]
     placed: Tensor | None = None
     pose: Pose | None = None
+    site: Site | None = None
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
@@ -220,7 +241,7 @@ class Editor(L.LightningModule):
     def check(self, finds: bool) -> None:
         """Raise :class:`OptionError` for what this network or schedule can't give; ``finds``: a region is to be found."""
         correction, blocks = self.editing.correction, len(cast(nn.ModuleList, self.denoiser.unet.up_blocks))
-        if correction.enabled:
+        if self.editing.blends:
             within("correction.block", correction.block, -blocks, blocks - 1)
             check_holds("correction.steps", correction.steps, self.schedule.steps)
             if self.editing.places and min(part_of(correction.steps, self.schedule.steps)) > self._first():
@@ -352,7 +373,7 @@ class Editor(L.LightningModule):
             empty = "the first pass found nothing to edit: the target is put nowhere"
             noted = [replace(seen, note=f"{seen.note}; {empty}" if seen.note else empty) for seen in plan.references]
             return replace(plan, references=noted)
-        poses = [self._pose(task, plan, number, site) for number in range(len(plan.references))]
+        poses = self._poses(task, plan, site)
         target, references = plan.target, task.refer(plan.references, site, poses)
         if references[0].mode == "joint":
             # The first pass's mask stays: shown as tall as the old object, a larger target would get a smaller one.
@@ -363,27 +384,58 @@ class Editor(L.LightningModule):
             return _Plan(target, mask, references)
         placed = task.place(plan.references[0], 0, site, poses[0])
         if own is not None and task.region is None:
-            mask = redrawn(mask, own, placed.alpha, options.mask)
-        return _Plan(target, mask, references, placed.pictures, poses[0])
+            mask = redrawn(mask, site.region.to(own), placed.alpha, options.mask)
+        return _Plan(target, mask, references, placed.pictures, poses[0], site)
 
-    def _pose(self, task: EditTask, plan: _Plan, number: int, site: Site) -> Pose:
-        """How the target of image ``number`` stands at ``site``."""
-        options, height = self.editing.reference, self.editing.reference.height_scale
-        if height is None and (task.same_words or self.editing.mask.region == "whole"):
+    def _poses(self, task: EditTask, plan: _Plan, site: Site) -> list[Pose]:
+        """How the target of each image stands at ``site``; several are of one object, and as tall."""
+        options, whole = self.editing.reference, self.editing.mask.region == "whole"
+        height, heading = options.height_scale, options.heading
+        if height is None and (task.same_words or whole):
             height = 1.0  # words that are the same say nothing of another size, and all of a picture is no place
-        if height is not None and (options.heading != "auto" or self.editing.mask.region == "whole"):
-            return Pose(height, options.heading == "mirrored")
+        if heading == "auto" and whole:
+            heading = "as_is"
+        if height is not None and heading != "auto":
+            return [Pose(height, heading == "mirrored")] * len(plan.references)
+        with self.stages.stage("placing", f"placing {task.name}") as on_step:
+            objects = self._painted(task, site, on_step)
+            tall = typical_height(objects) if height is None else height
+            return [Pose(tall, self._turned(task, plan, number, site, tall, objects)) for number in range(len(plan.references))]
+
+    def _painted(self, task: EditTask, site: Site, on_step: OnStep) -> list[Seen]:
+        """What the network paints at ``site``, left to the target prompt's words."""
+        bare, words, found = task.encode(site.frames), task.target(None), list[Seen]()
+        where = room(site.stance, site.frames.shape[-2:], bare.shape[-2:]).to(bare)
+        schedule, generator = self.schedule.thinned(STEPS), torch.Generator().manual_seed(self.seed)
+        for number in range(CLIPS):
+            latents, say = painted(
+                self.denoiser,
+                schedule,
+                bare,
+                where,
+                words,
+                generator,
+                guidance_scale=self.editing.sampler.guidance_scale,
+                on_step=lambda done, total, number=number: on_step(number * total + done, CLIPS * total),
+            )
+            found += seen_in(task.decode(latents), say, where, site.stance)
+        return found
+
+    def _turned(self, task: EditTask, plan: _Plan, number: int, site: Site, height: float, objects: Sequence[Seen]) -> bool:
+        """Whether the target of image ``number`` is to look the other way than on its photograph."""
+        if (heading := self.editing.reference.heading) != "auto":
+            return heading == "mirrored"
+        seen = plan.references[number]
+        away = looks_away(silhouette_of(task.cut_out(seen, number)[0].numpy()), objects)
+        if away is None:
+            away = explained_turned(partial(task.place, seen, number, site), self._explained(task, number), height)
+        return away
+
+    def _explained(self, task: EditTask, number: int) -> Callable[[Tensor], float]:
+        """How well a clip `f 3 H W` goes with the target prompt and image ``number``: the larger, the better."""
         generator, told = torch.Generator().manual_seed(self.seed), task.target([task.photographs[number]])
         noises = [torch.randn(task.source.latents.shape, generator=generator).to(task.source.latents) for _ in SHARES]
-        with self.stages.stage("placing", f"placing {task.name}") as on_step:
-            return find_pose(
-                partial(task.place, plan.references[number], number, site),
-                lambda clip: gain(self.denoiser, self.denoiser.alphas_cumprod, task.encode(clip), told, noises),
-                site.frames,
-                height=height,
-                heading=options.heading,
-                on_step=on_step,
-            )
+        return lambda clip: gain(self.denoiser, self.denoiser.alphas_cumprod, task.encode(clip), told, noises)
 
     def _first(self) -> int:
         """The level at which sampling from the placed target starts."""
@@ -393,10 +445,12 @@ class Editor(L.LightningModule):
         """Where sampling starts, and at which level if not at the noisiest."""
         sampler, steps, mask = self.editing.sampler, self.schedule.steps, plan.mask
         generator = torch.Generator().manual_seed(self.seed)
-        if self.editing.places and plan.placed is not None:
+        if self.editing.places and plan.placed is not None and plan.site is not None:
             first = self._first()
             clean, kept = task.encode(plan.placed), trajectory.level(first)
-            return placed_start(clean, kept, mask.mask, mask.binary, self.schedule.alphas[first], generator), first
+            cells = clean.shape[-1] / plan.placed.shape[-1]
+            path = [(round(down * cells), round(right * cells)) for right, down in plan.site.path.tolist()]
+            return placed_start(clean, kept, mask.mask, path, self.schedule.alphas[first], generator), first
         return fresh_start(trajectory.level(steps), mask.mask, mask.binary, sampler.fresh_noise, generator), None
 
     def _mask(self, task: EditTask, trajectory: Trajectory, seen: Sequence[Reference]) -> tuple[Condition, EditMask]:
@@ -430,7 +484,7 @@ class Editor(L.LightningModule):
 
     def _corrections(self, mask: Tensor, trajectory: Trajectory) -> list[Correction]:
         made: list[Correction] = []
-        if self.editing.correction.enabled:
+        if self.editing.blends:
             made.append(InterFrame(mask, self.editing.correction))
         if self.editing.sampler.background == "latents":
             made.append(Background(mask, trajectory))

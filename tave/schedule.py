@@ -57,6 +57,13 @@ class Schedule:
         """T, the number of steps between the clean level and the noisiest."""
         return len(self.timesteps) - 1
 
+    def thinned(self, steps: int) -> Schedule:
+        """At most ``steps`` steps over the same way, as even as they can be: enough for a sketch."""
+        if steps >= self.steps:
+            return self
+        kept = [round(self.steps * step / steps) for step in range(steps + 1)]
+        return Schedule([self.timesteps[level] for level in kept], self.alphas[kept])
+
 
 def to_noise(output: Tensor, z: Tensor, alpha: float | Tensor, prediction_type: str) -> Tensor:
     """The network's output at ``z`` as noise: `eps = sqrt(a) v + sqrt(1-a) z`, the identity for epsilon (METHOD 4).

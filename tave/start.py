@@ -52,7 +52,7 @@ def fresh_start(start: Tensor, mask: Tensor, found: Tensor, share: float, genera
 
 
 def placed_start(
-    placed: Tensor, kept: Tensor, mask: Tensor, found: Tensor, alpha: Tensor, generator: torch.Generator
+    placed: Tensor, kept: Tensor, mask: Tensor, path: list[tuple[int, int]], alpha: Tensor, generator: torch.Generator
 ) -> Tensor:
     """The target in its place, noised, inside ``mask``; outside every bit of the source's latents of that level is kept.
 
@@ -62,7 +62,8 @@ def placed_start(
 
     Args:
         placed: clean latents of the target in its place, `1 f c h w`; kept: the inversion's of the level, alike.
-        mask, found: as in :func:`fresh_start`. alpha: the level's alphas_cumprod, 0-dim.
+        mask: `1 f 1 h w`, 1 = edit; path: of the object, shift (down, right) in cells for each frame. alpha: the level's
+            alphas_cumprod, 0-dim.
     """
-    noise = riding_noise(placed.shape, path_of(found[0, :, 0]), generator).to(placed)
+    noise = riding_noise(placed.shape, path, generator).to(placed)
     return torch.where(mask > 0, add_noise(placed, noise, alpha), kept)

@@ -1,24 +1,38 @@
-"""How the target stands: the pose that the network finds most like the words, by hand-made networks that know the answer."""
+"""How the target stands: by hand-made networks that know what the words mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tave.conditions import Condition
 from tave.denoiser import Prediction, Tap
-from tave.pose import COARSE, HEIGHTS, SHARES, find_pose, gain
-from tave.reference import Placed, Pose
+from tave.pose import (
+    SHARES,
+    Seen,
+    explained_turned,
+    gain,
+    looks_away,
+    painted,
+    room,
+    seen_in,
+    silhouette_of,
+    typical_height,
+)
+from tave.reference import Placed, Pose, Stance
+from tave.schedule import Schedule
 
 F, C, H, W = 3, 2, 20, 24
 
 
 ALPHAS = torch.linspace(0.99, 0.05, 1000, dtype=torch.float64)
 MISS = 2.0
-BARE = torch.zeros(F, 3, H, W)
+SCHEDULE = Schedule([-1, *range(99, 1000, 100)], torch.cat([ALPHAS[:1], ALPHAS[99::100]]))
+STANCE = Stance(np.full(F, 88.0), np.full(F, 64.0), np.full(F, 20.0))  # of frames of 128 x 96, in cells of 4
 
 
 def words() -> Condition:
@@ -75,10 +89,6 @@ def explaining(network: Knowing) -> Callable[[Tensor], float]:
     return explained
 
 
-def find(network: Knowing, height: float | None, heading: str, on_step: Callable[[int, int], None] | None = None) -> Pose:
-    return find_pose(place, explaining(network), BARE, height=height, heading=heading, on_step=on_step)
-
-
 def test_the_gain_is_the_error_that_the_words_save():
     exact, wrong = (explaining(Knowing(wanted))(place(Pose(1.0)).pictures) for wanted in (Pose(1.0), Pose(0.5)))
     cells = F * C * H * W
@@ -88,30 +98,71 @@ def test_the_gain_is_the_error_that_the_words_save():
     assert exact - wrong == pytest.approx(off * odds, rel=1e-3)  # a cell that is off by 1 is off by sqrt(a / (1 - a)) in noise
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("height", [HEIGHTS[2], 1.0, HEIGHTS[6]])
-def test_the_pose_that_fits_is_found(height: float, mirrored: bool):
-    found = find(Knowing(Pose(height, mirrored)), None, "auto")
-    assert found == Pose(height, mirrored)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_heading_that_the_condition_explains_better_is_taken(turned: bool):
+    network = Knowing(Pose(1.0, turned))
+    assert explained_turned(place, explaining(network), 1.0) is turned
+    assert network.calls == 2 * len(SHARES)
 
 
-def test_what_is_given_is_not_asked():
-    network = Knowing(Pose(2.0, True))
-    assert not find(network, None, "as_is").mirrored and find(network, None, "mirrored").mirrored
-    network.calls = 0
-    assert find(network, 1.0, "auto").height == 1.0 and network.calls == 3 * len(SHARES)
+def test_the_room_holds_larger_objects_on_the_same_ground():
+    where = room(STANCE, (96, 128), (24, 32))
+    assert where.shape == (1, F, 1, 24, 32)
+    rows, columns = (torch.nonzero(where[0, 0, 0].any(axis))[:, 0] for axis in (1, 0))
+    assert int(rows[0]) == (88 - 44) / 4 and int(rows[-1]) == 22  # 2.2 heights up, a quarter down
+    assert int(columns[0]) == (64 - 52) / 4 and int(columns[-1]) == (64 + 52) / 4 - 1
 
 
-@pytest.mark.parametrize(
-    ("height", "heading", "looked"),
-    [(None, "auto", 1 + 2 * len(COARSE) + len(HEIGHTS) - len(COARSE)), (None, "as_is", 1 + len(HEIGHTS)), (1.0, "auto", 3)],
-)
-def test_each_pose_is_looked_at_once_and_the_bar_ends_full(height: float | None, heading: str, looked: int):
-    seen: list[tuple[int, int]] = []
-    network = Knowing(Pose(1.0))
-    find(network, height, heading, lambda done, total: seen.append((done, total)))
-    assert seen == [(number, looked) for number in range(1, looked + 1)] and network.calls == looked * len(SHARES)
+class Painting:
+    """Told the words it sees a block of ``tall`` cells on the ground in every frame, told nothing the bare clip."""
+
+    def __init__(self, tall: int, left: int = 12) -> None:
+        self.block = torch.zeros(1, F, 1, 24, 32)
+        self.block[..., 22 - tall : 22, left : left + 9] = 1.0
+
+    def __call__(
+        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
+    ) -> Prediction:
+        a = ALPHAS[t].float()
+        told = condition.text.flatten(1).any(1).view(-1, 1, 1, 1, 1)
+        return Prediction((latents - a.sqrt() * told * self.block) / (1 - a).sqrt())
 
 
-def test_where_no_height_gains_anything_it_is_the_old_objects():
-    assert find_pose(place, lambda clip: -float(clip.sum()), BARE, height=None, heading="as_is") == Pose(1.0)
+def seen(tall: int, left: int = 12) -> list[Seen]:
+    where = room(STANCE, (96, 128), (24, 32))
+    bare, generator = torch.zeros(1, F, 1, 24, 32), torch.Generator().manual_seed(0)
+    latents, say = painted(Painting(tall, left), SCHEDULE, bare, where, words(), generator, guidance_scale=1.0)
+    assert torch.equal(latents[where == 0], bare[where == 0])
+    clip = latents[0].expand(-1, 3, -1, -1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return seen_in(clip, say, where, STANCE)
+
+
+@pytest.mark.parametrize("tall", [3, 5, 9])
+def test_what_the_network_paints_tells_how_tall_the_target_is(tall: int):
+    objects = seen(tall)
+    assert len(objects) == F and typical_height(objects) == pytest.approx(4 * tall / 20, abs=0.06)
+
+
+def test_what_is_cut_off_at_the_end_of_its_room_tells_nothing():
+    assert seen(5, left=0) == [] and typical_height([]) == 1.0
+
+
+def test_specks_have_no_say():
+    whole, speck = (Seen(area, height, np.ones((2, 2))) for area, height in ((100.0, 0.8), (5.0, 0.1)))
+    assert typical_height([whole, whole, speck, speck, whole, speck, whole]) == pytest.approx(0.8)
+
+
+def test_a_target_that_looks_the_other_way_than_what_is_painted_looks_away():
+    low = np.zeros((30, 60))
+    low[10:, :] = 1
+    low[:10, 40:] = 1  # its cabin is on the right
+    right, left = silhouette_of(low), silhouette_of(low[:, ::-1])
+    objects = [Seen(100.0, 1.0, right)] * 3 + [Seen(100.0, 1.0, left)]
+    assert looks_away(right, objects) is False and looks_away(left, objects) is True
+
+
+def test_where_the_shape_does_not_tell_it_is_said():
+    box = silhouette_of(np.ones((20, 50)))
+    assert looks_away(box, [Seen(100.0, 1.0, box)]) is None
+    low = np.tri(20, 50)
+    assert looks_away(silhouette_of(low), []) is None

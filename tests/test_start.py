@@ -95,11 +95,12 @@ def test_a_placed_start_is_the_target_noised_inside_the_mask_and_the_source_outs
     inside = mask.expand_as(start) > 0
     placed = torch.full_like(start, 2.0)
     alpha = torch.tensor(0.64, dtype=torch.float64)
-    made = placed_start(placed, start, mask, mask, alpha, generator())
+    path = [(0, 0), (1, -1), *[(2, 3)] * (start.shape[1] - 2)]
+    made = placed_start(placed, start, mask, path, alpha, generator())
     assert torch.equal(made[~inside], start[~inside])
-    noise = riding_noise(start.shape, path_of(mask[0, :, 0]), generator())
+    noise = riding_noise(start.shape, path, generator())
     assert torch.allclose(made[inside], (0.8 * placed + 0.6 * noise)[inside])
-    still = placed_start(placed, start, mask, mask, torch.tensor(1.0, dtype=torch.float64), generator())
+    still = placed_start(placed, start, mask, path, torch.tensor(1.0, dtype=torch.float64), generator())
     assert torch.equal(still[inside], placed[inside])
 
 

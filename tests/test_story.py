@@ -30,7 +30,6 @@ from tave.config import CONF, TrainOptions, typed
 from tave.data import Request, TargetImage
 from tave.editor import Edit
 from tave.options import OptionError
-from tave.pose import HEIGHTS
 from tave.run import Run
 from tave.train import train
 from tave.video import ReadOptions, VideoError, read_clip, read_image, write_image, write_video
@@ -355,10 +354,11 @@ def test_the_target_is_put_in_its_place_before_sampling(
     monkeypatch.setattr(tave.editor, "outline", lambda frames, region: object_)
     run = train(options(*clip, *PLACED, cache=cache), tmp_path / "run", show=False)
     told = json.loads((run / "edits/suv/edit.json").read_text())
-    assert told["pose"]["height"] in HEIGHTS and told["pose"]["mirrored"] in (True, False)
+    assert 0.2 < told["pose"]["height"] < 5 and told["pose"]["mirrored"] in (True, False)
     with np.load(run / "edits/suv/soft_mask.npz") as stored:
         outline, binary = stored["outline"], stored["binary"]
-    assert np.array_equal(outline, object_[:, 0].numpy())
+    shown = object_[:, 0].numpy()
+    assert (outline * shown).sum() / np.maximum(outline, shown).sum() > 0.9
     cells = torch.nn.functional.adaptive_avg_pool2d(object_, binary.shape[1:])[:, 0].numpy() >= 0.3
     assert (binary[cells] == 1).all() and cells.sum() <= binary.sum() < 3 * cells.sum()
     overrides = ["reference.height_scale=0.75", "reference.heading=mirrored"]

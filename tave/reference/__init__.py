@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tave.options import OptionError, choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
-from tave.reference.place import Placed, Pose, Site, find_site, neutral, put
+from tave.reference.place import Placed, Pose, Site, Stance, find_site, neutral, put
 from tave.reference.segmenter import Cut, Segmenter, load_segmenter
 
 MODES = ("as_is", "neutral", "in_context", "joint", "none")
@@ -32,6 +32,7 @@ __all__ = [
     "ReferenceOptions",
     "Segmenter",
     "Site",
+    "Stance",
     "cut_out",
     "find_site",
     "frame_indices",

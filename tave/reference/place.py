@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import combinations, pairwise
@@ -16,8 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tave.reference.cutout import MatteError, largest, without_holes
+from tave.reference.motion import agreed, moved
 
 _SPECK = 0.25  # of the object's median area: what is smaller isn't the object, but a speck in a frame that it has left
+_SHOWN = 3  # frames that have to show what is behind the object
+_UNLIKE = 0.16  # of a range of 2: how far a pixel must be from the bare background to be none of it
 _EDGE = 0.02  # of the frame's height: how far around the source object its colours may reach
 
 
@@ -66,17 +70,27 @@ class Placed:
     alpha: Tensor
 
 
+class Stance(NamedTuple):
+    """How the source object stands, frame by frame: `f` each, pixels."""
+
+    bottoms: np.ndarray
+    middles: np.ndarray
+    heights: np.ndarray
+
+
 @dataclass(frozen=True)
 class Site:
     """Where the source object stands, frame by frame, and the clip without it; found once for any number of targets.
 
-    frames `f 3 H W`: filled where the object was. bottoms, middles, heights: `f`, pixels. seen: `f` bool, whether it is there.
+    frames `f 3 H W`: filled where the object was. region `f 1 H W` in {0, 1}: what is to be replaced: the object as most frames
+    have it, and what else the mask holds that is apart from it. path: `f 2`, how far the object went, pixels right and down
+    (:func:`moved`). seen: `f` bool, whether it is there.
     """
 
     frames: Tensor
-    bottoms: np.ndarray
-    middles: np.ndarray
-    heights: np.ndarray
+    region: Tensor
+    stance: Stance
+    path: np.ndarray
     seen: np.ndarray
 
 
@@ -84,9 +98,8 @@ def find_site(frames: Tensor, mask: Tensor) -> Site | None:
     """The place of the largest piece of ``mask`` over time, and frames without it (METHOD 1).
 
     That piece is filled with the temporal median of its unmasked pixels, where there are none by inpainting.
-    Heights and widths are lines through the boxes' over time, by the median of the slopes between frames, so that a box of one
-    frame that is a few cells more or less doesn't make the target pulse; boxes that the frame's edge cuts don't count, and
-    have their middle where it would be beyond the edge.
+    How it moves, its own pixels tell. Its height is a line through its boxes' over time, by the median of the slopes between
+    frames, so that a box of one frame that is a few cells more or less doesn't make the target pulse.
 
     Args:
         frames, mask: the clip `f 3 H W` in [-1, 1] and the source object `f 1 H W`, 1 = it.
@@ -99,34 +112,90 @@ def find_site(frames: Tensor, mask: Tensor) -> Site | None:
     masked = mask[:, 0].numpy() > 0.5
     if not masked.any():
         return None
-    track = largest_over_time(masked)
-    pieces = [_region(masked, track, index) for index in range(len(masked))]
-    hidden = np.stack([_grown(plane) for plane in masked])
-    filled = torch.stack([_fill(frames, hidden, _grown(region), index) for index, (region, _) in enumerate(pieces)])
-    boxes, areas = np.array([box for _, box in pieces]), np.array([region.sum() for region, _ in pieces])
-    seen = areas >= _SPECK * np.median(areas[areas > 0])
-    return Site(filled, *_stance(boxes, seen, *masked.shape[1:]), seen)
+    masked |= _standing_out(frames, masked)
+    regions, boxes = _regions(masked)
+    seen = _seen(regions)
+    path = moved(frames, regions, boxes, seen)
+    elsewhere = masked & ~_grown(regions)
+    stance = _stance(boxes, regions.sum((1, 2)), path, seen, *masked.shape[1:])
+    centres = np.stack([stance.middles, stance.bottoms - stance.heights / 2], 1)
+    regions, boxes = _regions(agreed(masked, centres, stance.heights, seen))
+    seen = _seen(regions)
+    covered = _hulls(regions)
+    hidden = _grown(masked | covered)
+    filled = torch.stack([_fill(frames, hidden, region, index) for index, region in enumerate(_grown(covered))])
+    stance = _stance(boxes, regions.sum((1, 2)), path, seen, *masked.shape[1:])
+    return Site(filled, torch.from_numpy(regions | elsewhere)[:, None].to(mask), stance, path, seen)
 
 
-def _grown(plane: np.ndarray) -> np.ndarray:
-    """`H W` bool with a margin: a pixel at the object's edge holds some of it, and so does the codec's block around that."""
-    side = 2 * max(1, round(_EDGE * len(plane))) + 1
-    return cv2.dilate(plane.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+def _standing_out(frames: Tensor, masked: np.ndarray) -> np.ndarray:
+    """What around ``masked`` `f H W` differs from a background that stands still, alike; nothing where the camera moves.
+
+    By its colours a tyre is road. But in most frames there is no tyre in its place, which shows how the road looks there.
+    """
+    hidden, clip = _grown(masked), frames.float().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of pixels that no frame shows
+        bare = np.nanmedian(np.where(hidden[:, None], np.nan, clip), axis=0)
+    known = (~hidden).sum(0) >= min(_SHOWN, len(clip))
+    unlike = np.where(known, np.nan_to_num(np.abs(clip - bare).max(1)), 0.0)
+    near = _grown(masked, 4)
+    still = unlike[:, known][~near[:, known]]
+    if not len(still) or np.quantile(still, 0.95) > _UNLIKE / 2:
+        return np.zeros_like(masked)
+    return (unlike > _UNLIKE) & near
 
 
-def _stance(boxes: np.ndarray, seen: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bottom lines, middles and heights over time, of boxes `f 4`; ``seen`` `f`: of the frames that have one of their own."""
+def _regions(masked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest piece over time of `f H W` bool, frame by frame, and the boxes around it `f 4`.
+
+    What a lamp-post parts is one piece, and so is a bus whose windows aren't its colour.
+    """
+    track = largest_over_time(_grown(masked, 2)) & masked
+    regions = np.stack([_region(masked, track, index) for index in range(len(masked))])
+    return regions, np.array([_box(regions, index) for index in range(len(regions))])
+
+
+def _hulls(regions: np.ndarray) -> np.ndarray:
+    """`f H W` bool with what lies between an object's parts: where a hole in it is filled from, there must be nothing of it."""
+    hulls = np.zeros(regions.shape, np.uint8)
+    for hull, region in zip(hulls, regions, strict=True):
+        if region.any():
+            cv2.fillConvexPoly(hull, cv2.convexHull(np.argwhere(region)[:, ::-1].astype(np.int32)), 1)
+    return hulls > 0
+
+
+def _seen(regions: np.ndarray) -> np.ndarray:
+    """In which frames of `f H W` bool the object is, and not a speck: `f` bool."""
+    areas = regions.sum((1, 2))
+    return areas >= _SPECK * np.median(areas[areas > 0])
+
+
+def _grown(planes: np.ndarray, times: int = 1) -> np.ndarray:
+    """`f H W` bool with a margin: a pixel at the object's edge holds some of it, and so does the codec's block around that."""
+    side = 2 * max(1, round(times * _EDGE * planes.shape[1])) + 1
+    return np.stack([cv2.dilate(plane.astype(np.uint8), np.ones((side, side), np.uint8)) for plane in planes]) > 0
+
+
+def _stance(boxes: np.ndarray, areas: np.ndarray, path: np.ndarray, seen: np.ndarray, height: int, width: int) -> Stance:
+    """Bottom lines, middles and heights over time, `f` each, of boxes `f 4` that ride on ``path`` `f 2`.
+
+    Each edge is where most of the frames have it that ``seen`` `f` the object and don't cut it off there.
+    """
     top, bottom, left, right = boxes.T
-    over_left, over_right, over_bottom = left == 0, right == width, bottom == height
-    whole = seen & ~(over_left | over_right)
-    widths = _line(right - left, whole if whole.any() else seen)
-    middles = (left + right) / 2
-    middles = np.where(over_left & ~over_right, np.minimum(middles, right - widths / 2), middles)
-    middles = np.where(over_right & ~over_left, np.maximum(middles, left + widths / 2), middles)
-    tall = seen & ~((top == 0) | over_bottom)
-    heights = np.maximum(1.0, _line(bottom - top, tall if tall.any() else seen))
-    bottom = np.where(over_bottom & (top > 0), np.maximum(bottom, top + heights), bottom)
-    return _smooth(bottom, seen), _smooth(middles, seen), heights
+    tall = (top > 0) & (bottom < height)
+    sound = next(known for known in (seen & tall & (left > 0) & (right < width), seen & tall, seen) if known.any())
+    grown = _line(np.sqrt(areas), sound)  # a region's edges end at pixels, its area tells parts of one
+    heights = np.maximum(1.0, grown * np.median(((bottom - top) / grown)[sound]))
+    bottoms = path[:, 1] + heights / 2  # told from its middle, from which a growing object grows
+    bottoms += _edge(bottom - bottoms, seen, bottom < height, np.max)
+    ends = _edge(left - path[:, 0], seen, left > 0, np.min), _edge(right - path[:, 0], seen, right < width, np.max)
+    return Stance(bottoms, path[:, 0] + sum(ends) / 2, heights)
+
+
+def _edge(at: np.ndarray, seen: np.ndarray, free: np.ndarray, farthest: Callable[[np.ndarray], float]) -> float:
+    """Where an edge ``at`` `f` is: the median of the frames that show it, else as far as any of them shows the object."""
+    return float(np.median(at[seen & free]) if (seen & free).any() else farthest(at[seen]))
 
 
 def _line(values: np.ndarray, sound: np.ndarray) -> np.ndarray:
@@ -135,22 +204,6 @@ def _line(values: np.ndarray, sound: np.ndarray) -> np.ndarray:
     slopes = [(values[b] - values[a]) / (b - a) for a, b in combinations(times, 2)]
     slope = float(np.median(slopes)) if slopes else 0.0
     return np.median(values[times] - slope * times) + slope * np.arange(len(values))
-
-
-def _smooth(values: np.ndarray, seen: np.ndarray, reach: int = 3) -> np.ndarray:
-    """``values`` `f` over time, each from a parabola through its neighbours (Savitzky and Golay 1964): boxes end at pixels.
-
-    Only ``seen`` frames speak. Beyond them, and where there are fewer than four near by, it is a line through the nearest.
-    """
-    times, made = np.nonzero(seen)[0], []
-    for now in range(len(values)):
-        near = times[np.abs(times - now) <= reach]
-        within = len(near) > 3 and near[0] <= now <= near[-1]
-        if len(near) < 3:
-            near = times[np.abs(times - now).argsort()[:3]]
-        fit = np.polynomial.Polynomial.fit(near - now, values[near].astype(float), min(2 if within else 1, len(near) - 1))
-        made.append(fit(0.0))
-    return np.array(made)
 
 
 def put(
@@ -174,12 +227,12 @@ def put(
             pictures.append(site.frames[index])
             alphas.append(torch.zeros_like(site.frames[index, :1]))
             continue
-        height = float(site.heights[index]) * pose.height
+        height = float(site.stance.heights[index]) * pose.height
         layer = _at(
             scaled(max(1, round(height))),
             height,
-            float(site.bottoms[index]),
-            float(site.middles[index]),
+            float(site.stance.bottoms[index]),
+            float(site.stance.middles[index]),
             site.frames.shape[-2:],
         )
         opacity = layer[3:].clamp(0, 1)
@@ -200,17 +253,21 @@ def _at(layers: np.ndarray, height: float, bottom: float, middle: float, size: S
     return torch.from_numpy(moved).permute(2, 0, 1).contiguous()
 
 
-def _region(masked: np.ndarray, track: np.ndarray, index: int) -> tuple[np.ndarray, Box]:
-    """The source object's pixels at frame ``index``, `H W` bool, and its box; ``track`` is its `largest_over_time`."""
+def _region(masked: np.ndarray, track: np.ndarray, index: int) -> np.ndarray:
+    """The source object's pixels at frame ``index``, `H W` bool; ``track`` is its `largest_over_time`."""
     if track[index].any():
-        region = without_holes(track[index])
-    elif masked[index].any():  # fast objects don't overlap themselves from frame to frame: the track is torn here
-        region = without_holes(largest(masked[index]))
-    else:
-        times = np.nonzero(track.any((1, 2)))[0]
-        nearest = int(times[np.abs(times - index).argmin()])
-        return np.zeros_like(masked[index]), box_of(track[nearest])
-    return region, box_of(region)
+        return without_holes(track[index])
+    # fast objects don't overlap themselves from frame to frame: there the track is torn
+    return without_holes(largest(masked[index])) if masked[index].any() else masked[index]
+
+
+def _box(regions: np.ndarray, index: int) -> Box:
+    """Around the object at frame ``index``, without what is as thin as a mark on the road; where there is none, the nearest."""
+    times = np.nonzero(regions.any((1, 2)))[0]
+    region = regions[times[np.abs(times - index).argmin()]]
+    side = 2 * max(1, round(_EDGE / 2 * len(region))) + 1
+    thick = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
+    return box_of(thick if thick.any() else region)
 
 
 def largest_over_time(masked: np.ndarray) -> np.ndarray:
