@@ -25,6 +25,7 @@ from tave.reference import (
     reference_images,
     source_frames,
 )
+from tave.reference.motion import agreed
 from tave.reference.place import largest_over_time
 
 RED = (220, 30, 40)
@@ -435,6 +436,16 @@ def test_what_a_lamp_parts_is_one_object() -> None:
     assert site is not None
     assert np.abs(site.path[:, 0] - 3.0 * np.arange(10)).max() < 0.5
     assert iou(site.region[..., 38:44], whole[..., 38:44]) > 0.8
+
+
+def test_a_frame_that_looks_like_no_other_keeps_what_it_has() -> None:
+    masked = np.zeros((5, 40, 40), dtype=bool)
+    masked[:, 10:20, 10:20] = True
+    masked[2] = False
+    masked[2, 25:38, 22:38] = True
+    still = np.full((5, 2), 20.0)
+    found = agreed(masked, still, np.ones(5), np.ones(5, dtype=bool))
+    assert np.array_equal(found, masked)
 
 
 def test_where_nothing_can_be_told_by_pixels_the_boxes_tell() -> None:

@@ -375,11 +375,22 @@ def test_a_strength_that_leaves_no_step_to_correct_is_told(
     clip: list[str], cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     low = ("sampler.strength=0.3", "correction.steps=[0.1,0.6]", "inversion.steps=10")
-    # nothing starts there without a target, in all of the picture, or without a correction
-    for other in ("reference=none", "mask.region=whole", "correction.enabled=false", "sampler.start=inverted", "seed=33"):
-        asked = options(*clip, *PLACED, *low, other, "tuning.steps=0", cache=cache)
+    # nothing starts there without a target or in all of the picture; one in its place isn't blended unless that is asked for
+    for other in ("reference=none", "mask.region=whole", "sampler.start=inverted", "seed=33", "correction=inter_frame"):
+        asked = options(*clip, *PLACED, *low, other, "correction.steps=[0.1,0.6]", "tuning.steps=0", cache=cache)
         with closing(Run.begin(asked, tmp_path / other, show=False)):
-            assert ("no step of correction.steps=[0.1, 0.6] is left" in caplog.text) == (other == "seed=33")
+            assert ("no step of correction.steps=[0.1, 0.6] is left" in caplog.text) == (other == "correction=inter_frame")
+
+
+def test_frames_are_blended_where_sampling_starts_from_inverted_latents(clip: list[str], cache: Path) -> None:
+    for told, blends in (
+        ([], True),
+        (PLACED, False),
+        ([*PLACED, "correction=inter_frame"], True),
+        ([*PLACED, "reference=none"], True),
+        (["correction=none"], False),
+    ):
+        assert options(*clip, *told, cache=cache).editing.blends == blends
 
 
 def test_a_height_and_a_heading_that_are_told_hold_in_a_whole_picture_too(clip: list[str], cache: Path, tmp_path: Path) -> None:

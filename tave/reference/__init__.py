@@ -52,8 +52,8 @@ class ReferenceOptions:
     ``mode``: as_is (the target image) | neutral (the object on grey) | in_context (the object in a source
     frame, once a first mask tells the place) | joint (that and a picture from ``near``, as_is | neutral: the mean of
     their embeddings knows the object from near and its place) | none (no picture: words alone). ``frame``: middle |
-    first | per_frame. ``height_scale``: the object's height as a multiple of the source object's; None: what the network
-    finds most like the target prompt (:mod:`tave.pose`). ``heading``: the object as it is shown | mirrored | auto, likewise.
+    first | per_frame. ``height_scale``: the object's height as a multiple of the source object's; None: as tall as
+    the network paints it there (:mod:`tave.pose`). ``heading``: the object as it is shown | mirrored | auto, likewise.
     ``matte``: auto | alpha | given | colour | segmented | none. ``segmenter``: the network that finds the object where
     ``matte`` is segmented, a folder or an `owner/name` in the hub's local cache; a given matte is not looked at then.
     ``feather``: blending of the pasted object's edge, standard deviation as a share of its height. ``margin``: grey around the

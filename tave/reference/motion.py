@@ -59,7 +59,8 @@ def agreed(masked: np.ndarray, centres: np.ndarray, grown: np.ndarray, seen: np.
     """The object as most frames within ``reach`` have it, `f H W` bool: ``masked``, each seen in its turn from the others.
 
     What isn't the object doesn't ride with it: a mark on the road is part of it in one frame and not in the next, a lamp that
-    it passes hides another part each time. Frames in which it isn't ``seen`` `f` have no say, and keep what they have.
+    it passes hides another part each time. Frames in which it isn't ``seen`` `f` have no say, and keep what they have, and so
+    does a frame of which most is outvoted.
 
     Args:
         centres: the object's, `f 2`, pixels from left and top. grown: its size, `f`, in any unit.
@@ -73,7 +74,9 @@ def agreed(masked: np.ndarray, centres: np.ndarray, grown: np.ndarray, seen: np.
             there = np.column_stack([scale * np.eye(2), centres[time] - scale * centres[other]])
             votes += cv2.warpAffine(masked[other].astype(np.float32), there, (width, height))
             could += cv2.warpAffine(np.ones_like(votes), there, (width, height))  # what had left the frame says nothing here
-        found[time] = votes > could / 2
+        voted = votes > could / 2
+        if 2 * (voted & masked[time]).sum() >= masked[time].sum():  # else it turned into something that the others don't know
+            found[time] = voted
     return found
 
 

@@ -98,8 +98,8 @@ def find_site(frames: Tensor, mask: Tensor) -> Site | None:
     """The place of the largest piece of ``mask`` over time, and frames without it (METHOD 1).
 
     That piece is filled with the temporal median of its unmasked pixels, where there are none by inpainting.
-    How it moves, its own pixels tell. Its height is a line through its boxes' over time, by the median of the slopes between
-    frames, so that a box of one frame that is a few cells more or less doesn't make the target pulse.
+    How it moves, its own pixels tell. Its size is a line over time, by the median of the slopes between frames, so that a
+    region that is a few cells more or less in one frame doesn't make the target pulse.
 
     Args:
         frames, mask: the clip `f 3 H W` in [-1, 1] and the source object `f 1 H W`, 1 = it.
@@ -185,7 +185,7 @@ def _stance(boxes: np.ndarray, areas: np.ndarray, path: np.ndarray, seen: np.nda
     top, bottom, left, right = boxes.T
     tall = (top > 0) & (bottom < height)
     sound = next(known for known in (seen & tall & (left > 0) & (right < width), seen & tall, seen) if known.any())
-    grown = _line(np.sqrt(areas), sound)  # a region's edges end at pixels, its area tells parts of one
+    grown = np.maximum(1.0, _line(np.sqrt(areas), sound))  # a region's edges end at pixels, its area tells parts of one
     heights = np.maximum(1.0, grown * np.median(((bottom - top) / grown)[sound]))
     bottoms = path[:, 1] + heights / 2  # told from its middle, from which a growing object grows
     bottoms += _edge(bottom - bottoms, seen, bottom < height, np.max)
