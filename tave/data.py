@@ -212,6 +212,10 @@ class ClipData(L.LightningDataModule):
             cut_out,
             place,
             [image.rgb[None] for image in request.images],
+            [
+                options.matte == "colour" or (options.matte == "auto" and image.alpha is None and image.matte is None)
+                for image in request.images
+            ],
             partial(self.condition, request.prompt),
             self.encode,
             self.decode,

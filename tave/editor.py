@@ -12,6 +12,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from tave.conditions import Condition
 from tave.correction import Background, Correction, CorrectionOptions, InterFrame
@@ -39,6 +40,7 @@ from tave.pose import (
     silhouette_of,
     typical_height,
 )
+from tave.recognition import narrowed, recognised
 from tave.reference import PLACED, Placed, Pose, Reference, ReferenceOptions, Site, find_site
 from tave.sampling import SamplingOptions, composite, composite_alpha, resize_mask, sample
 from tave.schedule import Schedule, add_noise, training_target
@@ -154,8 +156,8 @@ class EditTask:
     refer: (references of the first pass or none, the source object's site or None, a pose for each target image or none) -> of
     each target image, what the encoder shall see. cut_out: (its first reference, its number) -> its matte, `1 h w`. place:
     (its first reference, its number, site, pose) -> the target in its place. photographs: the target images as they are,
-    `1 3 h w`. target: pictures ``n 3 H W`` of each, or None for words alone -> the target condition. encode: frames -> latents
-    ``1 f c h w``; decode: back.
+    `1 3 h w`. by_colour: whether nothing but its colours tells an image's object. target: pictures ``n 3 H W`` of each, or
+    None for words alone -> the target condition. encode: frames -> latents ``1 f c h w``; decode: back.
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
     same_words: neither prompt has a word that the other lacks.
     region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
@@ -169,6 +171,7 @@ class EditTask:
     cut_out: Callable[[Reference, int], Tensor]
     place: Callable[[Reference, int, Site, Pose], Placed]
     photographs: Sequence[Tensor]
+    by_colour: Sequence[bool]
     target: Callable[[Sequence[Tensor | Sequence[Tensor]] | None], Condition]
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
@@ -373,6 +376,10 @@ class Editor(L.LightningModule):
             empty = "the first pass found nothing to edit: the target is put nowhere"
             noted = [replace(seen, note=f"{seen.note}; {empty}" if seen.note else empty) for seen in plan.references]
             return replace(plan, references=noted)
+        if self.editing.places:
+            plan = replace(
+                plan, references=[self._recognised(task, number, seen) for number, seen in enumerate(plan.references)]
+            )
         poses = self._poses(task, plan, site)
         target, references = plan.target, task.refer(plan.references, site, poses)
         if references[0].mode == "joint":
@@ -386,6 +393,17 @@ class Editor(L.LightningModule):
         if own is not None and task.region is None:
             mask = redrawn(mask, site.region.to(own), placed.alpha, options.mask)
         return _Plan(target, mask, references, placed.pictures, poses[0], site)
+
+    def _recognised(self, task: EditTask, number: int, seen: Reference) -> Reference:
+        """``seen``, of image ``number``, with what its colours alone cut out narrowed to what the network recognises."""
+        if not task.by_colour[number]:
+            return seen
+        frames, photograph = task.source.clip.frames, task.photographs[number]
+        shown = interpolate(photograph, frames.shape[-2:], mode="area")
+        still, told = task.encode(shown.expand(len(frames), -1, -1, -1)), task.target([photograph])
+        generator = torch.Generator().manual_seed(self.seed)
+        cells = recognised(self.denoiser, self.denoiser.alphas_cumprod, still, told, generator)
+        return replace(seen, matte=narrowed(task.cut_out(seen, number), shown, cells))
 
     def _poses(self, task: EditTask, plan: _Plan, site: Site) -> list[Pose]:
         """How the target of each image stands at ``site``; several are of one object, and as tall."""

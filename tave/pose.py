@@ -25,7 +25,7 @@ from tave.schedule import Schedule, add_noise
 
 CLIPS, STEPS = 3, 12  # how often it paints, and in how many steps: sketches
 SHARES = (0.4, 0.43, 0.46, 0.49, 0.52, 0.55, 0.58, 0.61)  # of the training's timesteps: noise that leaves where a front is
-_ABOVE, _BELOW, _BESIDE = 2.2, 0.25, 2.6  # how far a target may reach, in the source object's heights
+_ABOVE, _BELOW, _BESIDE = 3.2, 0.25, 4.5  # how far a target may reach, in the source object's heights
 _NOISIEST = 0.2  # share of the steps in which it isn't decided yet where the object will be
 _SPECK = 0.25  # of the objects' median area: what is smaller is none
 _SILHOUETTE = 48, 24  # wide and tall

@@ -33,6 +33,7 @@ ORDER = [
     "sampling",
     "start",
     "pose",
+    "recognition",
     "stages",
     "cache",
     "editor",
