@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,14 +16,17 @@ from tave.reference.cutout import largest, without_holes
 from tave.schedule import add_noise
 
 SHARES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the training's timesteps: noise that leaves things where they are
-_LEAST = 0.3  # share of what the colours found below which the network recognised something else
+_LESS = 0.75  # of Otsu's threshold: an object's parts that the network is less sure of are its parts as well
+_LEAST = 0.5  # share of what the colours found below which the network recognised something else
+_MOST = 0.8  # share of an object that isn't thin
+_THIN = 0.02  # of the picture's height: half as wide as a palm's trunk
 
 
 @torch.no_grad()
 def recognised(
     denoiser: NoisePredictor, alphas_cumprod: Tensor, latents: Tensor, told: Condition, generator: torch.Generator
 ) -> Tensor:
-    """The cells of a picture in which its condition has a say, `h w` bool: the largest piece above Otsu's threshold.
+    """The cells of a picture in which its condition has a say, `h w` bool: the largest piece.
 
     What two predictions disagree about tells where an edit goes (METHOD 5); told the target or nothing, it tells where the
     target is.
@@ -37,21 +41,23 @@ def recognised(
         null, by_told = denoiser(torch.cat([noisy] * 2), t, branches).noise.chunk(2)
         apart = (by_told - null).abs().mean((0, 1, 2)).to(say)
         say += apart / apart.mean().clamp(min=1e-8)
-    return torch.from_numpy(largest((say > otsu(say / say.max()) * say.max()).cpu().numpy()))
+    return torch.from_numpy(largest((say > _LESS * otsu(say / say.max()) * say.max()).cpu().numpy()))
 
 
 def narrowed(matte: Tensor, picture: Tensor, cells: Tensor) -> Tensor:
     """``matte`` `1 h w` without what only its colours took for the object: a house behind it, a palm that grows from its roof.
 
-    Kept is what lies in ``cells`` `h' w'` bool, or within the outline that the colours of ``picture`` `1 3 H W` draw around
-    them. All of it is kept if that is next to nothing: the network may know less of the object than its colours do.
+    Kept is what lies within the outline that the colours of ``picture`` `1 3 H W` draw around ``cells`` `h' w'` bool, where it
+    isn't thin. All of it is kept if that is less than half: the network may know less of the object than its colours do.
     """
-    size = matte.shape[-2:]
-    near = interpolate(cells[None, None].float(), size, mode="nearest-exact")[0]
     drawn = outline(picture, cells[None].float())
-    if drawn is not None:
-        near = torch.maximum(near, interpolate(drawn, size, mode="nearest-exact")[0].to(near))
-    kept = np.asarray(without_holes(largest(((matte > 0.5) & (near > 0.5))[0].numpy())))
-    if kept.sum() < _LEAST * float((matte > 0.5).sum()):
+    if drawn is None:
         return matte
-    return matte * torch.from_numpy(kept).to(matte)
+    found = (matte > 0.5)[0].numpy()
+    kept = largest(found & (interpolate(drawn, matte.shape[-2:], mode="nearest-exact")[0, 0].numpy() > 0.5))
+    side = 2 * max(1, round(_THIN * len(kept))) + 1
+    thick = largest(cv2.morphologyEx(kept.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)))
+    if thick.sum() > _MOST * kept.sum():  # else all of it is thin, as a bicycle is
+        kept = thick
+    kept = without_holes(kept)
+    return matte * torch.from_numpy(kept).to(matte) if kept.sum() > _LEAST * found.sum() else matte
