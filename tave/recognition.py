@@ -18,6 +18,7 @@ from tave.schedule import add_noise
 SHARES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the training's timesteps: noise that leaves things where they are
 _LESS = 0.75  # of Otsu's threshold: an object's parts that the network is less sure of are its parts as well
 _LEAST = 0.5  # share of what the colours found below which the network recognised something else
+_PART = 0.06  # share of what the colours found: a part of the object that isn't its colour is smaller
 _MOST = 0.8  # share of an object that isn't thin
 _THIN = 0.02  # of the picture's height: half as wide as a palm's trunk
 
@@ -47,14 +48,23 @@ def recognised(
 def narrowed(matte: Tensor, picture: Tensor, cells: Tensor) -> Tensor:
     """``matte`` `1 h w` without what only its colours took for the object: a house behind it, a palm that grows from its roof.
 
-    Kept is what lies within the outline that the colours of ``picture`` `1 3 H W` draw around ``cells`` `h' w'` bool, where it
-    isn't thin. All of it is kept if that is less than half: the network may know less of the object than its colours do.
+    Kept is what lies within the outline that the colours of ``picture`` `1 3 H W` draw around ``cells`` `h' w'` bool, and its
+    small parts in these cells, where it isn't thin. All of it is kept if that is less than half: the network may know less of
+    the object than its colours do.
     """
     drawn = outline(picture, cells[None].float())
     if drawn is None:
         return matte
     found = (matte > 0.5)[0].numpy()
-    kept = largest(found & (interpolate(drawn, matte.shape[-2:], mode="nearest-exact")[0, 0].numpy() > 0.5))
+    size = matte.shape[-2:]
+    kept = largest(found & (interpolate(drawn, size, mode="nearest-exact")[0, 0].numpy() > 0.5))
+    inside = interpolate(cells[None, None].float(), size, mode="nearest-exact")[0, 0].numpy() > 0
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats((found & ~kept).astype(np.uint8), connectivity=4)
+    for piece in range(1, count):  # a wheel is of another colour than the rest, and small; a house isn't
+        lost = pieces == piece
+        if stats[piece, cv2.CC_STAT_AREA] < _PART * found.sum() and (lost & inside).sum() > 0.5 * lost.sum():
+            kept = kept | lost
+    kept = largest(kept)
     side = 2 * max(1, round(_THIN * len(kept))) + 1
     thick = largest(cv2.morphologyEx(kept.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)))
     if thick.sum() > _MOST * kept.sum():  # else all of it is thin, as a bicycle is

@@ -59,6 +59,22 @@ def test_a_house_behind_the_object_is_none_of_it():
     assert float((kept * van).sum()) > 0.95 * float(van.sum())
 
 
+def test_wheels_are_the_object_s_whatever_their_colour():
+    picture, van, house = photograph()
+    wheels = torch.zeros(1, 96, 96)
+    for left in (22, 54):
+        wheels[:, 74:86, left : left + 12] = 1
+    road = torch.zeros(1, 96, 96)
+    road[:, 80:] = 1
+    noise = 0.05 * torch.randn(picture.shape, generator=torch.Generator().manual_seed(1))
+    picture = torch.where(torch.maximum(wheels, road) > 0, noise - 0.8, picture)  # as dark as the road
+    cells = torch.zeros(24, 24, dtype=torch.bool)
+    cells[12:21, 4:18] = True
+    kept = narrowed(torch.stack([van, wheels, house]).amax(0), picture, cells)
+    assert float((kept * wheels).sum()) > 0.8 * float(wheels.sum())
+    assert float((kept * house * (1 - van)).sum()) < 0.05 * float(house.sum())
+
+
 def test_a_soft_edge_stays_soft():
     picture, van, _ = photograph()
     soft = torch.nn.functional.avg_pool2d(van, 3, 1, 1)
