@@ -45,7 +45,7 @@ def test_nothing_told_is_the_run_again(run: Path) -> None:
 
 
 def test_a_choice_brings_its_own_numbers_and_no_other_backbones(run: Path) -> None:
-    before, made = options(run), options(run, "sampler=ddim", "correction=inter_frame")
+    before, made = options(run), options(run, "sampler=ddim", "correction=auto")
     assert (made.sampler.guidance_scale, made.sampler.fresh_noise) == (3.0, 0.1)
     assert (made.correction.block, made.correction.steps) == (-2, before.correction.steps)
     assert made == before
@@ -69,7 +69,7 @@ def test_the_backbones_numbers_stand_over_a_choices(tmp_path: Path, backbone: st
     defaults = (
         "reference=joint",
         "mask=target_aware",
-        "correction=inter_frame",
+        "correction=auto",
         "sampler=ddim",
         "memory=full",
         "metrics=default",
