@@ -106,11 +106,11 @@ def test_the_heading_that_the_condition_explains_better_is_taken(turned: bool):
 
 
 def test_the_room_holds_larger_objects_on_the_same_ground():
-    where = room(STANCE, (96, 128), (24, 32))
-    assert where.shape == (1, F, 1, 24, 32)
+    where = room(STANCE._replace(middles=np.full(F, 128.0)), (96, 256), (24, 64))
+    assert where.shape == (1, F, 1, 24, 64)
     rows, columns = (torch.nonzero(where[0, 0, 0].any(axis))[:, 0] for axis in (1, 0))
-    assert int(rows[0]) == (88 - 44) / 4 and int(rows[-1]) == 22  # 2.2 heights up, a quarter down
-    assert int(columns[0]) == (64 - 52) / 4 and int(columns[-1]) == (64 + 52) / 4 - 1
+    assert int(rows[0]) == (88 - 64) / 4 and int(rows[-1]) == 22  # 3.2 heights up, a quarter down
+    assert int(columns[0]) == 10 and int(columns[-1]) == 53  # whose middles are less than 4.5 heights away
 
 
 class Painting:
