@@ -52,6 +52,12 @@ class NoisePredictor(Protocol):
         ...
 
 
+def untold_and_told(denoiser: NoisePredictor, latents: Tensor, t: int, told: Condition) -> tuple[Tensor, Tensor]:
+    """The noise in ``latents`` `1 f c h w` as it is predicted under no condition, and as it is under ``told``: both alike."""
+    null, by_told = denoiser(torch.cat([latents] * 2), t, stack(told.null, told)).noise.chunk(2)
+    return null, by_told
+
+
 class Denoiser(nn.Module):
     """The UNet, inflated or plain, as a :class:`NoisePredictor`. Noise has the latents' dtype, whatever the UNet's."""
 

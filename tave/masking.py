@@ -318,6 +318,12 @@ def otsu(values: Tensor, bins: int = 256) -> float:
     return (float(best[0] + best[-1]) / 2 + 1) / bins
 
 
+def prominent(say: Tensor, inside: Tensor, share: float = 1.0) -> Tensor:
+    """Where ``say`` `... h w` >= 0 is above a ``share`` of Otsu's threshold of its values ``inside``, alike, bool: bool."""
+    most = say[inside].max().clamp(min=1e-8)
+    return (say > share * otsu(say[inside] / most) * most) & inside
+
+
 def dilate(mask: Tensor, cells: int) -> Tensor:
     """Grow the mask `f h w` by ``cells`` in the eight directions, each frame alone."""
     return max_pool2d(mask[:, None], 2 * cells + 1, 1, cells)[:, 0]

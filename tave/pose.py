@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.conditions import Condition, stack
+from tave.conditions import Condition
 from tave.correction import Background
-from tave.denoiser import NoisePredictor, Prediction, Tap
+from tave.denoiser import NoisePredictor, Prediction, Tap, untold_and_told
 from tave.inversion import Trajectory
-from tave.masking import otsu
+from tave.masking import prominent
 from tave.outline import outline
 from tave.reference import Placed, Pose, Stance
 from tave.reference.cutout import largest
-from tave.reference.place import box_of
+from tave.reference.place import box_of, no_specks
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
 
@@ -27,7 +27,6 @@ CLIPS, STEPS = 3, 12  # how often it paints, and in how many steps: sketches
 SHARES = (0.4, 0.43, 0.46, 0.49, 0.52, 0.55, 0.58, 0.61)  # of the training's timesteps: noise that leaves where a front is
 _ABOVE, _BELOW, _BESIDE = 3.2, 0.25, 4.5  # how far a target may reach, in the source object's heights
 _NOISIEST = 0.2  # share of the steps in which it isn't decided yet where the object will be
-_SPECK = 0.25  # of the objects' median area: what is smaller is none
 _SILHOUETTE = 48, 24  # wide and tall
 _SYMMETRIC = 0.95  # like its mirror image to this much, a silhouette tells no heading
 _WIDE = 0.1  # of an object's widest row: a row that is narrower is an aerial, or a slip of the outline
@@ -51,7 +50,7 @@ class _Watched:
     def __call__(
         self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
     ) -> Prediction:
-        null, told = self.denoiser(torch.cat([latents] * 2), t, stack(condition.null, condition)).noise.chunk(2)
+        null, told = untold_and_told(self.denoiser, latents, t, condition)
         say = (told - null).abs().mean(2)[0]
         self.maps.append(say / say.mean().clamp(min=1e-8))
         return Prediction(null + guidance_scale * (told - null))
@@ -97,9 +96,7 @@ def seen_in(clip: Tensor, say: Tensor, where: Tensor, stance: Stance) -> list[Se
         say: where the words had a say, `f h w`, as :func:`painted` tells. where: :func:`room`, `1 f 1 h w`.
     """
     say, inside = say.cpu(), where[0, :, 0].cpu() > 0
-    most = say[inside].max().clamp(min=1e-8)
-    cells = (say > otsu(say[inside] / most) * most) & inside
-    pieces = [largest(plane) if plane.any() else plane for plane in cells.numpy()]
+    pieces = [largest(plane) for plane in prominent(say, inside).numpy()]
     outlines = outline(clip, torch.from_numpy(np.stack(pieces)).float())
     if outlines is None:
         return []
@@ -138,7 +135,7 @@ def typical_height(objects: Sequence[Seen]) -> float:
     if not objects:
         return 1.0
     areas, heights = np.array([seen[:2] for seen in objects]).T
-    return float(np.exp2(np.median(np.log2(heights[areas >= _SPECK * np.median(areas)]))))
+    return float(np.exp2(np.median(np.log2(heights[no_specks(areas)]))))
 
 
 def looks_away(silhouette: np.ndarray, objects: Sequence[Seen]) -> bool | None:
@@ -160,13 +157,11 @@ def gain(denoiser: NoisePredictor, alphas_cumprod: Tensor, latents: Tensor, told
     for each of :data:`SHARES`: up to the steps' weights and a constant the logarithm of p(told | latents), as diffusion
     classifiers have it (Li et al. 2023, arXiv 2303.16203).
     """
-    branches, total = stack(told.null, told), 0.0
+    total = 0.0
     for share, noise in zip(SHARES, noises, strict=True):
         t = round(share * (len(alphas_cumprod) - 1))
-        noisy = add_noise(latents, noise, alphas_cumprod[t])
-        null, by_told = (
-            (denoiser(torch.cat([noisy] * 2), t, branches).noise - noise).double().square().sum((1, 2, 3, 4)).tolist()
-        )
+        predicted = untold_and_told(denoiser, add_noise(latents, noise, alphas_cumprod[t]), t, told)
+        null, by_told = (float((each - noise).double().square().sum()) for each in predicted)
         total += null - by_told
     return total
 

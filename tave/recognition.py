@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tave.conditions import Condition, stack
-from tave.denoiser import NoisePredictor
-from tave.masking import otsu
+from tave.conditions import Condition
+from tave.denoiser import NoisePredictor, untold_and_told
+from tave.masking import prominent
 from tave.outline import outline
-from tave.reference.cutout import largest, without_holes
+from tave.reference.cutout import largest, without_holes, without_thin
 from tave.schedule import add_noise
 
 SHARES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the training's timesteps: noise that leaves things where they are
@@ -35,14 +35,14 @@ def recognised(
     Args:
         latents: of the picture, as a still clip, `1 f c h w`. told: prompt and picture.
     """
-    branches, say = stack(told.null, told), torch.zeros(latents.shape[-2:], device=latents.device)
+    say = torch.zeros(latents.shape[-2:], device=latents.device)
     for share in SHARES:
         t = round(share * (len(alphas_cumprod) - 1))
         noisy = add_noise(latents, torch.randn(latents.shape, generator=generator).to(latents), alphas_cumprod[t])
-        null, by_told = denoiser(torch.cat([noisy] * 2), t, branches).noise.chunk(2)
+        null, by_told = untold_and_told(denoiser, noisy, t, told)
         apart = (by_told - null).abs().mean((0, 1, 2)).to(say)
         say += apart / apart.mean().clamp(min=1e-8)
-    return torch.from_numpy(largest((say > _LESS * otsu(say / say.max()) * say.max()).cpu().numpy()))
+    return torch.from_numpy(largest(prominent(say, torch.ones_like(say) > 0, _LESS).cpu().numpy()))
 
 
 def narrowed(matte: Tensor, picture: Tensor, cells: Tensor) -> Tensor:
@@ -65,8 +65,7 @@ def narrowed(matte: Tensor, picture: Tensor, cells: Tensor) -> Tensor:
         if stats[piece, cv2.CC_STAT_AREA] < _PART * found.sum() and (lost & inside).sum() > 0.5 * lost.sum():
             kept = kept | lost
     kept = largest(kept)
-    side = 2 * max(1, round(_THIN * len(kept))) + 1
-    thick = largest(cv2.morphologyEx(kept.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)))
+    thick = largest(without_thin(kept, max(1, round(_THIN * len(kept)))))
     if thick.sum() > _MOST * kept.sum():  # else all of it is thin, as a bicycle is
         kept = thick
     kept = without_holes(kept)

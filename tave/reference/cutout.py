@@ -88,8 +88,7 @@ def cut_out(rgb: Tensor) -> Tensor | None:
     labels[edge] = cv2.GC_BGD
     if not (labels == cv2.GC_PR_FGD).any():
         return None
-    object_ = grab_cut(small, labels).astype(np.uint8)
-    object_ = without_holes(largest(cv2.morphologyEx(object_, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))))
+    object_ = without_holes(largest(without_thin(grab_cut(small, labels), 1)))
     if not LEAST < object_.mean() < MOST:
         return None
     full = cv2.resize(object_.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -137,6 +136,12 @@ def largest(binary: np.ndarray) -> np.ndarray:
     if count < 2:
         return np.zeros(binary.shape, dtype=bool)
     return pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def without_thin(binary: np.ndarray, reach: int) -> np.ndarray:
+    """`H W` bool without what is at most ``2 reach`` pixels wide or tall."""
+    side = 2 * reach + 1
+    return cv2.morphologyEx(binary.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
 
 
 def without_holes(binary: np.ndarray) -> np.ndarray:

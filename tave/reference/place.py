@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tave.reference.cutout import MatteError, largest, without_holes
+from tave.reference.cutout import MatteError, largest, without_holes, without_thin
 from tave.reference.motion import agreed, moved
 
-_SPECK = 0.25  # of the object's median area: what is smaller isn't the object, but a speck in a frame that it has left
+_SPECK = 0.25  # of the object's median area: what is smaller isn't the object, but a speck where it isn't seen
 _SHOWN = 3  # frames that have to show what is behind the object
 _UNLIKE = 0.16  # of a range of 2: how far a pixel must be from the bare background to be none of it
 _EDGE = 0.02  # of the frame's height: how far around the source object its colours may reach
@@ -167,7 +167,11 @@ def _hulls(regions: np.ndarray) -> np.ndarray:
 
 def _seen(regions: np.ndarray) -> np.ndarray:
     """In which frames of `f H W` bool the object is, and not a speck: `f` bool."""
-    areas = regions.sum((1, 2))
+    return no_specks(regions.sum((1, 2)))
+
+
+def no_specks(areas: np.ndarray) -> np.ndarray:
+    """Which of the areas `n` are no specks beside the others, most of which are an object's: `n` bool. One must be above 0."""
     return areas >= _SPECK * np.median(areas[areas > 0])
 
 
@@ -265,8 +269,7 @@ def _box(regions: np.ndarray, index: int) -> Box:
     """Around the object at frame ``index``, without what is as thin as a mark on the road; where there is none, the nearest."""
     times = np.nonzero(regions.any((1, 2)))[0]
     region = regions[times[np.abs(times - index).argmin()]]
-    side = 2 * max(1, round(_EDGE / 2 * len(region))) + 1
-    thick = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
+    thick = without_thin(region, max(1, round(_EDGE / 2 * len(region))))
     return box_of(thick if thick.any() else region)
 
 
