@@ -24,6 +24,7 @@ from eval.annotations import WHOLE, read_annotations, read_mask
 from eval.ideal import IdealLayers
 from eval.records import RunError, read_record, read_record_if_any, require_file
 from tave.video import Image4, ReadOptions, read_clip, read_image, read_matte
+from tave.video.frames import from_pixels
 
 
 @dataclass(frozen=True)
@@ -251,12 +252,12 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder / 'truth.json'} lacks a sound target, target_inside or track: write it again") from error
     return Truth(
-        source=_frames(arrays["source"]),
-        ideal=_frames(arrays["ideal"]),
+        source=from_pixels(arrays["source"]),
+        ideal=from_pixels(arrays["ideal"]),
         source_mask=torch.from_numpy(arrays["source_mask"] > 0),
         target_mask=torch.from_numpy(arrays["target_mask"] > 0),
         layers=IdealLayers(
-            background=_frames(arrays["background"]),
+            background=from_pixels(arrays["background"]),
             target=_layer(arrays["target_layer"]),
             occluder=_layer(arrays["occluder"]),
         ),
@@ -267,14 +268,9 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
     )
 
 
-def _frames(array: np.ndarray) -> Tensor:
-    """``f H W c`` uint8 -> ``f c H W`` float32 in [-1, 1]."""
-    return torch.from_numpy(array).movedim(-1, 1).float() / 127.5 - 1
-
-
 def _layer(array: np.ndarray) -> Tensor:
     """``f H W 4`` uint8 -> ``f 4 H W`` float32: colours in [-1, 1], alpha in [0, 1]."""
-    colours_and_alpha = _frames(array)
+    colours_and_alpha = from_pixels(array)
     colours_and_alpha[:, 3] = (colours_and_alpha[:, 3] + 1) / 2
     return colours_and_alpha
 

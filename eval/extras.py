@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional
 from eval.alignment import text_alignment
 from eval.metric import ClipMetric
 from eval.weights import Weights, WeightsError, model_folder, offline
+from tave.video.frames import to_pixels
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -36,7 +36,7 @@ class Dino:
     @torch.inference_mode()
     def images(self, pictures: Tensor) -> Tensor:
         """``n 3 H W`` in [-1, 1] -> unit vectors ``n d`` float32, through the model's own preprocessing."""
-        pixels = self._processor(images=_bytes(pictures), return_tensors="pt")["pixel_values"]
+        pixels = self._processor(images=list(to_pixels(pictures)), return_tensors="pt")["pixel_values"]
         return functional.normalize(self._model(pixel_values=pixels).last_hidden_state[:, 0].float(), dim=-1)
 
 
@@ -58,7 +58,7 @@ class PickScore:
         """``n 3 H W`` in [-1, 1] and a prompt -> unit vectors ``n d`` and ``d``. Prompts are cut as the model was trained."""
         length = self._model.config.text_config.max_position_embeddings
         options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
-        found = self._model(**self._processor(images=_bytes(pictures), text=[prompt], **options))
+        found = self._model(**self._processor(images=list(to_pixels(pictures)), text=[prompt], **options))
         return found.image_embeds.float(), found.text_embeds[0].float()
 
 
@@ -92,8 +92,3 @@ def _loaded(name: str, key: str, cache: Path | None, model: Any, processor: Any)
 
 def _id(name: str, weights: Weights) -> str:
     return f"{Path(name).name if Path(name).is_dir() else name}@{weights.sha256[:12]}"
-
-
-def _bytes(pictures: Tensor) -> list[np.ndarray]:
-    """As the processors want them: ``H W 3`` uint8 each."""
-    return list(((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())

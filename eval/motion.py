@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tave.video.frames import to_pixels
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -54,8 +56,7 @@ def optical_flow(frames: Tensor) -> Motion:
     A pixel counts as covered where the flow there and back don't cancel: |w + w'|^2 > 0.01 (|w|^2 + |w'|^2) + 0.5
     (Sundaram et al. 2010).
     """
-    bytes_ = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in bytes_]
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in to_pixels(frames)]
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     estimator.setFinestScale(0)
 

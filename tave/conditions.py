@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tave.backbone import Backbone
 from tave.options import choice, within
+from tave.video.frames import to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def image_embedding(backbone: Backbone, images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ConditionError(f"images of shape {tuple(images.shape)}: give them as `n 3 H W` in [-1, 1]")
     # whole bytes, because that is what the extractor is made for: its resampling rounds to them
-    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = to_bytes(images)
     inputs = backbone.feature_extractor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
     encoder = backbone.image_encoder
     return encoder(inputs.pixel_values.to(device=encoder.device, dtype=encoder.dtype)).image_embeds

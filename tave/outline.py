@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tave.reference.cutout import grab_cut
+from tave.video.frames import to_pixels
 
 _CELL = 4  # pixels to a cell's side at which the colours are looked at; finer ones would only take longer
 # Shares of the region's area beyond which an outline is no outline of what the region holds: colours could not tell it.
@@ -30,8 +31,7 @@ def outline(frames: Tensor, region: Tensor) -> Tensor | None:
         return None
     f, (h, w) = len(frames), region.shape[1:]
     size = min(frames.shape[-2], _CELL * h), min(frames.shape[-1], _CELL * w)
-    small = interpolate(frames.float(), size, mode="area").permute(0, 2, 3, 1).cpu().numpy()
-    pixels = ((small + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    pixels = to_pixels(interpolate(frames.float(), size, mode="area"))
     inside = interpolate(region[:, None].float().cpu(), size, mode="nearest-exact")[:, 0].numpy() > 0
     cell = size[0] // h
     reach = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * cell + 1, 2 * cell + 1))

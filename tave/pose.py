@@ -18,8 +18,7 @@ from tave.inversion import Trajectory
 from tave.masking import prominent
 from tave.outline import outline
 from tave.reference import Placed, Pose, Stance
-from tave.reference.cutout import largest
-from tave.reference.place import box_of, no_specks
+from tave.reference.regions import box_of, largest, no_specks
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
 

@@ -12,7 +12,7 @@ from tave.conditions import Condition
 from tave.denoiser import NoisePredictor, untold_and_told
 from tave.masking import prominent
 from tave.outline import outline
-from tave.reference.cutout import largest, without_holes, without_thin
+from tave.reference.regions import largest, without_holes, without_thin
 from tave.schedule import add_noise
 
 SHARES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55)  # of the training's timesteps: noise that leaves things where they are

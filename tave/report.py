@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 from tave.editor import Edit, Editor
 from tave.options import OptionError
 from tave.video import ReadOptions, contact_sheet, read_clip, read_image
-from tave.video.frames import to_bytes
+from tave.video.frames import to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def finish(logger: Logger) -> None:
 
 def _images(frames: Tensor) -> list[Image.Image]:
     """Frames `f 3 H W` in [-1, 1] as pictures."""
-    return [Image.fromarray(frame) for frame in to_bytes(frames).permute(0, 2, 3, 1).numpy()]
+    return [Image.fromarray(frame) for frame in to_pixels(frames)]
 
 
 # ---- loggers that can't be opened as they are ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tave.reference import (
     source_frames,
 )
 from tave.reference.motion import agreed
-from tave.reference.place import largest_over_time
+from tave.reference.regions import largest_over_time
 
 RED = (220, 30, 40)
 

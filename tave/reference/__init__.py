@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tave.options import OptionError, choice, within
 from tave.reference.cutout import MATTES, MatteError, MatteWarning, cut_out, matte
-from tave.reference.place import Placed, Pose, Site, Stance, find_site, neutral, put
+from tave.reference.place import Placed, Pose, neutral, put
 from tave.reference.segmenter import Cut, Segmenter, load_segmenter
+from tave.reference.site import Site, Stance, find_site
 
 MODES = ("as_is", "neutral", "in_context", "joint", "none")
 PLACED = ("in_context", "joint")  # those that need to know the place

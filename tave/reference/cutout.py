@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tave.options import choice
+from tave.reference.regions import largest, without_holes, without_thin
+from tave.video.frames import to_pixels
 
 MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
 
@@ -79,7 +81,7 @@ def cut_out(rgb: Tensor) -> Tensor | None:
     it covers next to nothing or nearly everything. The border is assumed to be background. Deterministic.
     """
     height, width = rgb.shape[1:]
-    pixels = ((rgb.permute(1, 2, 0).numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    pixels = to_pixels(rgb)
     scale = min(1.0, _SIDE / max(height, width))
     size = (max(8, round(width * scale)), max(8, round(height * scale)))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
@@ -128,24 +130,3 @@ def _unlike_border(pixels: np.ndarray, edge: np.ndarray) -> np.ndarray:
         distance = ((row[:, None] - near[None]) ** 2).sum(-1).min(1)
         unlike[y] = distance > _UNLIKE**2
     return unlike
-
-
-def largest(binary: np.ndarray) -> np.ndarray:
-    """The largest 8-connected piece of `H W`, as bool; empty if there is none."""
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(binary.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return np.zeros(binary.shape, dtype=bool)
-    return pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-
-
-def without_thin(binary: np.ndarray, reach: int) -> np.ndarray:
-    """`H W` bool without what is at most ``2 reach`` pixels wide or tall."""
-    side = 2 * reach + 1
-    return cv2.morphologyEx(binary.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
-
-
-def without_holes(binary: np.ndarray) -> np.ndarray:
-    """`H W` bool with every hole filled that doesn't reach the picture's edge."""
-    outside = np.pad(binary.astype(np.uint8), 1)
-    cv2.floodFill(outside, None, (0, 0), (2,))
-    return outside[1:-1, 1:-1] != 2

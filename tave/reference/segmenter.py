@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +20,7 @@ from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmenta
 from tave.backbone import BackboneError
 from tave.backbone.files import find, read_json, read_model, read_part, verified, weight_files
 from tave.reference.cutout import LEAST, MOST, MatteError
+from tave.video.frames import to_pixels
 
 MODELS = {"mask2former": "Mask2Former", "maskformer": "MaskFormer", "eomt": "EoMT", "eomt_dinov3": "EoMT on DINOv3"}
 PROCESSOR = "preprocessor_config.json"
@@ -63,7 +63,7 @@ class Segmenter:
             MatteError: nothing that could be the object was found.
         """
         height, width = rgb.shape[1:]
-        pixels = ((rgb.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+        pixels = to_pixels(rgb)
         told = self.processor(images=Image.fromarray(pixels), return_tensors="pt")
         found = self.model(
             **{name: told[name].to(self.model.device) for name in ("pixel_values", "pixel_mask") if name in told}

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, PLACES, UNITS, Scene, Vehicle, caption, portrait, with_vehicle
 from tave.video import write_video
+from tave.video.frames import from_pixels
 
 SIZE, FPS = 96, 8.0
 # The clips of conf/experiment: a smaller target, a larger one, one that only its pattern tells, a moving camera; none cut out.
@@ -184,7 +184,7 @@ def third_place(case: Case) -> str:
 def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
     """``folder``: source.mp4, target.png, truth/truth.npz, truth/truth.json."""
     (folder / "truth").mkdir(parents=True, exist_ok=True)
-    frames = torch.from_numpy(frames_of(case.source, size)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    frames = from_pixels(frames_of(case.source, size))
     write_video(folder / "source.mp4", frames, FPS, crf=8)
     target_image(case, 2 * size).save(folder / "target.png")
     arrays, described = truth_of(case, size)

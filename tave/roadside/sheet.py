@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tave.video import ReadOptions, contact_sheet, read_clip
+from tave.video.frames import to_pixels
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 SHOWN = (0, 2, 5, 7)  # frames of eight that a row shows
@@ -55,7 +55,7 @@ def picture(runs: list[Path]) -> Image.Image:
 
 def _titled(run: Path) -> Image.Image:
     sheet = contact_sheet(rows_of(run), columns=len(SHOWN))
-    pixels = ((sheet + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    pixels = to_pixels(sheet)
     block = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + 16), "white")
     block.paste(Image.fromarray(pixels), (0, 16))
     ImageDraw.Draw(block).text((2, 2), run.name.replace("_", " "), fill="black")

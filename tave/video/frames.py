@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -41,6 +42,16 @@ def to_bytes(frames: Tensor) -> Tensor:
 def from_bytes(pixels: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]; :func:`to_bytes` gives the same bytes back."""
     return pixels.float() / 127.5 - 1
+
+
+def to_pixels(frames: Tensor) -> np.ndarray:
+    """`... 3 H W` in [-1, 1] -> `... H W 3` uint8: pictures as OpenCV, Pillow and PyAV take them."""
+    return to_bytes(frames).movedim(-3, -1).contiguous().numpy()
+
+
+def from_pixels(pixels: np.ndarray) -> Tensor:
+    """`... H W c` uint8 -> `... c H W` float32 in [-1, 1]; :func:`to_pixels` gives the same back."""
+    return from_bytes(torch.from_numpy(pixels).movedim(-1, -3))
 
 
 def fit_frames(frames: Tensor, width: int, height: int, fit: str = "crop") -> Tensor:

@@ -17,7 +17,7 @@ from av.stream import Disposition
 from torch import Tensor
 
 from tave.options import OptionError, choice, within
-from tave.video.frames import FITS, Clip, VideoError, centre, fit_frames, from_bytes, to_bytes
+from tave.video.frames import FITS, Clip, VideoError, centre, fit_frames, from_bytes, to_bytes, to_pixels
 from tave.video.image import read_image, refuse_missing
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -192,7 +192,7 @@ def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
         raise VideoError(f"{path}: {min(unnumbered)} has no number in its name; number the pictures in order")
     files.sort(key=lambda file: ([int(number) for number in numbers[file]], file.name))
     chosen = [file for index, file in enumerate(files) if options.wants(index)]
-    frames = [keep(to_bytes(read_image(file).rgb).permute(1, 2, 0).numpy()) for file in chosen]
+    frames = [keep(to_pixels(read_image(file).rgb)) for file in chosen]
     return _Decoded(frames, options.folder_fps, len(files))
 
 

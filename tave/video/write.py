@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tave.files import whole_file
 from tave.options import choice, within
-from tave.video.frames import VideoError, to_bytes
+from tave.video.frames import VideoError, to_pixels
 from tave.video.sheet import mask_frames
 
 GENERATED = "Generated with tave: this is not an unaltered recording."
@@ -70,7 +70,7 @@ def write_video(
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = 6, 1, 1, 13
         file.metadata["comment"] = comment
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(to_bytes(frame).permute(1, 2, 0).contiguous().numpy(), "rgb24")
+            picture = av.VideoFrame.from_ndarray(to_pixels(frame), "rgb24")
             if not lossless:
                 picture = picture.reformat(format=pixel_format, dst_colorspace=6, interpolation="LANCZOS")
             file.mux(stream.encode(picture))
@@ -89,7 +89,7 @@ def write_image(path: str | Path, frame: Tensor, *, comment: str = GENERATED) ->
     text = PngInfo()
     text.add_text("Comment", comment)
     with _whole(path) as temporary:
-        Image.fromarray(to_bytes(frame).permute(1, 2, 0).contiguous().numpy()).save(temporary, "PNG", pnginfo=text)
+        Image.fromarray(to_pixels(frame)).save(temporary, "PNG", pnginfo=text)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from tave.correction import Background, Correction
 from tave.denoiser import Denoiser
 from tave.inversion import Trajectory
 from tave.latents import decode, encode
+from tave.reference.regions import largest
 from tave.roadside.draw import background, draw, silhouette, to_bytes
 from tave.roadside.pretrain.lessons import box_of, square_crop
 from tave.roadside.pretrain.training import to_signed
@@ -183,12 +183,6 @@ def seen(frames: np.ndarray, found: Holes, embed: Embed, size: int, classes: dic
     crops = np.stack([square_crop(frames[i], box_of(solid[i]), size) for i in shown])
     told = dict(zip(shown, answers(to_signed(crops), embed, classes)[0], strict=True))
     return [told.get(i, "nothing") for i in range(len(frames))]
-
-
-def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of ``H W`` bool; diagonals connect."""
-    _, labels, about, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return labels == 1 + about[1:, cv2.CC_STAT_AREA].argmax() if len(about) > 1 else mask
 
 
 def paint(
