@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
+WORKERS ?= 2
 
 # One thread setting for every target, so that timings and bits do not depend on the caller's shell.
 export HF_HUB_OFFLINE ?= 1
@@ -27,7 +28,7 @@ edit: setup ## set up and run the main job: the bus becomes a red SUV
 	@$(PY) -m tave.train +video=bus_to_suv
 
 test: setup ## set up and run the fast tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: setup ## the tests that run the Roadside backbone, and the notebooks with few steps
 	$(PY) -m pytest -q -m slow
