@@ -68,6 +68,16 @@ def test_every_job_of_a_study_composes_and_its_cost_is_told(path: Path) -> None:
     assert len(seen) >= len(once) - 1  # no value is said twice; the first clip's first job is in both parts
 
 
+@pytest.mark.parametrize("name", ["blend_weights", "agreement", "correction", "correction_on_off"])
+def test_a_study_of_the_blend_blends(name: str) -> None:
+    """A target in its place is sampled in the last steps alone, which the blend's own part of the schedule may miss."""
+    (path,) = (path for path in STUDIES if path.stem == name)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for job in jobs(path):
+            editing = typed(compose("train", [f"experiment={name}", *job])).editing
+            assert not editing.places and (editing.blends or "correction=none" in job)
+
+
 @pytest.mark.parametrize("name", cases.STUDIED)
 def test_further_pictures_of_the_target_are_of_the_clips_own_place_and_of_a_third(name: str) -> None:
     case, folder = cases.NAMED[name], CONF.parent / "tave/roadside/clips" / name
