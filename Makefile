@@ -31,7 +31,7 @@ test: setup ## set up and run the fast tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: setup ## the tests that run the Roadside backbone, and the notebooks with few steps
-	$(PY) -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(WORKERS) --dist loadfile
 	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
 
 check: setup ## format, lint, types
