@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 WORKERS ?= 2
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 # One thread setting for every target, so that timings and bits do not depend on the caller's shell.
 export HF_HUB_OFFLINE ?= 1
@@ -28,10 +29,10 @@ edit: setup ## set up and run the main job: the bus becomes a red SUV
 	@$(PY) -m tave.train +video=bus_to_suv
 
 test: setup ## set up and run the fast tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+	$(TESTS)
 
 test-slow: setup ## the tests that run the Roadside backbone, and the notebooks with few steps
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(WORKERS) --dist loadfile
+	$(TESTS) -m slow
 	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
 
 check: setup ## format, lint, types

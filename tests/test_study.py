@@ -71,9 +71,9 @@ def test_every_job_of_a_study_composes_and_its_cost_is_told(path: Path) -> None:
 @pytest.mark.parametrize("name", ["blend_weights", "agreement", "correction", "correction_on_off"])
 def test_a_study_of_the_blend_blends(name: str) -> None:
     """A target in its place is sampled in the last steps alone, which the blend's own part of the schedule may miss."""
-    (path,) = (path for path in STUDIES if path.stem == name)
+    every = jobs(CONF / "experiment" / f"{name}.yaml")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for job in (jobs(path)[0], jobs(path)[-1]):  # of which none is its row without a correction
+        for job in (every[0], every[-1]):  # of which none is its row without a correction
             editing = typed(compose("train", [f"experiment={name}", *job])).editing
             assert editing.blends and not editing.places
 
