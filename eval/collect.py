@@ -34,6 +34,7 @@ class Result:
     figures: dict[str, float]
     folder: Path
     labelled: bool = True  # it says itself which row of which case it is, as the benchmark's edits do
+    control: bool = False  # an edit that takes no skill
     options: dict[str, str] = field(default_factory=dict)  # of an edit without a label: dotted key -> JSON, where it is known
 
     @property
@@ -131,7 +132,8 @@ def _result(run: Path, name: str, numbers: dict[str, float], config: dict[str, A
             raise MetricError(f"{folder / 'edit.json'}: its benchmark entry names no {' and no '.join(lacking)}")
         group = known.get("group") or []
         groups = (group,) if isinstance(group, str) else tuple(group)
-        return Result(known["case"], known["method"], groups, _seed(known.get("seed")), numbers, folder)
+        seed, control = _seed(known.get("seed")), bool(told.get("control"))
+        return Result(known["case"], known["method"], groups, seed, numbers, folder, control=control)
     video = _part(config, "video", run / "run.json").get("name") or run.name
     seed = _seed(told.get("seed", config.get("seed")))
     record = read_record_if_any(run / "run.json")

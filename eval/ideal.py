@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,8 +181,8 @@ def ideal_psnr_aligned(edited: Tensor, ideal: Tensor, source_mask: Tensor, targe
     return best
 
 
-def _aligned_psnr(*args: Any, **kwargs: Any) -> float | None:
-    return ideal_psnr_aligned(*args, **kwargs).psnr
+def _aligned_psnr(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers) -> float | None:
+    return ideal_psnr_aligned(edited, ideal, source_mask, target_mask, layers).psnr
 
 
 class Residue(ClipMetric):

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -54,12 +55,18 @@ class Judge:
 
     def see(self, pictures: Tensor, kind: str) -> list[str]:
         """``n 3 size size`` in [-1, 1] -> for each picture the class whose best caption has the highest cosine."""
-        names, captions = [], []
-        for name, wordings in self.classes[kind].items():
-            names += [name] * len(wordings)
-            captions += wordings
-        cosines = self.encoder.images(pictures) @ self.encoder.texts(captions).T
-        return [names[best] for best in cosines.argmax(dim=1).tolist()]
+        names, captions = self._captions[kind]
+        return [names[best] for best in (self.encoder.images(pictures) @ captions.T).argmax(dim=1).tolist()]
+
+    @cached_property
+    def _captions(self) -> dict[str, tuple[list[str], Tensor]]:
+        """For each of :data:`KINDS`, the class and the vector of every caption, `n d`: they cost more than the frames do."""
+        found = {}
+        for kind in KINDS:
+            told = [(name, wording) for name, wordings in self.classes[kind].items() for wording in wordings]
+            names, wordings = map(list, zip(*told, strict=True))
+            found[kind] = names, self.encoder.texts(wordings)
+        return found
 
 
 def load_judge(folder: str | Path) -> Judge:

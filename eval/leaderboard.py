@@ -1,4 +1,4 @@
-"""Door: many run folders -> one leaderboard, as JSON, CSV, Markdown and a page with the clips playing in it.
+"""Door: many run folders -> one leaderboard, as JSON, CSV, Markdown and a page with the clips playing in it; every case in CSV.
 
     python -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark
 
@@ -23,7 +23,7 @@ from eval.collect import Collection, apart, collect, find_failed, find_runs
 from eval.metric import MetricError
 from eval.page import NARROW, notices, page
 from eval.score import conf_folder
-from eval.table import ALL, as_json
+from eval.table import ALL, as_json, reference_of
 
 
 @dataclass
@@ -31,9 +31,9 @@ class LeaderboardOptions:
     """Keys of ``conf/leaderboard/leaderboard.yaml``."""
 
     runs: str = MISSING  # where the run folders are; ** is any depth
-    out: str = "."  # folder for leaderboard.json, .csv, .md, .html
+    out: str = "."  # folder for leaderboard.json, .csv, .md, .html, and cases.csv
     versus: str = "tave"  # the row that the others are compared with
-    metrics: list[str] = field(default_factory=list)  # columns; empty: all that have a better direction
+    metrics: list[str] = field(default_factory=list)  # columns; empty: all that are measured of an edit
     title: str = "Leaderboard"
     clips: int = 12  # cases whose clips the page plays; 0: none
     note: str = ""  # a line below the title: command, commit, hardware
@@ -42,16 +42,19 @@ class LeaderboardOptions:
 ConfigStore.instance().store(name="leaderboard_schema", node=LeaderboardOptions)
 
 
+COUNTS = ("judge_frames", "ideal_shift")  # they tell of another figure how it came about
+
+
 def columns(found: Collection, asked: list[str]) -> list[str]:
     """The metrics to show. Raises :class:`MetricError` for one that nobody measured."""
     measured = {name for result in found.results for name in result.figures}
     if unknown := [name for name in asked if name not in measured]:
         raise MetricError(f"metrics={unknown}: no run has measured that; measured are {', '.join(sorted(measured))}")
-    return asked or [n for n, about in found.metrics.items() if n in measured and about["higher_is_better"] is not None]
+    return asked or [n for n in found.metrics if n in measured and not reference_of(n)[0] and n not in COUNTS]
 
 
 def markdown(told: dict[str, Any], title: str, note: str) -> str:
-    """One table for each group: methods down, metrics across, mean with its interval."""
+    """One table for each group: methods down, metrics across, mean with its interval; what they are read against below."""
     cell = {(r["group"], r["method"], r["metric"]): r for r in told["rows"]}
     lines = [f"# {title}", "", *([note, ""] if note else [])]
     for group in told["groups"]:
@@ -62,6 +65,10 @@ def markdown(told: dict[str, Any], title: str, note: str) -> str:
         for method in told["methods"]:
             cells = (_shown(cell.get((group, method, name))) for name in names)
             lines.append(f"| {method} | {' | '.join(cells)} |")
+        known = {(r["reference"], r["metric"]): r for r in told["beside"] if r["group"] == group}
+        for reference in dict.fromkeys(reference for reference, _ in known):
+            cells = (_shown(known.get((reference, name))) for name in names)
+            lines.append(f"| *{reference}* | {' | '.join(cells)} |")
         lines += ["", *_differences(told, group, names)]
     for heading, entries in notices(told).items():
         lines += [f"## {heading}", "", *(f"- {entry}" for entry in entries), ""]
@@ -99,8 +106,20 @@ def as_csv(told: dict[str, Any]) -> str:
     return sink.getvalue()
 
 
+def cases_csv(found: Collection) -> str:
+    """Every figure of every edit, one edit a line."""
+    names = [name for name in found.metrics if any(name in result.figures for result in found.results)]
+    sink = io.StringIO()
+    writer = csv.writer(sink)
+    writer.writerow(["case", "groups", "method", "seed", *names])
+    for result in found.results:
+        figures = (f"{result.figures[name]:.6g}" if name in result.figures else "" for name in names)
+        writer.writerow([result.case, " ".join(result.groups), result.method, result.seed, *figures])
+    return sink.getvalue()
+
+
 def leaderboard(options: LeaderboardOptions) -> Path:
-    """Write the four files and return the page's path.
+    """Write the five files and return the page's path.
 
     Raises:
         MetricError: one line that says what is missing or doesn't go together.
@@ -116,6 +135,7 @@ def leaderboard(options: LeaderboardOptions) -> Path:
     made = {
         "leaderboard.json": json.dumps(told, indent=1, allow_nan=False) + "\n",
         "leaderboard.csv": as_csv(told),
+        "cases.csv": cases_csv(found),
         "leaderboard.md": markdown(told, options.title, options.note),
         "leaderboard.html": page(told, found.results, options.title, options.note, options.clips),
     }

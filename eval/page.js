@@ -31,6 +31,12 @@ function draw(){
       else td.textContent='\u2013';
       tr.append(td)}
     return tr});
+  const beside=T.beside.filter(r=>r.group===group);
+  for(const f of new Set(beside.map(r=>r.reference))){const tr=document.createElement('tr');tr.className='beside';
+    const name=document.createElement('td');name.textContent=f;tr.append(name);
+    for(const k of names){const td=document.createElement('td'),r=beside.find(r=>r.reference===f&&r.metric===k);
+      td.textContent=r?num(r.mean):'';tr.append(td)}
+    body.push(tr)}
   document.querySelector('#board thead').replaceChildren(head);
   document.querySelector('#board tbody').replaceChildren(...body);
   document.querySelectorAll('nav button').forEach(b=>b.setAttribute('aria-pressed',b.dataset.group===group));

@@ -20,6 +20,7 @@ from tave.video import VideoError, read_clip, write_video
 
 _STYLE, _SCRIPT = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
 
+WITHOUT = "No untouched source, no frozen frame, no pasted target: python -m tave.benchmark makes them."
 NARROW = f"Intervals of few cases are too narrow: below {FEWEST} cases no difference is decided, whatever its interval says."
 
 
@@ -40,7 +41,8 @@ def page(told: dict[str, Any], results: Sequence[Result], title: str, note: str 
 <h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>
 <p>Means over cases with 95 % bootstrap intervals. An arrow shows which direction is better; a click on a heading sorts.
 A dot marks a difference to <b>{html.escape(told["versus"])}</b>, paired over {FEWEST} cases or more, whose interval leaves out
-0; it shows when pointed at. {NARROW}</p>
+0; it shows when pointed at. {NARROW} Rows in italics are what the others are read against: the figure of the source clip
+or of the ideal one, the judge's ceiling and floor, the autoencoder's floor.</p>
 <nav></nav><div class="wide"><table id="board"><thead></thead><tbody></tbody></table></div>
 {_listed(notices(told))}
 <h2>Clips</h2><p>Each row plays while it is pointed at or has the focus, with colour at half the files' resolution.</p>
@@ -56,6 +58,7 @@ def notices(told: dict[str, Any]) -> dict[str, list[str]]:
     for entry in told["missing"]:
         absent.setdefault(entry["case"], []).append(entry["method"])
     found = {
+        "No control in this table": [] if told["controls"] else [WITHOUT],
         "Failed": [f"{entry['case']}, {entry['method']}: {entry['error']}" for entry in told["failed"]],
         "Missing": [f"{case}: {', '.join(methods)}" for case, methods in absent.items()],
         "There more than once, and averaged": [

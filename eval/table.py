@@ -21,6 +21,9 @@ FEWEST = 6
 """Pairs below which no difference counts as decided: of five with random signs one in sixteen has all alike (six: one in 32),
 and a bootstrap of few is too narrow: where there is no difference it leaves out 0 in half of all tables of two cases."""
 
+REFERENCES = ("source", "ideal", "ceiling", "floor")
+"""Suffixes of figures that an edit is read against: :mod:`eval.figures`."""
+
 Cases = dict[str, float]
 """case -> figure, seeds averaged"""
 
@@ -30,6 +33,19 @@ class Row:
     """The mean of one metric over a method's cases in a group, with its interval and the number of cases."""
 
     method: str
+    group: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a metric is read against, a row's cases in a group: of the ``reference`` source, ideal, ceiling or floor."""
+
+    reference: str
     group: str
     metric: str
     mean: float
@@ -104,6 +120,25 @@ def rows(results: Sequence[Result], metrics: Iterable[str], first: str) -> list[
     return made
 
 
+def reference_of(name: str) -> tuple[str, str]:
+    """The metric that a figure ``METRIC_REFERENCE`` stands beside, and the reference; ("", "") for what is none."""
+    metric, _, suffix = name.rpartition("_")
+    return (metric, suffix) if suffix in REFERENCES else ("", "")
+
+
+def beside(results: Sequence[Result], metrics: Iterable[str], first: str) -> list[Beside]:
+    """What ``metrics`` are read against, as the row ``first`` has it: the other rows have the same clips."""
+    wanted, own = set(metrics), [result for result in results if result.method == first]
+    names = sorted({name for result in own for name in result.figures if reference_of(name)[0] in wanted})
+    made = []
+    for group in groups_of(own):
+        for name in names:
+            if found := by_method(own, name, group).get(first):
+                metric, reference = reference_of(name)
+                made.append(Beside(reference, group, metric, *interval(list(found.values())), len(found)))
+    return made
+
+
 def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> list[Paired]:
     """``versus`` against every other method, over the cases that both have: positive where ``versus`` is higher."""
     made = []
@@ -147,9 +182,11 @@ def as_json(found: Collection, metrics: Sequence[str], versus: str) -> dict[str,
         "interval": {"cover": COVER, "draws": DRAWS, "seed": SEED, "unit": "case", "fewest": FEWEST},
         "metrics": about,
         "methods": methods_of(found.results, versus),
+        "controls": methods_of([result for result in found.results if result.control], ""),
         "groups": groups_of(found.results),
         "rows": [asdict(row) for row in rows(found.results, metrics, versus)],
         "paired": [asdict(row) for row in paired(found.results, metrics, versus)],
+        "beside": [asdict(row) for row in beside(found.results, metrics, versus)],
         "seeds": sorted({result.seed for result in found.results if result.seed is not None}),
         "failed": found.failed,
         "missing": missing(found.results, found.failed),

@@ -22,7 +22,7 @@ from tave.files import whole_file
 
 
 def digest(*parts: Any) -> str:
-    """Twelve hexadecimal characters that stand for ``parts``: plain values, dataclasses, tensors, mappings, lists."""
+    """Twelve hexadecimal characters that stand for ``parts``: plain values, dataclasses, mappings, lists of these; tensors."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
@@ -31,8 +31,14 @@ def digest(*parts: Any) -> str:
             sha.update(part.view(torch.uint8).numpy().tobytes() if part.dim() else str(part.item()).encode())
         else:
             plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
-            sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
+            sha.update(json.dumps(plain, sort_keys=True, default=_plain).encode())
     return sha.hexdigest()[:12]
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "shape"):
+        raise TypeError("an array inside of a part would count by its abbreviated print: give a tensor, as a part of its own")
+    return str(value)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -57,6 +57,11 @@ class Condition:
             raise ConditionError(f"condition of {len(self.text)} texts and {len(self.image)} images: give one per branch")
 
     @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that it tells."""
+        return self.text, self.image, self.null_text
+
+    @property
     def null_image(self) -> Tensor:
         """`b f d` zeros: the unconditional image vector, its level part included."""
         return torch.zeros_like(self.image)
@@ -70,7 +75,7 @@ class Condition:
         """``count`` of the `b` branches from ``first`` on; a single one serves all."""
         if len(self.text) == 1:
             return self
-        return Condition(*(part[first : first + count] for part in (self.text, self.image, self.null_text)))
+        return Condition(*(part[first : first + count] for part in self.parts))
 
 
 def stack(*conditions: Condition) -> Condition:

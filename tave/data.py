@@ -24,7 +24,7 @@ from tave.conditions import (
     image_levels,
     noise_embedding,
 )
-from tave.editor import EditTask, Inverted, Lesson, Source
+from tave.editor import EditTask, Inverted, Lesson, Remembered, Source
 from tave.evidence import missing_tokens, words_of
 from tave.inversion import inversion_condition
 from tave.latents import decode, encode
@@ -46,7 +46,7 @@ from tave.video import Clip
 
 log = logging.getLogger(__name__)
 
-Remember = Callable[[Callable[[], Inverted]], Inverted]
+RememberInverted = Callable[[Callable[[], Inverted]], Inverted]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class ClipData(L.LightningDataModule):
                 noise=self._noise,
                 negative_prompt=options.negative_prompt,
             )
-        return Condition(*(part.to(self.device) for part in (made.text, made.image, made.null_text)))
+        return Condition(*(part.to(self.device) for part in made.parts))
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames ``f 3 H W`` -> latents ``1 f c h w`` on the run's device."""
@@ -178,11 +178,11 @@ class ClipData(L.LightningDataModule):
         noised = partial(noise_embedding, self.backbone)
         return Lesson(self.source.latents, self.source.condition, embeds.to(self.device), noised, image_levels(self.backbone))
 
-    def ask(self, requests: Sequence[Request], inverted: Remember) -> None:
+    def ask(self, requests: Sequence[Request], inverted: RememberInverted, remembered: Remembered) -> None:
         """Set the edits that ``predict_dataloader`` serves."""
-        self._tasks = [self._task(request, inverted) for request in requests]
+        self._tasks = [self._task(request, inverted, remembered) for request in requests]
 
-    def _task(self, request: Request, inverted: Remember) -> EditTask:
+    def _task(self, request: Request, inverted: RememberInverted, remembered: Remembered) -> EditTask:
         frames, options = self.clip.frames, self.reference
 
         def refer(first: Sequence[Reference], site: Site | None, poses: Sequence[Pose]) -> list[Reference]:
@@ -223,6 +223,7 @@ class ClipData(L.LightningDataModule):
             words_of(self.prompt) == words_of(request.prompt),
             None if request.region is None else to_cells(request.region, *self.source.latents.shape[-2:]),
             inverted,
+            remembered,
         )
 
     def train_dataloader(self) -> DataLoader[Lesson]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -49,6 +49,9 @@ from tave.start import fresh_start, placed_start
 from tave.video import Clip
 
 log = logging.getLogger(__name__)
+
+Remembered = Callable[[str, Sequence[Any], Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
+"""(what it is, all that it depends on beside clip, network and seed, how to make it) -> the tensors, made now or before."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class EditTask:
     lost_words: positions of the source prompt's tokens that the target prompt lacks, for the union by cross-attention.
     same_words: neither prompt has a word that the other lacks.
     region: the user's own mask on the latent grid, ``1 f 1 h w``, 1 = edit; None: it is found.
-    inverted: finds the inversion, made by the given function if it is not remembered.
+    inverted: finds the inversion, made by the given function if it is not remembered. remembered: likewise what else the
+    network tells before sampling.
     """
 
     name: str
@@ -179,6 +183,7 @@ class EditTask:
     same_words: bool
     region: Tensor | None
     inverted: Callable[[Callable[[], Inverted]], Inverted]
+    remembered: Remembered
 
 
 @dataclass(frozen=True)
@@ -398,12 +403,18 @@ class Editor(L.LightningModule):
         """``seen``, of image ``number``, with what its colours alone cut out narrowed to what the network recognises."""
         if not task.by_colour[number]:
             return seen
-        frames, photograph = task.source.clip.frames, task.photographs[number]
+        frames, photograph, cut = task.source.clip.frames, task.photographs[number], task.cut_out(seen, number)
         shown = interpolate(photograph, frames.shape[-2:], mode="area")
-        still, told = task.encode(shown.expand(len(frames), -1, -1, -1)), task.target([photograph])
-        generator = torch.Generator().manual_seed(self.seed)
-        cells = recognised(self.denoiser, self.denoiser.alphas_cumprod, still, told, generator)
-        return replace(seen, matte=narrowed(task.cut_out(seen, number), shown, cells))
+
+        told = task.target([photograph])
+
+        def find() -> Mapping[str, Tensor]:
+            with self.stages.stage("placing", f"finding the target in its picture, for {task.name}"):
+                still, generator = task.encode(shown.expand(len(frames), -1, -1, -1)), torch.Generator().manual_seed(self.seed)
+                return {"cells": recognised(self.denoiser, self.denoiser.alphas_cumprod, still, told, generator)}
+
+        cells = task.remembered("cutout", [shown, *told.parts], find)["cells"]
+        return replace(seen, matte=narrowed(cut, shown, cells))
 
     def _poses(self, task: EditTask, plan: _Plan, site: Site) -> list[Pose]:
         """How the target of each image stands at ``site``; several are of one object, and as tall."""
@@ -415,10 +426,20 @@ class Editor(L.LightningModule):
             heading = "as_is"
         if height is not None and heading != "auto":
             return [Pose(height, heading == "mirrored")] * len(plan.references)
-        with self.stages.stage("placing", f"placing {task.name}") as on_step:
-            objects = self._painted(task, site, on_step)
-            tall = typical_height(objects) if height is None else height
-            return [Pose(tall, self._turned(task, plan, number, site, tall, objects)) for number in range(len(plan.references))]
+        cuts = [task.cut_out(seen, number) for number, seen in enumerate(plan.references)]
+        told = [task.target(None), *(task.target([photograph]) for photograph in task.photographs)]
+
+        def find() -> Mapping[str, Tensor]:
+            with self.stages.stage("placing", f"placing {task.name}") as on_step:
+                objects = self._painted(task, site, on_step)
+                tall = typical_height(objects) if height is None else height
+                turned = [self._turned(task, plan, number, site, tall, objects) for number in range(len(cuts))]
+            return {"height": torch.tensor(tall, dtype=torch.float64), "mirrored": torch.tensor(turned)}
+
+        chosen = (height, heading, options.feather, self.editing.sampler.guidance_scale)
+        planes = [site.frames, *(torch.from_numpy(part) for part in (*site.stance, site.seen)), *task.photographs, *cuts]
+        found = task.remembered("pose", [chosen, *planes, *(part for each in told for part in each.parts)], find)
+        return [Pose(float(found["height"]), turned) for turned in found["mirrored"].tolist()]
 
     def _painted(self, task: EditTask, site: Site, on_step: OnStep) -> list[Seen]:
         """What the network paints at ``site``, left to the target prompt's words."""
@@ -479,18 +500,24 @@ class Editor(L.LightningModule):
             return target, given_mask(region.to(trajectory.latents))
         if not shown:  # words against words: a picture on one side alone would differ everywhere
             source = replace(source, image=source.null_image)
-        with self.stages.stage("masking", f"finding the region of {task.name}") as on_step:
-            mask = find_mask(
-                self.denoiser,
-                self.schedule,
-                trajectory,
-                source,
-                target,
-                self.editing.mask,
-                attention_evidence(self.denoiser, source, task.lost_words),
-                on_step=on_step,
-            )
-        return target, mask
+
+        def find() -> Mapping[str, Tensor]:
+            with self.stages.stage("masking", f"finding the region of {task.name}") as on_step:
+                mask = find_mask(
+                    self.denoiser,
+                    self.schedule,
+                    trajectory,
+                    source,
+                    target,
+                    self.editing.mask,
+                    attention_evidence(self.denoiser, source, task.lost_words),
+                    on_step=on_step,
+                )
+            return {name: plane for name, plane in vars(mask).items() if plane is not None}
+
+        asked = replace(self.editing.mask, outline="none", settle=0.0)  # these two come later
+        found = task.remembered("mask", [asked, task.lost_words, *source.parts, *target.parts], find)
+        return target, EditMask(**{name: plane.to(trajectory.latents.device) for name, plane in found.items()})
 
     def _predictor(self, mask: Tensor, source: Condition) -> NoisePredictor:
         """What samples: the denoiser, within what the options put around it."""

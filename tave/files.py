@@ -15,13 +15,16 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def content_digest(path: str | Path) -> str:
-    """SHA-256 of a file; of a folder: of its files' names and contents, wherever it lies. Hidden files don't count."""
+def content_digest(path: str | Path, pattern: str = "[!.]*") -> str:
+    """SHA-256 of a file; of a folder: of its files' names and contents, wherever it lies.
+
+    Only files whose names fit ``pattern`` count; as it stands, all that aren't hidden.
+    """
     path = Path(path)
     if not path.is_dir():
         return file_digest(path)
     sha = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("[!.]*") if file.is_file()):
+    for file in sorted(file for file in path.rglob(pattern) if file.is_file()):
         sha.update(f"{file.relative_to(path).as_posix()} {file_digest(file)}\n".encode())
     return sha.hexdigest()
 

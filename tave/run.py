@@ -46,6 +46,8 @@ from tave.writer import RunWriter
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the run folder and of remembered stages; a change makes old products strangers
+# What is made in seconds is also made anew by any other code: that which was imported, whatever happens to the files meanwhile.
+MADE_BY = content_digest(PACKAGE, "*.py"), *map(version, ("torch", "diffusers", "transformers", "opencv-python-headless"))
 
 
 @contextmanager
@@ -219,7 +221,7 @@ class Run:
 
     def predict(self, requests: Mapping[str, EditEntry]) -> None:
         """Make the edits one after another; each is on disk before the next begins."""
-        self.data.ask(self._asked(requests), self._inverted)
+        self.data.ask(self._asked(requests), self._inverted, self._remembered)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         about = {name: self._about(entry) for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, about, self.stages)
@@ -335,6 +337,8 @@ class Run:
                 f"{path}: tuned from another backbone than {self.backbone.name} ({differing[0]}); give that one, or tune again"
             )
         load_tuned(self.editor.denoiser.unet, state)
+        if (key := about.get("key")) != self.tuned_key:  # tuned in another precision than it edits in
+            self.inversion_key = digest(self.inversion_key, key)
 
     def _inverted(self, make: Callable[[], Inverted]) -> Inverted:
         """The inversion from this run folder, else from the cache, else made and kept in both."""
@@ -354,6 +358,23 @@ class Run:
         }
         for path in lacking:
             write_tensors(path, {"latents": made.trajectory.latents}, about)
+        return made
+
+    def _remembered(self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Tensors from the cache, else made and kept there: the same of another edit that differs in what comes after."""
+        levels = self.editor.denoiser.alphas_cumprod, self.editor.denoiser.prediction_type
+        key = digest(self.inversion_key, *levels, MADE_BY, *parts)
+        kept = Path(self.options.cache) / f"{name}-{key}.safetensors"
+        if kept.is_file():
+            self.stages.say(f"{name} found in {kept.parent}, no need to find it again")
+            found, about = read_tensors(kept)
+            self.stages.remember(about["seconds"])
+            return found
+        before = self.stages.seconds
+        made = make()
+        spent = {stage: now - before.get(stage, 0.0) for stage, now in self.stages.seconds.items()}
+        about = {"seconds": {stage: round(took, 3) for stage, took in spent.items() if took > 0}}
+        write_tensors(kept, {part: tensor.clone() for part, tensor in made.items()}, about)  # a file holds no tensor twice
         return made
 
     def record(self, chosen: Mapping[str, Any] | None = None, unmeasured: Collection[str] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +21,8 @@ class Stages:
     """Names, times and draws the stages of a run; ``record`` is what ``metrics.json`` keeps of them.
 
     A stage that runs more than once (two passes of the mask, several edits) adds up its seconds and keeps its
-    highest peak. Memory is the GPU's where one is used, else the process's resident set.
+    highest peak. Memory is the GPU's where one is used, else the process's resident set. ``remembered``, where it is there, are
+    the seconds that a stage took in the run that made what is found in the cache now.
     """
 
     def __init__(self, *, show: bool = True):
@@ -48,6 +49,17 @@ class Stages:
         entry = self.record.setdefault(name, {"seconds": 0.0, "peak_mb": 0.0})
         entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 3)
         entry["peak_mb"] = max(entry["peak_mb"], round(_peak_mb(), 1))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each stage took here so far."""
+        return {name: told["seconds"] for name, told in self.record.items()}
+
+    def remember(self, seconds: Mapping[str, float]) -> None:
+        """Add what stages took whose products were found."""
+        for name, spent in seconds.items():
+            entry = self.record.setdefault(name, {"seconds": 0.0, "peak_mb": 0.0})
+            entry["remembered"] = round(entry.get("remembered", 0.0) + spent, 3)
 
     def say(self, line: str) -> None:
         """One line for the person who waits."""

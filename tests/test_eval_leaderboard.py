@@ -78,7 +78,7 @@ def test_pairs_are_of_the_cases_that_both_have() -> None:
     assert made.difference == pytest.approx(-0.3)
 
 
-def test_four_files_from_run_folders_alone(board: Path, tmp_path: Path) -> None:
+def test_five_files_from_run_folders_alone(board: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = leaderboard(LeaderboardOptions(runs=str(board / "**"), out=str(out)))
     told = json.loads((out / "leaderboard.json").read_text())
@@ -94,6 +94,40 @@ def test_four_files_from_run_folders_alone(board: Path, tmp_path: Path) -> None:
     assert "http" not in text and text.count("data:video/mp4;base64,") == 3 * 3
     again = leaderboard(LeaderboardOptions(runs=str(board / "**"), out=str(tmp_path / "again")))
     assert again.read_text() == text
+
+
+def test_every_case_and_what_its_figures_are_read_against_are_told(tmp_path: Path) -> None:
+    """Figures of the source, the ideal clip and the judge's bounds stand beside a metric and are none of their own."""
+    about = {
+        name: {"id": f"{name}/v1", "higher_is_better": better, "unit": "share"}
+        for name, better in (("warp_error", False), ("warp_error_source", None), ("warp_error_ideal", None), ("energy", None))
+    }
+    for case, figures in (("a", (0.4, 0.1, 0.02, 7)), ("b", (0.2, 0.3, 0.04, 9))):
+        home = make_run(tmp_path / case, case, {"tave": dict(zip(about, figures, strict=True)), "patent": {"energy": 5.0}})
+        told = json.loads((home / "metrics.json").read_text()) | {"metrics": about}
+        (home / "metrics.json").write_text(json.dumps(told))
+    page = leaderboard(LeaderboardOptions(runs=str(tmp_path), out=str(tmp_path / "out")))
+    told = json.loads(page.with_suffix(".json").read_text())
+    assert list(told["metrics"]) == ["warp_error", "energy"]  # what has no better direction is measured of an edit as well
+    of_all = {row["reference"]: row for row in told["beside"] if row["group"] == "all"}
+    assert {name: (row["metric"], row["mean"], row["n"]) for name, row in of_all.items()} == {
+        "source": ("warp_error", pytest.approx(0.2), 2),
+        "ideal": ("warp_error", pytest.approx(0.03), 2),
+    }
+    assert "| *ideal* | 0.03 [" in page.with_suffix(".md").read_text()
+    with page.with_name("cases.csv").open() as source:
+        lines = {(line["case"], line["method"]): line for line in csv.DictReader(source)}
+    assert len(lines) == 4 and lines["b", "tave"]["warp_error_ideal"] == "0.04" and lines["b", "patent"]["warp_error"] == ""
+    assert lines["a", "tave"]["groups"] == "smaller" and lines["a", "patent"]["energy"] == "5"
+
+
+def test_a_table_without_controls_says_so(board: Path, tmp_path: Path) -> None:
+    told = "No untouched source, no frozen frame, no pasted target: python -m tave.benchmark makes them."
+    page = leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "out")))
+    assert told in page.read_text() and told in page.with_suffix(".md").read_text()
+    path = make_run(board / "d", "d", {"source_unchanged": {"residue": 1.0}}) / "edits" / "source_unchanged" / "edit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"control": True}))
+    assert told not in leaderboard(LeaderboardOptions(runs=str(board), out=str(tmp_path / "more"))).read_text()
 
 
 def test_two_ids_never_share_a_column(board: Path) -> None:
@@ -165,7 +199,7 @@ def test_a_case_without_any_result_is_listed(board: Path, tmp_path: Path) -> Non
 def test_one_seed_twice_is_told_and_two_seeds_are_not() -> None:
     found = [result("a", "tave", 0.2, 1), result("a", "tave", 0.4, 2), result("b", "tave", 0.5), result("b", "tave", 0.7)]
     assert repeated(found) == [{"case": "b", "method": "tave", "seed": 0, "n": 2}]
-    told = {"failed": [], "missing": [{"case": "c", "method": "x"}], "repeated": repeated(found)}
+    told = {"failed": [], "missing": [{"case": "c", "method": "x"}], "repeated": repeated(found), "controls": ["per_frame"]}
     assert list(notices(told)) == ["Missing", "There more than once, and averaged"]
 
 

@@ -315,7 +315,11 @@ def test_an_empty_region_gives_the_source_back(clip: list[str], cache: Path, tmp
         asked = options(*clip, f"sampler.composite={str(kept).lower()}", "tuning=none", cache=cache)
         with closing(Run.begin(asked, tmp_path / str(kept), show=False)) as run:
             picture = TargetImage(*read_image(clip[2].partition("=")[2]))
-            run.data.ask([Request("none", "a red suv", [picture], torch.zeros_like(run.clip.frames[:, :1]))], run._inverted)
+            run.data.ask(
+                [Request("none", "a red suv", [picture], torch.zeros_like(run.clip.frames[:, :1]))],
+                run._inverted,
+                run._remembered,
+            )
             (task,) = run.data.predict_dataloader()
             with torch.no_grad():
                 made[kept], begun[kept] = run.editor.predict_step(task, 0).frames, run.data.source
@@ -339,7 +343,7 @@ def begun_edit(told: list[str], folder: Path, cache: Path, **asked: Any) -> Edit
     with closing(Run.begin(options(*told, cache=cache), folder, show=False)) as run:
         picture = TargetImage(*read_image(told[2].partition("=")[2]))
         request = Request(**{"name": "suv", "prompt": "a red car", "images": [picture]} | asked)
-        run.data.ask([request], run._inverted)
+        run.data.ask([request], run._inverted, run._remembered)
         (task,) = run.data.predict_dataloader()
         with torch.no_grad():
             return run.editor.predict_step(task, 0)
@@ -364,6 +368,35 @@ def test_the_target_is_put_in_its_place_before_sampling(
     overrides = ["reference.height_scale=0.75", "reference.heading=mirrored"]
     again = tave.edit_clip(run, clip[2].partition("=")[2], "a red car", name="as_told", overrides=overrides, show=False)
     assert json.loads((again / "edit.json").read_text())["pose"] == {"height": 0.75, "mirrored": True}
+
+
+def test_what_the_network_tells_before_sampling_is_asked_once(
+    clip: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another strength takes the region and the pose that are known, and is the edit of one who knew nothing, to the bit."""
+    with np.load(Path(clip[3].partition("=")[2]) / "truth.npz") as truth:
+        object_ = torch.from_numpy(truth["source_mask"])[:, None].float()  # a network that knows nothing finds none
+    monkeypatch.setattr(tave.editor, "outline", lambda frames, region: object_)
+    told, other = [*clip, *PLACED, "reference.matte=colour"], "sampler.strength=0.8"
+    train(options(*told, cache=tmp_path / "cache"), tmp_path / "first", show=False)
+    unaware = train(options(*told, other, cache=tmp_path / "empty"), tmp_path / "unaware", show=False)
+    for name in ("find_mask", "recognised", "painted"):
+        monkeypatch.setattr(tave.editor, name, lambda *_, **__: pytest.fail("asked again"))
+    again = train(options(*told, other, cache=tmp_path / "cache"), tmp_path / "again", show=False)
+    for name in ("edited.mp4", "mask.mp4", "placed.mp4", "soft_mask.npz"):
+        assert (again / "edits/suv" / name).read_bytes() == (unaware / "edits/suv" / name).read_bytes(), name
+    stages, made = (json.loads((run / "metrics.json").read_text())["stages"] for run in (again, tmp_path / "first"))
+    for stage in ("masking", "placing"):
+        assert stages[stage]["seconds"] == 0 and stages[stage]["remembered"] == pytest.approx(made[stage]["seconds"])
+    for changed in (
+        "mask.threshold=quantile",
+        "video.edits.suv.target_prompt='a green van'",
+        "sampler.guidance_scale=5",
+        "reference.feather=0.1",
+        "seed=7",
+    ):
+        with pytest.raises(pytest.fail.Exception, match="asked again"):
+            train(options(*told, changed, cache=tmp_path / "cache"), tmp_path / "third", show=False)
 
 
 def test_words_that_are_the_same_ask_for_no_other_height(clip: list[str], cache: Path, tmp_path: Path) -> None:

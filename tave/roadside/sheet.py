@@ -32,6 +32,8 @@ FIGURES = {
     "judge_vehicle_accuracy": ("judge sees the vehicle", ">= 0.85", 2),
     "judge_color_accuracy": ("judge sees the colour", ">= 0.95", 2),
     "judge_pattern_accuracy": ("judge sees the pattern", "", 2),
+    "warp_error_object": ("warp error of the object, levels", "", 1),
+    "warp_error_object_source": ("the same of the source clip", "", 1),
 }
 
 
