@@ -8,7 +8,6 @@ result as anybody would play it, ``soft_mask.npz`` the mask in numbers, ``edit.j
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eval.annotations import WHOLE, read_annotations, read_mask
@@ -65,7 +63,7 @@ class Case:
     truth: Truth | None = None
     asked: Asked = Asked()
     annotation: Tensor | None = None  # f H W bool, the source object as a person has drawn it
-    autoencoder_psnr: float | None = None  # dB of the backbone's round trip over whole frames
+    round_trip: Tensor | None = None  # the source as the backbone's autoencoder returns it
     conditioner: Path | None = None  # the folder of the image encoder that steered the edit
 
 
@@ -167,7 +165,7 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         asked=_read_asked(folder, config),
         annotation=read_annotations(annotations, edited, _cut(run, config)) if annotations else None,
-        autoencoder_psnr=_floor(run / "trajectory.safetensors"),
+        round_trip=_video(run / "round_trip.mp4") if (run / "round_trip.mp4").is_file() else None,
         conditioner=_conditioner(record),
     )
 
@@ -206,18 +204,6 @@ def _cut(run: Path, config: dict[str, Any]) -> ReadOptions:
         raise RunError(f"{run / 'run.json'} doesn't say how the clip was cut, so annotations can't be fitted to it")
     names = {field.name for field in fields(ReadOptions)}
     return ReadOptions(**{name: value for name, value in video.items() if name in names})
-
-
-def _floor(path: Path) -> float | None:
-    """PSNR of the autoencoder's round trip, which a run keeps beside its trajectory."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as stored:
-            found = json.loads((stored.metadata() or {}).get("about", "{}")).get("autoencoder_psnr")
-    except (SafetensorError, ValueError) as error:
-        raise RunError(f"{path} isn't a trajectory that can be read: {error}") from error
-    return None if found is None else float(found)
 
 
 def _conditioner(record: dict[str, Any]) -> Path | None:

@@ -8,7 +8,8 @@ other names (``..._in_annotation``, ``..._in_mask``, ``..._flow``).
 for all rows takes a truth or an annotation (``..._outside_annotation``). An annotation holds the old object alone, and a larger
 new one counts against the edit there: ``..._outside_union`` leaves out what either of annotation and mask holds.
 
-A name that ends in ``_source``, ``_ideal``, ``_floor`` or ``_ceiling`` is what an edit is read against.
+A name that ends in ``_source``, ``_ideal``, ``_floor``, ``_ceiling`` or ``_autoencoder`` (the source through the backbone's
+autoencoder and back) is what an edit is read against.
 """
 
 from __future__ import annotations
@@ -91,15 +92,17 @@ def measure(case: Case, tools: Tools) -> Sheet:
 def _background(sheet: Sheet, case: Case, mask: Tensor | None, tools: Tools) -> None:
     for whose, (region, told) in _backgrounds(case, mask).items():
         psnr, ssim, lpips = perceptual.BACKGROUNDS[whose]
-        sheet.add(psnr, preservation.psnr(case.edited, case.source, region), over=told)
-        sheet.add(ssim, preservation.background_ssim(case.edited, case.source, region), over=told)
-        if tools.lpips:
-            distance = perceptual.background_lpips(case.edited, case.source, region, tools.lpips)
-            sheet.add(lpips, distance, over=told, by=tools.lpips.id)
+        for frames, reference in ((case.edited, ""), (case.round_trip, "autoencoder")):
+            if frames is None:
+                continue
+            about = {"over": told, "reference": reference}
+            sheet.add(psnr, preservation.psnr(frames, case.source, region), **about)
+            sheet.add(ssim, preservation.background_ssim(frames, case.source, region), **about)
+            if tools.lpips:
+                distance = perceptual.background_lpips(frames, case.source, region, tools.lpips)
+                sheet.add(lpips, distance, by=tools.lpips.id, **about)
     if mask is None and case.alpha is None:
         sheet.skip("the mask, and the background outside of it", "there is none; give mask=...")
-    if case.autoencoder_psnr is not None:
-        sheet.add(preservation.BackgroundPsnr, case.autoencoder_psnr, over="whole frames", reference="floor")
     if not tools.lpips:
         sheet.skip("background_lpips", tools.why.get("lpips", "it has no weights"))
 

@@ -42,7 +42,7 @@ def page(told: dict[str, Any], results: Sequence[Result], title: str, note: str 
 <p>Means over cases with 95 % bootstrap intervals. An arrow shows which direction is better; a click on a heading sorts.
 A dot marks a difference to <b>{html.escape(told["versus"])}</b>, paired over {FEWEST} cases or more, whose interval leaves out
 0; it shows when pointed at. {NARROW} Rows in italics are what the others are read against: the figure of the source clip
-or of the ideal one, the judge's ceiling and floor, the autoencoder's floor.</p>
+or of the ideal one, the judge's ceiling and floor, the source through the autoencoder and back.</p>
 <nav></nav><div class="wide"><table id="board"><thead></thead><tbody></tbody></table></div>
 {_listed(notices(told))}
 <h2>Clips</h2><p>Each row plays while it is pointed at or has the focus, with colour at half the files' resolution.</p>

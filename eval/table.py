@@ -21,7 +21,7 @@ FEWEST = 6
 """Pairs below which no difference counts as decided: of five with random signs one in sixteen has all alike (six: one in 32),
 and a bootstrap of few is too narrow: where there is no difference it leaves out 0 in half of all tables of two cases."""
 
-REFERENCES = ("source", "ideal", "ceiling", "floor")
+REFERENCES = ("source", "ideal", "ceiling", "floor", "autoencoder")
 """Suffixes of figures that an edit is read against: :mod:`eval.figures`."""
 
 Cases = dict[str, float]
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a metric is read against, a row's cases in a group: of the ``reference`` source, ideal, ceiling or floor."""
+    """What a metric is read against, a row's cases in a group: by its ``reference``."""
 
     reference: str
     group: str

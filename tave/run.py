@@ -155,6 +155,7 @@ class Run:
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", clip.frames, clip.fps, lossless=True)
+        write_video(folder / "round_trip.mp4", run.data.source.round_trip.cpu(), clip.fps, lossless=True)
         return run
 
     def _spare(self, unet: UNet2DConditionModel) -> None:

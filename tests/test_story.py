@@ -64,7 +64,8 @@ def run(clip: list[str], cache: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
-    assert {"run.json", "tuned.safetensors", "tuned.json", "metrics.json", "trajectory.safetensors", "source.mp4"} <= names
+    assert {"run.json", "tuned.safetensors", "tuned.json", "metrics.json", "trajectory.safetensors"} <= names
+    assert {"source.mp4", "round_trip.mp4"} <= names
     made = {path.name for path in (run / "edits" / "suv").iterdir()}
     pictures = {"edited.mp4", "mask.mp4", "placed.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
     assert pictures | {"soft_mask.npz", "field.npz", "truth", "edit.json"} == made
@@ -92,7 +93,8 @@ def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
         "ideal_psnr",
         "ideal_psnr_aligned",
         "warp_error_object",
-        "background_psnr_floor",
+        "background_psnr_autoencoder",
+        "background_ssim_autoencoder",
     } <= set(figures)
     assert set(metrics["metrics"]) == set(figures)
     assert all({"id", "higher_is_better", "unit"} == set(about) for about in metrics["metrics"].values())
