@@ -41,8 +41,7 @@ class LeaderboardOptions:
 
 ConfigStore.instance().store(name="leaderboard_schema", node=LeaderboardOptions)
 
-
-COUNTS = ("judge_frames", "ideal_shift")  # they tell of another figure how it came about
+FRAMES = "judge_frames"  # how many the judge's figures are of
 
 
 def columns(found: Collection, asked: list[str]) -> list[str]:
@@ -50,7 +49,7 @@ def columns(found: Collection, asked: list[str]) -> list[str]:
     measured = {name for result in found.results for name in result.figures}
     if unknown := [name for name in asked if name not in measured]:
         raise MetricError(f"metrics={unknown}: no run has measured that; measured are {', '.join(sorted(measured))}")
-    return asked or [n for n in found.metrics if n in measured and not reference_of(n)[0] and n not in COUNTS]
+    return asked or [n for n in found.metrics if n in measured and not reference_of(n)[0] and n != FRAMES]
 
 
 def markdown(told: dict[str, Any], title: str, note: str) -> str:

@@ -29,10 +29,9 @@ Cases = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Row:
-    """The mean of one metric over a method's cases in a group, with its interval and the number of cases."""
+class Mean:
+    """The mean of one metric over cases of a group, with its interval and the number of cases."""
 
-    method: str
     group: str
     metric: str
     mean: float
@@ -42,16 +41,17 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a metric is read against, a row's cases in a group: by its ``reference``."""
+class Row(Mean):
+    """Of a method's cases."""
+
+    method: str
+
+
+@dataclass(frozen=True)
+class Beside(Mean):
+    """What a metric is read against, by its ``reference``."""
 
     reference: str
-    group: str
-    metric: str
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ def methods_of(results: Iterable[Result], first: str) -> list[str]:
     return [first] * (first in found) + [method for method in found if method != first]
 
 
+def _mean(group: str, metric: str, cases: Cases) -> tuple[str, str, float, float, float, int]:
+    """The fields of a :class:`Mean`."""
+    return group, metric, *interval(list(cases.values())), len(cases)
+
+
 def rows(results: Sequence[Result], metrics: Iterable[str], first: str) -> list[Row]:
     """One row for each method, group and metric that has a case."""
     made = []
@@ -116,7 +121,7 @@ def rows(results: Sequence[Result], metrics: Iterable[str], first: str) -> list[
             found = by_method(results, metric, group)
             for method in methods_of(results, first):
                 if found.get(method):
-                    made.append(Row(method, group, metric, *interval(list(found[method].values())), len(found[method])))
+                    made.append(Row(*_mean(group, metric, found[method]), method))
     return made
 
 
@@ -135,7 +140,7 @@ def beside(results: Sequence[Result], metrics: Iterable[str], first: str) -> lis
         for name in names:
             if found := by_method(own, name, group).get(first):
                 metric, reference = reference_of(name)
-                made.append(Beside(reference, group, metric, *interval(list(found.values())), len(found)))
+                made.append(Beside(*_mean(group, metric, found), reference))
     return made
 
 

@@ -405,7 +405,6 @@ class Editor(L.LightningModule):
             return seen
         frames, photograph, cut = task.source.clip.frames, task.photographs[number], task.cut_out(seen, number)
         shown = interpolate(photograph, frames.shape[-2:], mode="area")
-
         told = task.target([photograph])
 
         def find() -> Mapping[str, Tensor]:
