@@ -50,11 +50,11 @@ sheet: setup ## edit all named clips and draw docs/contact_sheet.png
 	@$(PY) -m tave.roadside.sheet outputs/named docs
 
 bench-quality: setup ## the small benchmark and its leaderboard, in outputs/benchmark_small
-	@$(PY) -m tave.benchmark set=small; failed=$$?; \
+	@$(PY) -m tave.benchmark set=small workers=$(WORKERS); failed=$$?; \
 	 $(PY) -m eval.leaderboard runs='outputs/benchmark_small/**' out=outputs/benchmark_small && exit $$failed
 
 bench: setup ## the full benchmark and its leaderboard, in outputs/benchmark: hours on two cores, resumable
-	@$(PY) -m tave.benchmark; failed=$$?; \
+	@$(PY) -m tave.benchmark workers=$(WORKERS); failed=$$?; \
 	 $(PY) -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark && exit $$failed
 
 clean: ## remove the environment and what tools left; outputs/ stays

@@ -152,6 +152,8 @@ def _against_truth(sheet: Sheet, case: Case, truth: Truth, mask: Tensor | None) 
     sheet.add(ideal.IdealPsnr, ideal.ideal_psnr(edited, truth.ideal, old, new))
     aligned = ideal.ideal_psnr_aligned(edited, truth.ideal, old, new, truth.layers)
     sheet.add(ideal.IdealPsnrAligned, aligned.psnr)
+    sheet.add(ideal.IdealSsim, ideal.ideal_ssim(edited, truth.ideal, old, new))
+    sheet.add(ideal.IdealSsimAligned, ideal.ideal_ssim_aligned(edited, truth.ideal, old, new, truth.layers, aligned))
     sheet.fact("ideal_shift", [aligned.dx, aligned.dy], "px")
 
 

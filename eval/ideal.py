@@ -1,7 +1,8 @@
 """The edit against the known right answer, which only a drawn clip has.
 
 :func:`ideal_psnr` asks for the ideal clip in place. :func:`ideal_psnr_aligned` lets the clip's object stand a little
-elsewhere: an edit doesn't promise where in its region the new object stands. Neither is lowered much where a small object
+elsewhere: an edit doesn't promise where in its region the new object stands. ``ideal_ssim`` and ``ideal_ssim_aligned`` ask the
+same of structures, which blur loses and a shade of colour doesn't. None is lowered much where a small object
 isn't painted at all, and a judge takes a bare road for one of its classes: so :func:`object_presence` asks for that alone.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eval.metric import ClipMetric, MetricError
-from eval.preservation import psnr, psnr_of_sum, require_same_shape, squared_error
+from eval.preservation import psnr, psnr_of_sum, require_same_shape, squared_error, ssim
 
 PRESENT = 0.5  # of the ideal frame's difference from the empty scene: from there on something stands in it
 
@@ -181,6 +182,25 @@ def ideal_psnr_aligned(edited: Tensor, ideal: Tensor, source_mask: Tensor, targe
     return best
 
 
+def ideal_ssim(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor) -> float | None:
+    """SSIM of the edit against the ideal clip, mean over source-or-target pixels, at most 1, higher is better.
+
+    A pixel's window may reach beyond them. Arguments as for :func:`ideal_psnr`.
+    """
+    return ssim(edited, ideal, source_mask | target_mask)
+
+
+def ideal_ssim_aligned(
+    edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers, at: Aligned | None = None
+) -> float | None:
+    """:func:`ideal_ssim` at the shift of the target that :func:`ideal_psnr_aligned` finds, which may be given as ``at``."""
+    at = at or ideal_psnr_aligned(edited, ideal, source_mask, target_mask, layers)
+    if at.dx == at.dy == 0:
+        return ideal_ssim(edited, ideal, source_mask, target_mask)
+    moved, visible = layers.render(at.dx, at.dy)
+    return ideal_ssim(edited, moved, source_mask, visible)
+
+
 def _aligned_psnr(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers) -> float | None:
     return ideal_psnr_aligned(edited, ideal, source_mask, target_mask, layers).psnr
 
@@ -203,6 +223,21 @@ class IdealPsnr(ClipMetric):
 class IdealPsnrAligned(ClipMetric):
     figure = staticmethod(_aligned_psnr)
     name, unit, over, higher_is_better = "ideal_psnr_aligned", "dB", "pixels of all frames pooled, best shift", True
+
+
+class IdealSsim(ClipMetric):
+    figure = staticmethod(ideal_ssim)
+    name, unit, over, higher_is_better = "ideal_ssim", "ssim", "pixels of all frames pooled", True
+
+
+class IdealSsimAligned(ClipMetric):
+    figure = staticmethod(ideal_ssim_aligned)
+    name, unit, over, higher_is_better = (
+        "ideal_ssim_aligned",
+        "ssim",
+        "pixels of all frames pooled, best shift of the PSNR",
+        True,
+    )
 
 
 def _over(layer: Tensor, below: Tensor) -> Tensor:

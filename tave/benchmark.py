@@ -11,8 +11,10 @@ again. What fails is listed in FOLDER/CASE/failed.json until it succeeds, and th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,16 @@ from tave.cache import read_json, write_json
 from tave.config import CONF, schema, typed
 from tave.controls import CONTROLS
 from tave.listing import ListedCase, read_listing
-from tave.options import OptionError
+from tave.options import OptionError, within
 from tave.rows import Job, Method, method_of, wanted
 from tave.story import quoted
 from tave.train import guarded
+from tave.workers import WorkerDiedError, steps_of
 
 log = logging.getLogger(__name__)
 
 Measure = Callable[[Job, str], list[str]]
+Step = tuple[str, str | None]  # a row, or "tuning", and what went wrong with it, if anything
 
 
 @dataclass
@@ -51,6 +55,7 @@ class BenchmarkOptions:
     overrides: list[str] = field(default_factory=list)  # as for tave.train, for every case
     seeds: list[int] = field(default_factory=lambda: [33])
     only: list[str] = field(default_factory=list)  # names of cases; empty: all
+    workers: int = 1  # cases side by side, each in a process with its share of the threads
     clip: str | None = "judge"  # the encoder that measures alignment, as for eval.score
 
     def chosen(self) -> dict[str, Method | None]:
@@ -68,29 +73,38 @@ ConfigStore.instance().store(name="benchmark_schema", node=schema(BenchmarkOptio
 def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str, Any]]:
     """Run the whole set; returns what failed, as ``failed.json`` lists it: case, seed, method (or "tuning") and error."""
     rows = options.chosen()
-    failed: list[dict[str, Any]] = []
+    within("workers", options.workers, 1, math.inf)
     cases = [case for case in read_listing(instantiate(options.set)) if not options.only or case.name in options.only]
     if not cases:
         raise OptionError(f"only={options.only} names no case of the set")
+    cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
     jobs = [job for case in cases for job in _jobs(case, options)]
-    measure = _measuring(jobs[0], options)
     _supersede(Path(options.folder), {job.home.name for job in jobs})
+    failed: list[list[dict[str, Any]]] = [[] for _ in jobs]
     with _bars(show) as bars:
-        left = {job.home: _left(job, rows) for job in jobs}
-        bar = bars.add_task("", total=sum(left.values()))
-        for number, job in enumerate(jobs, 1):
-            bars.update(bar, description=f"{number}/{len(jobs)} {job.home.name}")
-            wrong: list[dict[str, Any]] = []
-            for row, error in _run(job, rows, measure):
+        left = [_left(job, rows) for job in jobs]
+        bar, over = bars.add_task(f"0/{len(jobs)} cases", total=sum(left)), 0
+        for number, step in steps_of(partial(_opened, options, rows, jobs[0]), jobs, options.workers):
+            job = jobs[number]
+            if step is None:
+                _list(job, failed[number], [row for row, _ in wanted(job.case, rows)])
+                bars.advance(bar, left[number])
+                over += 1
+            else:
+                row, error = ("worker", _told(step)) if isinstance(step, WorkerDiedError) else step
                 if error is not None:
-                    wrong.append({"case": job.case.name, "seed": job.seed, "method": row, "error": _told(error)})
-                    bars.console.print(f"{job.home.name} {row} failed: {_told(error)}", highlight=False, markup=False)
-                bars.advance(bar, min(1, left[job.home]))
-                left[job.home] = max(0, left[job.home] - 1)
-            bars.advance(bar, left[job.home])
-            _list(job, wrong, [row for row, _ in wanted(job.case, rows)])
-            failed += wrong
-    return failed
+                    failed[number].append({"case": job.case.name, "seed": job.seed, "method": row, "error": error})
+                    bars.console.print(f"{job.home.name} {row} failed: {error}", highlight=False, markup=False)
+                bars.advance(bar, min(1, left[number]))
+                left[number] = max(0, left[number] - 1)
+            bars.update(bar, description=f"{over}/{len(jobs)} cases")
+    return [entry for entries in failed for entry in entries]
+
+
+def _opened(options: BenchmarkOptions, rows: Mapping[str, Method | None], job: Job) -> Callable[[Job], Iterator[Step]]:
+    """What a process does with a case, with one set of encoders for all of them."""
+    disable_progress_bar()  # two bars for each row, of weights that load in no time
+    return partial(_run, rows=rows, measure=_measuring(job, options))
 
 
 def _list(job: Job, wrong: list[dict[str, Any]], tried: list[str]) -> None:
@@ -100,7 +114,7 @@ def _list(job: Job, wrong: list[dict[str, Any]], tried: list[str]) -> None:
     """
     path = job.home / "failed.json"
     before = read_json(path)["failed"] if path.is_file() else []
-    if left := [entry for entry in before if entry["method"] not in ("tuning", *tried)] + wrong:
+    if left := [entry for entry in before if entry["method"] not in ("tuning", "worker", *tried)] + wrong:
         write_json(path, {"failed": left})
     else:
         path.unlink(missing_ok=True)
@@ -114,8 +128,8 @@ def _supersede(place: Path, homes: set[str]) -> None:
         write_json(path, {"failed": left}) if left else path.unlink()
 
 
-def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Iterator[tuple[str, Any]]:
-    """Make what lacks of one case; tells of each step its name and what went wrong with it, if anything."""
+def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Iterator[Step]:
+    """Make what lacks of one case."""
     from eval.score import told_of
 
     fresh = not job.tuned
@@ -123,7 +137,7 @@ def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Itera
         job.tune()
     except Exception as error:
         log.debug("%s: tuning failed", job.home, exc_info=True)
-        yield "tuning", error
+        yield "tuning", _told(error)
         return
     if fresh:
         yield "tuning", None
@@ -136,7 +150,7 @@ def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Itera
             stale = {name for name in (*stale, *measure(job, row)) if name.partition(".")[0] != row}
         except Exception as error:
             log.debug("%s: %s failed", job.home, row, exc_info=True)
-            wrong = error
+            wrong = _told(error)
         if fresh or wrong:
             yield row, wrong
     for line in told_of(sorted(stale)):
@@ -146,7 +160,7 @@ def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Itera
 def _told(error: Exception) -> str:
     """An error in one line."""
     line = " ".join(str(error).split())
-    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
+    return line if line and isinstance(error, (ValueError, WorkerDiedError)) else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def _jobs(case: ListedCase, options: BenchmarkOptions) -> Iterator[Job]:
@@ -204,7 +218,6 @@ def _bars(show: bool) -> Progress:
 
 
 def _door(cfg: DictConfig) -> None:
-    disable_progress_bar()  # two bars for each row, of weights that load in no time
     if OmegaConf.is_missing(cfg.set, "folder"):
         raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
     options: BenchmarkOptions = typed(cfg)

@@ -425,6 +425,23 @@ def test_what_fails_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "larger_0" / "failed.json").exists() and (tmp_path / "smaller_0" / "failed.json").exists()
 
 
+def test_cases_side_by_side_are_made_as_one_after_another(tmp_path: Path) -> None:
+    """To the bit, with a case that fails between them."""
+    only = ["only=[larger_0,smaller_0,same_size_0]", "rows=[tave,source_unchanged]"]
+    told = []
+    for folder, workers in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+        draw_set(folder / "cases", 32, "small", ["larger_0", "smaller_0", "same_size_0"])
+        (folder / "cases" / "smaller_0" / "source.mp4").write_bytes(b"no video")
+        told.append(benchmark(asked(folder, *only, f"workers={workers}"), show=False))
+    assert [(entry["case"], entry["method"]) for entry in told[1]] == [("smaller_0", "tuning")]
+    assert [list(entry) for entry in told[0]] == [list(entry) for entry in told[1]]
+    for case in ("larger_0", "same_size_0"):
+        for file in ("tuned.safetensors", "edits/tave/soft_mask.npz", "edits/source_unchanged/edit.json"):
+            one, two = (tmp_path / place / case / file for place in ("one", "two"))
+            assert one.read_bytes() == two.read_bytes() or file.endswith(".json")
+        assert set(json.loads((tmp_path / "two" / case / "metrics.json").read_text())["edits"]) == {"tave", "source_unchanged"}
+
+
 def test_seeds_are_runs_of_their_own(made: Path, tmp_path: Path) -> None:
     whole = tmp_path / "benchmark"
     shutil.copytree(made, whole)
@@ -449,6 +466,7 @@ def test_a_row_of_ones_own_is_defined_on_the_command_line(tmp_path: Path) -> Non
         (listed("methods.tave.overrides", "mask.treshold=otsu"), "treshold"),
         (listed("methods.tave.overrides", "tuning.steps=3"), "tuning"),
         ("only=[nobody]", "nobody"),
+        ("workers=0", "workers=0"),
     ],
 )
 def test_a_wrong_row_or_case_fails_by_name_before_anything_is_made(override: str, named: str, tmp_path: Path) -> None:

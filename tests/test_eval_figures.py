@@ -283,7 +283,7 @@ JUDGED = {f"judge_{kind}_accuracy" for kind in KINDS}
 SEEN = {"clip_text", "clip_image", "dino_image", "pickscore"}  # by encoders in whole frames
 SEEN_NEAR = {"clip_text_crop", "clip_image_crop", "dino_image_crop"}
 STEADY = {"frame_consistency_adjacent", "frame_consistency_pairs"}  # a clip without an edit's flicker wins these
-IDEAL = {"ideal_psnr", "ideal_psnr_aligned"}
+IDEAL = {f"ideal_{kind}{at}" for kind in ("psnr", "ssim") for at in ("", "_aligned")}
 BEHIND = {f"background_{kind}{where}" for kind in ("psnr", "ssim", "lpips") for where in ("", "_outside_mask")}
 
 # What each control makes worse than the right answer has it, and what better; in all else it is as good.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.ideal import IdealLayers, ideal_psnr, ideal_psnr_aligned, object_presence, residue
+from eval.ideal import IdealLayers, ideal_psnr, ideal_psnr_aligned, ideal_ssim, ideal_ssim_aligned, object_presence, residue
 from eval.metric import MetricError
 from eval.preservation import PSNR_CAP, psnr
 
@@ -126,6 +128,39 @@ def test_aligned_is_the_best_of_all_shifts_written_out(occluded: bool) -> None:
     best = ideal_psnr_aligned(edited, ideal, old, new, layers)
     assert (best.dx, best.dy) == expected
     assert best.psnr == pytest.approx(scores[expected], abs=1e-4)
+
+
+def test_ssim_is_that_of_the_pixels_of_both_objects_at_the_best_shift() -> None:
+    layers, source, old, ideal, new = drawn_world()
+    for shift in ((0, 0), (3, -1)):
+        moved, visible = layers.render(*shift)
+        edited = 0.7 * moved + 0.3 * picture(2)
+        best = ideal_psnr_aligned(edited, ideal, old, new, layers)
+        assert (best.dx, best.dy) == shift
+        one, other = ((clip.double() + 1) / 2 for clip in (edited, moved))
+        _, image = structural_similarity_index_measure(one, other, data_range=1.0, return_full_image=True)
+        expected = float(image.mean(1)[old | visible].mean())
+        assert 0.1 < expected < 0.95
+        assert ideal_ssim_aligned(edited, ideal, old, new, layers) == pytest.approx(expected, abs=1e-9)
+        assert ideal_ssim(edited, moved, old, visible) == pytest.approx(expected, abs=1e-9)
+        assert ideal_ssim_aligned(moved, ideal, old, new, layers) == pytest.approx(1)
+    in_place, aligned = ideal_ssim(edited, ideal, old, new), ideal_ssim_aligned(edited, ideal, old, new, layers)
+    unchanged = ideal_ssim_aligned(source, ideal, old, new, layers)
+    assert in_place is not None and aligned is not None and unchanged is not None
+    assert in_place < aligned - 0.1 and unchanged < aligned - 0.1
+
+
+def test_ssim_sees_blur_where_psnr_minds_a_shade_of_colour_more() -> None:
+    _, _, old, ideal, new = drawn_world()
+    blurred = functional.avg_pool2d(functional.pad(ideal, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    shaded = ideal * 0.3 - 0.4
+    (psnr_blurred, ssim_blurred), (psnr_shaded, ssim_shaded) = (
+        (ideal_psnr(clip, ideal, old, new), ideal_ssim(clip, ideal, old, new)) for clip in (blurred, shaded)
+    )
+    assert psnr_blurred is not None and psnr_shaded is not None and psnr_blurred > psnr_shaded
+    assert ssim_blurred is not None and ssim_shaded is not None and ssim_blurred < ssim_shaded - 0.1
+    nothing = torch.zeros_like(old)
+    assert ideal_ssim(ideal, ideal, nothing, nothing) is None
 
 
 def test_a_target_outside_the_picture_can_be_shifted_in() -> None:

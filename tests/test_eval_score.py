@@ -116,6 +116,8 @@ def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
         "object_presence": 1,
         "ideal_psnr": 100,
         "ideal_psnr_aligned": 100,
+        "ideal_ssim": 1,
+        "ideal_ssim_aligned": 1,
         "ideal_shift": [0, 0],
         "judge_frames": 2,
         "judge_vehicle_accuracy": 1,

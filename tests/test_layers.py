@@ -48,6 +48,7 @@ ORDER = [
     "listing",
     "controls",
     "rows",
+    "workers",
     "benchmark",
     "footprint",
     "doctor",

@@ -92,6 +92,7 @@ def test_the_numbers_are_those_that_are_promised(run: Path) -> None:
         "object_presence",
         "ideal_psnr",
         "ideal_psnr_aligned",
+        "ideal_ssim_aligned",
         "warp_error_object",
         "background_psnr_autoencoder",
         "background_ssim_autoencoder",

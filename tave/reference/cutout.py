@@ -121,12 +121,13 @@ def _unlike_border(pixels: np.ndarray, edge: np.ndarray) -> np.ndarray:
     GrabCut knows colours, not places. Started from the plain rectangle it keeps skylines that stand between
     object and border; those mostly reach the border at their own height, which this tells it.
     """
-    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).astype(np.float64)
     border, heights = lab[edge], np.nonzero(edge)[0]
     unlike = np.zeros(edge.shape, dtype=bool)
     for y, row in enumerate(lab):
         near = border[np.abs(heights - y) <= _BAND * len(lab)]
         near = near[:: max(1, len(near) // 400)]
-        distance = ((row[:, None] - near[None]) ** 2).sum(-1).min(1)
+        # |a - b|^2 as |a|^2 + |b|^2 - 2ab, which is one product of matrices
+        distance = (row**2).sum(1) + ((near**2).sum(1) - 2 * row @ near.T).min(1)
         unlike[y] = distance > _UNLIKE**2
     return unlike
