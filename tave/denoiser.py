@@ -106,7 +106,7 @@ class Denoiser(nn.Module):
         """
         self._check(latents, condition)
         b, f = latents.shape[:2]
-        dtype = self.unet.conv_in.weight.dtype  # diffusers' own `dtype` looks through all parameters for it, at each call
+        dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` looks through all of them, at each call
         text = condition.text.to(latents.device, dtype).expand(b, -1, -1)
         image = condition.image.to(latents.device, dtype).expand(b, f, -1)
         sample = self.unet(

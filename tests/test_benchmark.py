@@ -110,7 +110,7 @@ def test_a_drawn_set_is_drawn_once_and_only_where_it_is_asked_for(tmp_path: Path
 
 def asked(folder: Path, *overrides: str) -> BenchmarkOptions:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        own = ["set=small", f"only=[{CASE}]", f"folder={folder}", "set.size=32", listed("overrides", *TINY)]
+        own = ["set=full", f"only=[{CASE}]", f"folder={folder}", "set.size=32", listed("overrides", *TINY)]
         return typed(compose("benchmark", [*own, *overrides]))
 
 
@@ -425,6 +425,7 @@ def test_what_fails_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "larger_0" / "failed.json").exists() and (tmp_path / "smaller_0" / "failed.json").exists()
 
 
+@pytest.mark.slow
 def test_cases_side_by_side_are_made_as_one_after_another(tmp_path: Path) -> None:
     """To the bit, with a case that fails between them."""
     only = ["only=[larger_0,smaller_0,same_size_0]", "rows=[tave,source_unchanged]"]

@@ -146,6 +146,7 @@ def test_the_second_family_is_the_same_on_a_gpu(
     assert (there - expected).abs().mean() < ALIKE
 
 
+@pytest.mark.slow
 def test_the_second_family_is_the_same_there_as_well(
     clip: Path, tmp_path: Path, sd15: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

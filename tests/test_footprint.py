@@ -111,6 +111,7 @@ def test_the_steps_of_an_edit_need_what_is_counted(tiny: Backbone, unet: UNet2DC
     assert blend.field is not None and masking > 1.2 * sampling  # three branches, not two
 
 
+@pytest.mark.slow  # full-size models, counted under each preset
 @pytest.mark.parametrize("backbone", ["sd21_unclip", "sd15_ip_adapter"])
 def test_each_saving_saves_where_it_should(backbone: str):
     """The full-size model, at a size that is counted in seconds."""

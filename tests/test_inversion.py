@@ -89,8 +89,6 @@ def test_v_and_epsilon_models_give_the_same_trajectory(tiny: Backbone, condition
 class AsEpsilon(nn.Module):
     """A v UNet that speaks epsilon."""
 
-    dtype = torch.float32
-
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser

@@ -253,10 +253,9 @@ def test_a_real_networks_rounding_is_no_edit(branches: str) -> None:
 class Parametrised(nn.Module):
     """One denoiser, speaking v or epsilon: its clean estimate depends on latents and condition."""
 
-    dtype = torch.float64
-
     def __init__(self, scheduler: DDIMScheduler) -> None:
         super().__init__()
+        self.dtype = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.kind, self.alphas = scheduler.config["prediction_type"], scheduler.alphas_cumprod.double()
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor, **_: Any) -> tuple[Tensor]:

@@ -528,6 +528,7 @@ def documented(file: Path, heading: str) -> list[list[str]]:
     return [shlex.split(block.replace("\\\n", " "))[2:] for block in blocks]
 
 
+@pytest.mark.slow
 def test_the_documented_commands_do_what_they_say(
     checkpoint: Path,
     sd15: tuple[Path, Path],
