@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -221,7 +222,11 @@ def _door(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg.set, "folder"):
         raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
     options: BenchmarkOptions = typed(cfg)
-    failed = benchmark(options)
+    try:
+        failed = benchmark(options)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     print(options.folder)
     if failed:
         listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)

@@ -20,6 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import eval.score
+import tave.benchmark
 import tave.controls
 import tave.run
 import tave.writer
@@ -479,6 +480,16 @@ def test_a_wrong_row_or_case_fails_by_name_before_anything_is_made(override: str
 def test_a_control_without_the_edit_it_is_made_from_says_what_to_ask_for(tmp_path: Path) -> None:
     (failed,) = benchmark(asked(tmp_path, "rows=[frozen_first_frame]"), show=False)
     assert "tave" in failed["error"]
+
+
+def test_who_stops_it_is_told_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tave.benchmark, "benchmark", stopped)
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(SystemExit) as ended:
+        tave.benchmark._door(compose("benchmark", ["set=small"]))
+    assert ended.value.code == 130 and "goes on" in capsys.readouterr().err
 
 
 def test_the_door_ends_in_one_line_and_exit_code_1(made: Path, tmp_path: Path) -> None:
