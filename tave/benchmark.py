@@ -92,7 +92,7 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
                 bars.advance(bar, left[number])
                 over += 1
             else:
-                row, error = ("worker", _told(step)) if isinstance(step, WorkerDiedError) else step
+                row, error = ("worker", str(step)) if isinstance(step, WorkerDiedError) else step
                 if error is not None:
                     failed[number].append({"case": job.case.name, "seed": job.seed, "method": row, "error": error})
                     bars.console.print(f"{job.home.name} {row} failed: {error}", highlight=False, markup=False)
@@ -161,7 +161,7 @@ def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Itera
 def _told(error: Exception) -> str:
     """An error in one line."""
     line = " ".join(str(error).split())
-    return line if line and isinstance(error, (ValueError, WorkerDiedError)) else f"{type(error).__name__}: {line}".rstrip(": ")
+    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def _jobs(case: ListedCase, options: BenchmarkOptions) -> Iterator[Job]:

@@ -43,19 +43,18 @@ def steps_of(opened: Callable[[], Work], tasks: Sequence[Any], workers: int) -> 
         for worker in busy:
             worker.give(*due.pop())
         while busy:
-            for pipe in wait([worker.pipe for worker in busy]):
-                place, worker = next((place, worker) for place, worker in enumerate(busy) if worker.pipe is pipe)
+            ready = wait([worker.pipe for worker in busy])
+            for worker in [worker for worker in busy if worker.pipe in ready]:
                 step = worker.step()
                 if isinstance(step, logging.LogRecord):
                     logging.getLogger(step.name).handle(step)
                     continue
-                if isinstance(step, Exception) and not isinstance(step, WorkerDiedError):
+                died = isinstance(step, WorkerDiedError)
+                if isinstance(step, Exception) and not died:
                     raise step
                 yield worker.number, step
-                if isinstance(step, WorkerDiedError):
+                if died:
                     yield worker.number, None
-                    worker.stop()
-                    busy[place] = worker = _Worker(opened, threads)
                 elif step is not None:
                     continue
                 if due:
@@ -69,19 +68,26 @@ def steps_of(opened: Callable[[], Work], tasks: Sequence[Any], workers: int) -> 
 
 
 class _Worker:
-    """A process and the number of the task that it is at."""
+    """A process, started anew if it has died, and the number of the task that it is at."""
 
     def __init__(self, opened: Callable[[], Work], threads: int):
+        self.opened, self.threads, self.number = opened, threads, -1
+        self.start()
+
+    def start(self) -> None:
         context = get_context("spawn")  # a forked process would hang in the threads that its parent had
         self.pipe, theirs = context.Pipe()
-        self.number = -1
-        self.process = context.Process(target=_serve, args=(theirs, opened, threads, logging.getLogger().level))
+        told = (theirs, self.opened, self.threads, logging.getLogger().level)
+        self.process = context.Process(target=_serve, args=told)
         self.process.start()
         theirs.close()
 
     def give(self, number: int, task: Any) -> None:
+        if not self.process.is_alive():
+            self.stop()
+            self.start()
         self.number = number
-        with suppress(BrokenPipeError):  # it died between two tasks: its next step tells
+        with suppress(BrokenPipeError):  # it dies meanwhile: its next step tells
             self.pipe.send(task)
 
     def step(self) -> Any:
@@ -110,20 +116,15 @@ class _ToParent(QueueHandler):
 def _serve(pipe: Connection, opened: Callable[[], Work], threads: int, level: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends this one
     torch.set_num_threads(threads)
-    root, sender = logging.getLogger(), _ToParent(None)  # type: ignore[arg-type]
-    sender.queue = pipe
+    root = logging.getLogger()
     root.setLevel(level)
-    root.handlers = [sender]
-    try:
+    root.handlers = [_ToParent(pipe)]  # type: ignore[arg-type]
+    with suppress(ConnectionError):  # the parent is gone
         try:
             work = opened()
             while True:
                 for step in work(pipe.recv()):
                     pipe.send(step)
                 pipe.send(None)
-        except (EOFError, BrokenPipeError):
-            raise
         except Exception as error:
             pipe.send(error)
-    except (EOFError, BrokenPipeError):
-        return  # the parent is gone

@@ -255,7 +255,7 @@ class Parametrised(nn.Module):
 
     def __init__(self, scheduler: DDIMScheduler) -> None:
         super().__init__()
-        self.dtype = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.kind, self.alphas = scheduler.config["prediction_type"], scheduler.alphas_cumprod.double()
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor, **_: Any) -> tuple[Tensor]:
