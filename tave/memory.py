@@ -13,68 +13,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from tave.options import OptionError, choice, within
+from tave.config import MemoryOptions, OptionError, choice, within
 
 log = logging.getLogger(__name__)
 
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # trainer.precision -> what autocast works in
-
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """Where memory goes, and what is done about it (docs/memory.md has the sums).
-
-    ``weights``: full (float32) | half: encoders, and the UNet's linear and convolution layers that don't train, are held
-    in the type of ``trainer.precision``; what trains, the norms and the autoencoder stay float32.
-    ``gradient_checkpointing``: tuning computes each block's activations again instead of keeping them.
-    ``chunk``: frames that autoencoder and image encoder see at once; 1 is what the library calls slicing.
-    ``tile``: side in pixels of the tiles by which the autoencoder works on larger frames; None: on whole ones.
-    ``branches``: together | alone: source and target, guided and null branch of a step in one batch, or in turn.
-    ``offload``: encoders and autoencoder lie in the CPU's memory while they don't work.
-    ``optimizer``: adamw | fused | 8bit, which needs bitsandbytes.
-    """
-
-    weights: str = "full"
-    gradient_checkpointing: bool = False
-    chunk: int = 8
-    tile: int | None = None
-    branches: str = "together"
-    offload: bool = False
-    optimizer: str = "adamw"
-
-    def __post_init__(self) -> None:
-        choice("memory.weights", self.weights, ("full", "half"))
-        choice("memory.branches", self.branches, ("together", "alone"))
-        choice("memory.optimizer", self.optimizer, ("adamw", "fused", "8bit"))
-        within("memory.chunk", self.chunk, 1, 10_000)
-        if self.tile is not None:
-            within("memory.tile", self.tile, 64, 8192)
-
-    def held(self, precision: str) -> torch.dtype:
-        """The type of frozen weights under ``trainer.precision``; OptionError for half weights without autocast."""
-        if self.weights == "full":
-            return torch.float32
-        if precision not in HALVES:
-            raise OptionError(
-                f"memory.weights=half goes with trainer.precision={' or '.join(HALVES)}, not {precision}: set one of these"
-            )
-        return HALVES[precision]
-
-    def check(self, precision: str) -> None:
-        """Raise :class:`OptionError` for what ``trainer.precision`` doesn't go with."""
-        self.held(precision)
-        if self.optimizer == "fused" and precision == "16-mixed":
-            raise OptionError(
-                "memory.optimizer=fused can't clip gradients that trainer.precision=16-mixed has scaled: "
-                "set memory.optimizer=adamw, or trainer.precision=bf16-mixed"
-            )
-
-    def imprint(self, precision: str) -> list[str]:
-        """What of this changes figures by more than the order of sums; empty for float32 throughout."""
-        told = [f"precision={precision}"] if precision in HALVES else []
-        told += ["weights=half"] if self.weights == "half" else []
-        told += [f"tile={self.tile}"] if self.tile else []
-        return told + (["optimizer=8bit"] if self.optimizer == "8bit" and has_8bit() else [])
 
 
 def hold(network: nn.Module, dtype: torch.dtype) -> None:

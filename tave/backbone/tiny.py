@@ -18,7 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionMode
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from tave.backbone.parts import Backbone, ImageNoising
-from tave.options import choice
+from tave.config import choice
 
 TOKENS, TEXT_WIDTH, IMAGE_WIDTH, IMAGE_SIZE = 77, 32, 24, 32
 

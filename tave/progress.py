@@ -1,4 +1,4 @@
-"""What a long run tells while it goes and afterwards: a bar with the time left, seconds and peak memory of each stage."""
+"""Progress of a run: a bar with the time left for each stage, and a record of seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 OnStep = Callable[[int, int], None]
-"""(steps done, steps in all) -> None, called after each step of a stage."""
+"""(steps done, total steps) -> None, called after each step of a stage."""
 
 
-class Stages:
-    """Names, times and draws the stages of a run; ``record`` is what ``metrics.json`` keeps of them.
+class Progress:
+    """Shows and times the stages of a run.
 
-    A stage that runs more than once (two passes of the mask, several edits) adds up its seconds and keeps its
-    highest peak. Memory is the GPU's where one is used, else the process's resident set. ``remembered``, where it is there, are
-    the seconds that a stage took in the run that made what is found in the cache now.
+    ``record`` maps each stage to ``seconds``, ``peak_mb`` and, where a cached result was used, ``remembered``: the
+    seconds that computing it took. A stage that runs more than once adds up its seconds and keeps its highest peak,
+    which is the GPU's memory if there is one, else the process's resident set.
     """
 
     def __init__(self, *, show: bool = True):
@@ -31,42 +31,46 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, label: str = "") -> Iterator[OnStep]:
+        """Time the block as the stage ``name``, shown as ``label``; yields the function to call after each step."""
         columns = (
-            TextColumn("{task.description:<32}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            progress.TextColumn("{task.description:<32}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
         )
         started = time.perf_counter()
-        _forget_peak()
-        with Progress(*columns, console=self._console) as bars:
+        _reset_peak()
+        with progress.Progress(*columns, console=self._console) as bars:
             bar = bars.add_task(label or name, total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
-            task = bars.tasks[0]
-            bars.update(bar, completed=task.total or 1, total=task.total or 1)
-        entry = self.record.setdefault(name, {"seconds": 0.0, "peak_mb": 0.0})
+            total = bars.tasks[0].total or 1
+            bars.update(bar, completed=total, total=total)
+        entry = self._entry(name)
         entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 3)
         entry["peak_mb"] = max(entry["peak_mb"], round(_peak_mb(), 1))
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each stage took here so far."""
-        return {name: told["seconds"] for name, told in self.record.items()}
+        """The seconds spent in each stage so far."""
+        return {name: entry["seconds"] for name, entry in self.record.items()}
 
     def remember(self, seconds: Mapping[str, float]) -> None:
-        """Add what stages took whose products were found."""
+        """Add the seconds that cached results took when they were computed, by stage."""
         for name, spent in seconds.items():
-            entry = self.record.setdefault(name, {"seconds": 0.0, "peak_mb": 0.0})
+            entry = self._entry(name)
             entry["remembered"] = round(entry.get("remembered", 0.0) + spent, 3)
 
-    def say(self, line: str) -> None:
-        """One line for the person who waits."""
+    def note(self, line: str) -> None:
+        """Print one line."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
+    def _entry(self, name: str) -> dict[str, float]:
+        return self.record.setdefault(name, {"seconds": 0.0, "peak_mb": 0.0})
 
-def _forget_peak() -> None:
+
+def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux: resets VmHWM; elsewhere the peak is that of the process so far
