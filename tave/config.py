@@ -55,11 +55,11 @@ def within(name: str, value: float, low: float, high: float) -> None:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """``word``'s nearest neighbours among ``words`` as a question, or all of few words as a list."""
+    """The names most like ``word`` as a question, or all of few names."""
     among = sorted(words)
-    if found := get_close_matches(word, among, 3, 0.6):
+    if found := get_close_matches(word, among, 3, 0.85) or get_close_matches(word, among, 1, 0.5):
         return f"did you mean {' or '.join(found)}?"
-    return f"choose one of {', '.join(among)}" if len(among) < 16 else "see --help for all options"
+    return f"choose one of {', '.join(among)}" if len(among) < 20 else "--help lists all"
 
 
 def option(
@@ -638,7 +638,7 @@ class DoctorOptions(Options):
     """Root of ``conf/doctor.yaml``. The groups that a file of conf/backbone sets are there to be set."""
 
     backbone: BackboneOptions = option(BackboneOptions, "weights to try, beside those that are looked for")
-    video: VideoOptions = option(VideoOptions, "set by backbone=NAME")
+    video: ReadOptions = option(ReadOptions, "set by backbone=NAME")
     tuning: TuningOptions = option(TuningOptions, "set by backbone=NAME")
     inversion: InversionOptions = option(InversionOptions, "set by backbone=NAME")
     correction: CorrectionOptions = option(CorrectionOptions, "set by backbone=NAME")
@@ -690,7 +690,7 @@ class PretrainOptions(Options):
     target: str = option("tave/roadside/weights", "where the stage ship writes", text=True)
     exam_frames: int = option(300, "held-out frames for the exam of autoencoder, CLIP and judge", low=1)
     exam_samples: int = option(60, "pictures that the UNet's exam samples for each kind of condition", low=1)
-    autoencoder: PartOptions = option(PartOptions, "training of the autoencoder")
-    clip: PartOptions = option(PartOptions, "training of the conditioning CLIP")
-    judge: PartOptions = option(PartOptions, "training of the judge")
-    unet: PartOptions = option(PartOptions, "training of the UNet")
+    autoencoder: PartOptions = option(PartOptions(4000, 16, 1e-3), "training of the autoencoder")
+    clip: PartOptions = option(PartOptions(2500, 64, 8e-4), "training of the conditioning CLIP")
+    judge: PartOptions = option(PartOptions(2000, 64, 1e-3), "training of the judge")
+    unet: PartOptions = option(PartOptions(9000, 24, 6e-4), "training of the UNet")

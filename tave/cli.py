@@ -1,0 +1,422 @@
+"""The command line: conf/ and overrides to typed options, errors in one line, help, entry points. All that uses Hydra.
+
+Words are Hydra's ``KEY=VALUE``, made easier in three ways: a path or a prompt is taken as it is typed, a misspelt key is
+refused with the nearest one, and ``video=NAME`` needs no plus (:func:`prepared`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from tave import __version__, config
+from tave.config import BACKBONE_KEYS, CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
+
+# Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
+UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
+TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable by which Hydra raises errors instead of printing them
+TRACEBACKS = os.environ.get(FULL_ERROR) == "1"  # a person asks for them
+OUT_OF_MEMORY = (
+    "the GPU's memory is full: set memory=16gb, 12gb or 8gb (python -m tave.doctor names the one that suits), fewer "
+    "video.frames, or a smaller video.width and video.height"
+)
+
+
+@dataclass(frozen=True)
+class Root:
+    """An entry point's options, the groups of conf/ that it takes, and what --help lists (empty: all)."""
+
+    kind: type
+    groups: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+
+
+ROOTS = {
+    "train": Root(config.TrainOptions, ("video", "backbone", "memory", "logger", "experiment")),
+    "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
+    "benchmark": Root(config.BenchmarkOptions, ("set",)),
+    "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
+    "footprint": Root(config.FootprintOptions),
+    "pretrain": Root(config.PretrainOptions),
+    "score/score": Root(config.ScoreOptions),
+    "leaderboard/leaderboard": Root(config.LeaderboardOptions),
+    "study/study": Root(config.StudyOptions),
+}
+
+
+def schema(kind: type) -> DictConfig:
+    """A class of options as a config that can be filled: OmegaConf makes a read-only one of a frozen dataclass."""
+    made = OmegaConf.structured(kind)
+    _thaw(made)
+    return made
+
+
+def _thaw(node: Any) -> None:
+    if isinstance(node, DictConfig):
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            _thaw(node._get_node(key))
+
+
+def choices_of(group: str) -> list[str]:
+    """The files of a group of conf/; those of its folders as ``FOLDER/NAME``."""
+    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
+
+
+def _clips(folder: str) -> str:
+    """All clips of a folder of conf/video, as the values of a sweep."""
+    return ",".join(name for name in choices_of("video") if name.startswith(f"{folder}/"))
+
+
+def _job(fact: str) -> str | None:
+    """A fact about the running Hydra job, for loggers: its ``study``, ``values``, ``backbone`` or ``method``."""
+    if not HydraConfig.initialized():
+        return "" if fact == "values" else None
+    job = HydraConfig.get()
+    experiment, sweeps = job.runtime.choices.get("experiment"), job.mode == RunMode.MULTIRUN
+    if fact == "study":
+        return experiment or (Path(job.sweep.dir).name if sweeps else None)
+    if fact == "values":
+        return "".join(
+            f" {word}" for word in job.overrides.task if re.split("[.=]", word.lstrip("+"))[0] not in UNNAMED
+        )
+    if fact == "backbone":
+        return job.runtime.choices.get("backbone")
+    return experiment if experiment and not sweeps else "tave"
+
+
+def _job_folder(values: str) -> str:
+    """The folder of a sweep's job: its values, readable and bounded, and a digest that keeps similar ones apart."""
+    return f"{slug(values)[:80]}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+for _resolver in (_clips, _job, _job_folder):
+    OmegaConf.register_new_resolver(_resolver.__name__[1:], _resolver, replace=True)
+for _name, _root in ROOTS.items():
+    ConfigStore.instance().store(name=f"{_name.split('/')[0]}_schema", node=schema(_root.kind))
+
+
+def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """Dotted key and field of every option in a class of options and in its groups."""
+    hints = get_type_hints(kind)
+    for entry in fields(kind):
+        if is_dataclass(hint := hints[entry.name]):
+            yield from options_of(hint, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{entry.name}", entry
+
+
+def option_at(kind: Any, key: str) -> tuple[Field[Any], bool] | None:
+    """The field of a dotted key and whether the key lies in a dict, of options by name or of anything; else None."""
+    entry, free = None, False
+    for part in key.split("."):
+        if is_dataclass(kind):
+            entry = next((entry for entry in fields(kind) if entry.name == part), None)
+            if entry is None:
+                return None
+            kind = get_type_hints(kind)[part]
+        elif get_origin(kind) is dict:
+            free, kind = True, get_args(kind)[1]
+        elif kind is not Any:
+            return None
+    return entry and (entry, free)
+
+
+def _unknown(key: str, root: Root) -> str:
+    keys = [*(name for name, _ in options_of(root.kind)), *root.groups]
+    same = [name for name in keys if name.split(".")[-1] == key.split(".")[-1]]
+    return f"unknown option {key}: " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
+
+
+def quoted(value: str | Path) -> str:
+    """A value as Hydra's grammar reads it back unchanged."""
+    text = re.sub(r'(\\*)("|$)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), str(value))
+    return f'"{text}"'
+
+
+def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> list[str]:
+    """The words of a command line as Hydra needs them; those that aren't ``KEY=VALUE`` stay as they are.
+
+    The value of an option marked ``text`` is quoted, unless it is null, begins with a quote, ``[``, ``{``, ``glob(`` or
+    ``choice(``, or holds a comma in a sweep. Raises :class:`OptionError` for an unknown key.
+    """
+    root, words, made = ROOTS[root_name], list(words), []
+    brings_groups = any(re.match(r"--config-dir|-cd|hydra\.searchpath", word) for word in words)
+    for word in words:
+        match = re.fullmatch(r"(\+{0,2}|~)([\w./]+)(=?)(.*)", word, re.DOTALL)
+        if match is None or match[2].split(".")[0] == "hydra" or not (match[1] or match[3]):
+            made.append(word)
+            continue
+        plus, key, equals, value = match.groups()
+        at = option_at(root.kind, key)
+        if at is None and key not in root.groups and not (brings_groups and "." not in key):
+            raise OptionError(_unknown(key, root))
+        special = (
+            value == "null" or value.startswith(("'", '"', "[", "{", "glob(", "choice(")) or (sweep and "," in value)
+        )
+        if at and at[0].metadata["text"] and equals and not special:
+            value = quoted(value)
+        if not plus and (key == "video" or (at and at[1])):
+            plus = "+" if key == "video" else "++"  # Hydra's, for what the configuration doesn't hold before
+        made.append(f"{plus}{key}{equals}{value}")
+    return made
+
+
+def compose_config(root_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """``conf/ROOT.yaml`` under ``overrides``, in a Hydra job or without one; ``root_name`` is a key of ROOTS.
+
+    Raises :class:`OptionError` with one line that names the key or the choice and the remedy.
+    """
+    folder, _, name = root_name.rpartition("/")
+    around = GlobalHydra.instance().hydra  # an entry point's, or a notebook's with other files
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF / folder), version_base="1.3"):
+            return hydra.compose(name, prepared(overrides, root_name))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise OptionError(one_line(error, ROOTS[root_name])) from error
+    finally:
+        GlobalHydra.instance().hydra = around
+
+
+def compose_options(root_name: str, overrides: Sequence[str] = ()) -> Any:
+    """:func:`compose_config` and :func:`typed`: the options of an entry point, from Python."""
+    return typed(compose_config(root_name, overrides))
+
+
+def typed(cfg: DictConfig) -> Any:
+    """A composed config as its dataclasses, checked: nothing is missing, every value is in its range.
+
+    Raises :class:`OptionError` with one line that names the key and the remedy.
+    """
+    root = Root(OmegaConf.get_type(cfg) or dict)
+    try:
+        if absent := sorted(OmegaConf.missing_keys(cfg)):
+            clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
+            about = option_at(root.kind, absent[0])
+            meaning = f" ({about[0].metadata['help']})" if about else ""
+            raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
+        return OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise OptionError(one_line(error, root)) from error
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values, its interpolations resolved, for ``run.json``."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """The recorded config of a ``tave.train`` run under the ``overrides`` of another edit.
+
+    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets what
+    its file names. Raises :class:`OptionError` for other keys, a record of another version, and as :func:`typed` does.
+    """
+    root = ROOTS["edit"]
+    try:
+        cfg = OmegaConf.merge(schema(config.TrainOptions), recorded)
+    except OmegaConfBaseException as error:
+        raise OptionError(f"recorded by another version of tave ({one_line(error, root)}): tune again") from error
+    try:
+        for override in OverridesParser.create().parse_overrides(prepared(overrides, "edit")):
+            key, value = override.key_or_group, override.value()
+            if key not in root.groups or isinstance(value, Mapping):
+                _set(cfg, key, value)
+                continue
+            if key != "experiment":
+                cfg[key] = {} if key == "logger" else schema(config.MemoryOptions)
+            for name in value if isinstance(value, list) else [value]:
+                if name not in choices_of(key):
+                    raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
+                for leaf, each in _leaves(OmegaConf.load(CONF / key / f"{name}.yaml")):
+                    _set(cfg, leaf, each)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise OptionError(one_line(error, root)) from error
+    return cfg  # type: ignore[return-value]
+
+
+def _set(cfg: Any, key: str, value: Any) -> None:
+    if key.split(".")[0] not in EDIT_GROUPS and not f"{key}.".startswith(tuple(f"{known}." for known in EDIT_KEYS)):
+        raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
+    OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key in tree:
+        node = tree._get_node(key)
+        if isinstance(node, DictConfig) and len(node):
+            yield from _leaves(node, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", node
+
+
+def one_line(error: BaseException, root: Root) -> str:
+    """An error's text in one line; of Hydra's and OmegaConf's errors, the key and the remedy."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
+        return OUT_OF_MEMORY
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} can't be read: give KEY=VALUE, in quotes if the value has special characters (KEY='\"...\"')"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        return f"{group}={name} is not known: {nearest(name, error.options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    line = " ".join(str(cause).split("\n    full_key:")[0].split("Config search path:")[0].split())
+    if word := re.match(r"Ambiguous value for argument '(.*?)'", line):
+        return f"{word[1]} has several values: add -m to run each of them, or give a list as [a,b]"
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+            return _unknown(str(cause.full_key), root)
+        if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
+            return f"{cause.full_key}={match[1]}: give {TYPES.get(match[2], match[2])}"
+        return f"{cause.full_key}: {line}"
+    return line
+
+
+def help_text(root_name: str, overrides: Sequence[str] = ()) -> str:
+    """The page of ``--help``: the first comment of ``conf/ROOT.yaml``, its groups, and every option under ``overrides``."""
+    root, cfg, group = ROOTS[root_name], compose_config(root_name, overrides), ""
+    comment = re.match(r"(#.*\n)*", (CONF / f"{root_name}.yaml").read_text(encoding="utf-8"))
+    lines = [f"tave {__version__}", "", *(line[2:] for line in comment[0].splitlines()), ""]  # type: ignore[index]
+    if root.groups:
+        lines += ["Groups (GROUP=CHOICE):", *(f"  {name}: {', '.join(choices_of(name))}" for name in root.groups), ""]
+    lines.append("Options (KEY=VALUE) and their values here; ... has to be given. -m KEY=A,B runs each value.")
+    for key, entry in options_of(root.kind):
+        top = key.split(".")[0]
+        if root.shown and key not in root.shown and top not in root.shown:
+            continue
+        if "." in key and top != group:
+            group = top
+            lines.append(f"{top}: {next(f.metadata['help'] for f in fields(root.kind) if f.name == top)}")
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        left = f"{key}={_shown('...' if value is None and entry.default == MISSING else value)}"
+        lines.append(f"  {left:<36} {entry.metadata['help']}{_allowed(key, entry)}")
+    return "\n".join(lines)
+
+
+def _allowed(key: str, entry: Field[Any]) -> str:
+    low, high, above, choices = (entry.metadata[name] for name in ("low", "high", "above", "choices"))
+    facts = [" | ".join(choices)] if choices and not all(each in entry.metadata["help"] for each in choices) else []
+    facts += [f"{low} to {high}" if high is not None else f"{low} or more"] if low is not None else []
+    facts += [f"above {above}"] if above is not None else []
+    facts += ["set by backbone="] if key in BACKBONE_KEYS else []
+    return f" ({'; '.join(facts)})" if facts else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, ListConfig):
+        return f"[{','.join(map(_shown, value))}]"
+    if isinstance(value, DictConfig):
+        return f"{{{','.join(f'{key}:{_shown(value[key])}' for key in value)}}}"
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else str(value)
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """How an entry point was called: Hydra's output folder, the config as plain values, the experiment, the overrides."""
+
+    folder: Path
+    config: dict[str, Any]
+    experiment: str | None
+    overrides: list[str]
+
+
+def entry_point(
+    name: str, root_name: str, work: Callable[[Any, Context], float | None], read: Callable[[DictConfig], Any] = typed
+) -> Callable[[], None]:
+    """The ``main`` of a module and of its console script.
+
+    A ``ValueError``, an ``OSError`` and a full GPU end in one line and exit code 1; in a sweep the next job runs.
+
+    Args:
+        name: What runs, for the line that is printed at once.
+        root_name: Its file in conf/, a key of ROOTS.
+        work: Gets the options and the :class:`Context`, and imports what is slow. Returns the value that a search
+            optimises, or None.
+        read: Makes the options of the composed config.
+    """
+    root, failed = ROOTS[root_name], []
+
+    def task(cfg: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+        try:
+            prepared(overrides, root_name)  # an experiment may bring more than the command line has
+            options = read(cfg)
+            return work(options, Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides))
+        except Exception as error:
+            if folder != Path.cwd():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # Hydra made it; it goes if it is empty
+            if job.mode == RunMode.RUN:
+                _leave(error, root)
+            failed.append(folder)
+            print(f"error: {' '.join(overrides)}: {one_line(error, root)}", file=sys.stderr)
+            raise
+
+    folder, _, file = root_name.rpartition("/")
+    run = hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=file)(task)
+
+    def main() -> None:
+        words = sys.argv[1:]
+        flags = {word for word in words if word.startswith("-")}
+        if "--version" in flags:
+            print(f"tave {__version__}")
+            return
+        if flags & {"-sc", "--shell-completion"}:
+            run()
+            return
+        os.environ[FULL_ERROR] = "1"
+        try:
+            if flags & {"-h", "--help"}:
+                print(help_text(root_name, [word for word in words if word not in flags]))
+                return
+            if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
+            sys.argv[1:] = prepared(words, root_name, sweep=bool(flags & {"-m", "--multirun"}))
+            run()
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            _leave(error, root, len(failed))
+        finally:
+            if not TRACEBACKS:
+                del os.environ[FULL_ERROR]
+
+    return main
+
+
+def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
+    """Exit with one line for what a person can mend or did: 1, 130 after Ctrl-C, 143 after SIGTERM. Else raise ``error``."""
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        line, code = "stopped", 130
+    elif type(error).__name__ == "SIGTERMException":  # Lightning's
+        line, code = "stopped by SIGTERM", 143
+    elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
+        line, code = f"error: {f'{failed} jobs of the sweep failed' if failed else one_line(error, root)}", 1
+    else:
+        raise error
+    print(line, file=sys.stderr)
+    raise SystemExit(code)
