@@ -15,13 +15,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tave.story import edit_clip, tune_clip
+    from tave.api import EditedClip, TunedClip, edit_clip, tune_clip
+    from tave.build import build_editor, build_trainer
+    from tave.cli import compose_options
+    from tave.data import VideoData
+    from tave.editor import Editor
+    from tave.pipeline import Edit, Pipeline, Target
+    from tave.reference import TargetImage
+    from tave.video import Clip, read_clip, read_image, write_video
 
 __version__ = "0.2.0"
-__all__ = ["edit_clip", "tune_clip"]
-
-# Public names and their modules, which are imported at the first use: importing tave costs no torch.
-_MODULES = {"edit_clip": "tave.story", "tune_clip": "tave.story"}
+# Public names by module, which is imported at the first use: importing tave costs no torch.
+_NAMES = {
+    "tave.api": ("EditedClip", "TunedClip", "edit_clip", "tune_clip"),
+    "tave.build": ("build_editor", "build_trainer"),
+    "tave.cli": ("compose_options",),
+    "tave.data": ("VideoData",),
+    "tave.editor": ("Editor",),
+    "tave.pipeline": ("Edit", "Pipeline", "Target"),
+    "tave.reference": ("TargetImage",),
+    "tave.video": ("Clip", "read_clip", "read_image", "write_video"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = [
+    "Clip",
+    "Edit",
+    "EditedClip",
+    "Editor",
+    "Pipeline",
+    "Target",
+    "TargetImage",
+    "TunedClip",
+    "VideoData",
+    "build_editor",
+    "build_trainer",
+    "compose_options",
+    "edit_clip",
+    "read_clip",
+    "read_image",
+    "tune_clip",
+    "write_video",
+]
 
 _ROOT = Path(__file__).parent.parent
 
