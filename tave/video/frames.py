@@ -1,4 +1,4 @@
-"""What a clip and a picture are in memory, their 8-bit form, and how they come to size."""
+"""Clips and pictures in memory, their 8-bit form, and resizing."""
 
 from __future__ import annotations
 
@@ -10,55 +10,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tave.options import choice, within
-
-FITS = ("crop", "stretch", "pad")
+from tave.config import FITS, choice, within
 
 
 class VideoError(ValueError):
-    """A file or a clip that can't be used; the message names it and says what to do."""
+    """A file or a clip that can't be used; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """``frames`` `f 3 H W` float32 in [-1, 1], and ``fps``, at which they play at true speed."""
+    """``frames`` `f 3 H W` float32 in [-1, 1], and the rate ``fps`` at which they play at true speed."""
 
     frames: Tensor
     fps: float
 
 
 class Image4(NamedTuple):
-    """``rgb`` `3 H W` float32 in [-1, 1]; ``alpha`` `1 H W` in [0, 1], None if it is opaque throughout."""
+    """``rgb`` `3 H W` float32 in [-1, 1]; ``alpha`` `1 H W` in [0, 1], None if opaque throughout."""
 
     rgb: Tensor
     alpha: Tensor | None
 
 
 def to_bytes(frames: Tensor) -> Tensor:
-    """[-1, 1] -> uint8 of the same shape, rounded to the nearest."""
+    """[-1, 1] -> uint8 of the same shape, rounded to nearest."""
     return ((frames.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]; :func:`to_bytes` gives the same bytes back."""
+    """uint8 -> float32 in [-1, 1], the inverse of :func:`to_bytes`."""
     return pixels.float() / 127.5 - 1
 
 
 def to_pixels(frames: Tensor) -> np.ndarray:
-    """`... 3 H W` in [-1, 1] -> `... H W 3` uint8: pictures as OpenCV, Pillow and PyAV take them."""
+    """`... 3 H W` in [-1, 1] -> `... H W 3` uint8, the layout of OpenCV, Pillow and PyAV."""
     return to_bytes(frames).movedim(-3, -1).contiguous().numpy()
 
 
 def from_pixels(pixels: np.ndarray) -> Tensor:
-    """`... H W c` uint8 -> `... c H W` float32 in [-1, 1]; :func:`to_pixels` gives the same back."""
+    """`... H W c` uint8 -> `... c H W` float32 in [-1, 1], the inverse of :func:`to_pixels`."""
     return from_bytes(torch.from_numpy(pixels).movedim(-1, -3))
 
 
 def fit_frames(frames: Tensor, width: int, height: int, fit: str = "crop") -> Tensor:
-    """Bring ``frames`` `f 3 H W` in [-1, 1] to ``height`` x ``width``; bit for bit the same if they have it.
+    """Resize ``frames`` `f 3 H W` in [-1, 1] to ``height`` x ``width``; unchanged to the bit if they have that size.
 
-    ``crop``: scale to cover, cut the centre. ``stretch``: ignore the aspect. ``pad``: scale to contain, black
-    bars. Resampling is bicubic with antialiasing, clamped to [-1, 1].
+    Args:
+        fit: crop (scale to cover, cut the centre) | stretch (ignore the aspect ratio) | pad (scale to contain, black
+            bars). Resampling is bicubic with antialiasing, clamped to [-1, 1].
     """
     choice("fit", fit, FITS)
     within("width", width, 1, 16_384)
@@ -82,6 +81,6 @@ def fit_frames(frames: Tensor, width: int, height: int, fit: str = "crop") -> Te
 
 
 def centre(frames: Tensor, width: int, height: int) -> Tensor:
-    """The middle ``height`` x ``width`` of frames `... H W`, which are at least that large."""
+    """The central ``height`` x ``width`` of frames `... H W`, which are at least that large."""
     top, left = (frames.shape[-2] - height) // 2, (frames.shape[-1] - width) // 2
     return frames[..., top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""A picture file to pixels and alpha."""
+"""Read a picture file as pixels and alpha."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def refuse_missing(path: Path) -> None:
 
 
 def read_image(path: str | Path) -> Image4:
-    """Read a picture as RGB and alpha, turned upright by its EXIF tag; of an animation the first frame.
+    """Read a picture as RGB and alpha, rotated by its EXIF tag; of an animation the first frame.
 
     Raises:
         VideoError: missing, a folder, or not a picture.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise VideoError(f"{path}: is a folder; give one picture")
     refuse_missing(path)
@@ -41,11 +41,11 @@ def read_image(path: str | Path) -> Image4:
         raise VideoError(f"{path}: not a picture that can be read ({error}); save it again as PNG or JPEG") from error
     values = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     alpha = values[3:].float() / 255
-    # An alpha channel without a hole cuts nothing out: the same as none, so that an automatic matte serves.
+    # An opaque alpha channel cuts nothing out: treat it as none, so that the automatic matte is used.
     return Image4(from_bytes(values[:3]), None if bool((alpha == 1).all()) else alpha)
 
 
 def read_matte(path: str | Path) -> Tensor:
-    """Read a picture as a matte `1 H W` in [0, 1]: its alpha, or if it has none its brightness."""
+    """Read a picture as a matte `1 H W` in [0, 1]: its alpha, or its brightness if it has none."""
     rgb, alpha = read_image(path)
     return alpha if alpha is not None else (rgb.mean(0, keepdim=True) + 1) / 2

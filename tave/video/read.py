@@ -1,10 +1,10 @@
-"""A video file, or a folder of numbered pictures, to a clip."""
+"""Read a video file, or a folder of numbered pictures, as a clip."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,61 +16,19 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from torch import Tensor
 
-from tave.options import OptionError, choice, within
-from tave.video.frames import FITS, Clip, VideoError, centre, fit_frames, from_bytes, to_bytes, to_pixels
+from tave.config import ReadOptions
+from tave.video.frames import Clip, VideoError, centre, fit_frames, from_bytes, to_bytes, to_pixels
 from tave.video.image import read_image, refuse_missing
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# FFmpeg renders any text as pictures of a terminal; nobody who passes notes.txt as a clip means that.
-_TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Which frames of a clip, and at what size.
-
-    Frames ``start, start + stride, ...``, ``frames`` of them (None: all there are). ``width`` and ``height``
-    in pixels, multiples of ``multiple``; with one of them the aspect is kept, with none the clip's own size
-    is trimmed to the multiple without resampling. ``fit``: crop (cover, then cut the centre) | stretch | pad
-    (contain, black bars). ``folder_fps``: the rate of a folder of pictures, which has none of its own.
-    """
-
-    frames: int | None = 8
-    start: int = 0
-    stride: int = 1
-    width: int | None = None
-    height: int | None = None
-    fit: str = "crop"
-    multiple: int = 8
-    folder_fps: float = 8.0
-
-    def __post_init__(self) -> None:
-        if self.frames is not None:
-            within("video.frames", self.frames, 1, 10_000)
-        within("video.start", self.start, 0, 10_000_000)
-        within("video.stride", self.stride, 1, 10_000)
-        within("video.multiple", self.multiple, 1, 1024)
-        within("video.folder_fps", self.folder_fps, 0.01, 1000)
-        choice("video.fit", self.fit, FITS)
-        for name, side in (("width", self.width), ("height", self.height)):
-            if side is not None:
-                within(f"video.{name}", side, self.multiple, 16_384)
-                if rest := side % self.multiple:
-                    near = side - rest
-                    raise OptionError(
-                        f"video.{name}={side} is not a multiple of {self.multiple}: set {near} or {near + self.multiple}"
-                    )
-
-    def wants(self, index: int) -> bool:
-        """Whether the clip's frame ``index`` is one of those asked for."""
-        step, rest = divmod(index - self.start, self.stride)
-        return step >= 0 and rest == 0 and (self.frames is None or step < self.frames)
+FOLDER_FPS = 8.0  # the rate of a folder of pictures, which has none of its own
+_TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")  # FFmpeg renders any text file as pictures of a terminal
 
 
 class _Decoded(NamedTuple):
-    frames: list[Tensor]  # uint8 `3 H W`, only those wanted
+    frames: list[Tensor]  # uint8 `3 H W`, only the requested ones
     fps: float
-    seen: int  # frames met in the file; all of them if the wanted ones ran out
+    seen: int  # frames met in the file; all of them if it has fewer than requested
 
 
 _Keep = Callable[[np.ndarray], Tensor]  # `H W 3` uint8 as decoded -> `3 H W` uint8 at its final size
@@ -79,14 +37,14 @@ _Keep = Callable[[np.ndarray], Tensor]  # `H W 3` uint8 as decoded -> `3 H W` ui
 def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
     """Read a video file, or a folder of numbered pictures, as frames of one size.
 
-    Counting is by frame, also where the frame rate varies: frame i is the i-th picture shown, and ``fps`` is
-    the file's average rate divided by the stride. A rotation tag (phones) is applied.
+    Frame i is the i-th picture shown, also where the frame rate varies; ``fps`` is the file's average rate divided by
+    the stride. Rotation tags (phones) are applied.
 
     Raises:
-        VideoError: the path is no readable clip, or has fewer frames than asked for.
+        VideoError: the path is no readable clip, or has fewer frames than requested.
     """
     options = options or ReadOptions()
-    path = Path(path)
+    path = Path(path).expanduser()
 
     def keep(image: np.ndarray) -> Tensor:
         frame = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -104,34 +62,41 @@ def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
     return Clip(from_bytes(torch.stack(decoded.frames)), decoded.fps / options.stride)
 
 
+def _requested(options: ReadOptions, index: int) -> bool:
+    step, rest = divmod(index - options.start, options.stride)
+    return step >= 0 and rest == 0 and (options.frames is None or step < options.frames)
+
+
 def _refuse_short(path: Path, options: ReadOptions, decoded: _Decoded) -> None:
-    count, wanted = decoded.seen, options.frames or 1
-    if len(decoded.frames) >= wanted:
+    count, requested = decoded.seen, options.frames or 1
+    possible = len(decoded.frames)
+    if possible >= requested:
         return
     if count == 0:
-        raise VideoError(f"{path}: holds no frames; export the clip again")
+        raise VideoError(f"{path}: has no frames; export the clip again")
     if options.start >= count:
-        raise VideoError(f"{path}: has {count} frames, so video.start={options.start} is past its end; set it below {count}")
-    needed = options.start + (wanted - 1) * options.stride + 1
-    possible = len(decoded.frames)
+        raise VideoError(
+            f"{path}: has {count} frames, so video.start={options.start} is past its end; set it below {count}"
+        )
+    needed = options.start + (requested - 1) * options.stride + 1
     raise VideoError(
-        f"{path}: has {count} frames, but video.frames={wanted} with start={options.start} and "
+        f"{path}: has {count} frames, but video.frames={requested} with start={options.start} and "
         f"stride={options.stride} needs {needed}; set video.frames to {possible} or less, or lower start or stride"
     )
 
 
 def _read_file(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
-    """Frames of one file: PyAV looks and refuses, decord reads where it can be trusted, else PyAV."""
+    """Frames of one file: PyAV checks it, decord reads it if it can, else PyAV."""
     seen = 0
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)
             if decoded := _read_decord(path, options, keep):
                 return decoded
-            fps = float(stream.average_rate or stream.guessed_rate or options.folder_fps)
+            fps = float(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
             frames: list[Tensor] = []
             for frame in container.decode(stream):
-                if options.wants(seen):
+                if _requested(options, seen):
                     image = frame.to_ndarray(format="rgb24")
                     frames.append(keep(np.rot90(image, k=round(frame.rotation / 90))))
                 seen += 1
@@ -143,10 +108,10 @@ def _read_file(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
     except FFmpegError as error:
         if seen:
             raise VideoError(
-                f"{path}: damaged after {seen} frames; export it again, or ask only for frames before that"
+                f"{path}: damaged after {seen} frames; export it again, or request only frames before that"
             ) from error
         raise VideoError(
-            f"{path}: not a video that can be decoded ({error.strerror}): cut, damaged or of another kind; "
+            f"{path}: not a video that can be decoded ({error.strerror}): truncated, damaged or of another kind; "
             "export it again, for instance as H.264 mp4"
         ) from error
 
@@ -156,14 +121,14 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
     if not streams and container.streams.audio:  # an attached picture is a sound file's cover
         raise VideoError(f"{path}: has sound but no pictures; give a file with a video stream")
     if not streams or not streams[0].width:
-        raise VideoError(f"{path}: holds no pictures that can be decoded: cut or damaged; export it again")
+        raise VideoError(f"{path}: has no pictures that can be decoded: truncated or damaged; export it again")
     if streams[0].codec_context.name in _TEXT_CODECS:
         raise VideoError(f"{path}: is a text file, not a video; give a clip such as an mp4")
     return streams[0]
 
 
 def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | None:
-    """Frames by decord, or None where it is missing or fails (AV1, GIF, damage: it doesn't say which)."""
+    """Frames by decord, or None where it is missing or fails (AV1, GIF, damage: its error doesn't distinguish them)."""
     try:
         import decord
     except (ImportError, OSError):  # no wheel for this machine, or its library doesn't load
@@ -172,9 +137,11 @@ def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | No
     try:
         reader = decord.VideoReader(str(path), num_threads=1)  # str: a Path is refused
         frames = []
-        for index in filter(options.wants, range(len(reader))):
+        for index in range(len(reader)):
+            if not _requested(options, index):
+                continue
             image = reader[index].asnumpy()
-            # At widths 8, 12, 16, 24, 48 and 72 it takes the stride for the channels and says nothing.
+            # At widths 8, 12, 16, 24, 48 and 72 it silently takes the stride for the channels.
             if image.ndim != 3 or image.shape[-1] != 3:
                 return None
             frames.append(keep(image))
@@ -187,22 +154,28 @@ def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
     files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
     if not files:
         raise VideoError(f"{path}: is a folder without pictures; give a video file or a folder of numbered pictures")
-    numbers = {file: re.findall(r"\d+", file.stem) for file in files}
+    numbers = {file: [int(number) for number in re.findall(r"\d+", file.stem)] for file in files}
     if unnumbered := [file.name for file in files if not numbers[file]]:
         raise VideoError(f"{path}: {min(unnumbered)} has no number in its name; number the pictures in order")
-    files.sort(key=lambda file: ([int(number) for number in numbers[file]], file.name))
-    chosen = [file for index, file in enumerate(files) if options.wants(index)]
-    frames = [keep(to_pixels(read_image(file).rgb)) for file in chosen]
-    return _Decoded(frames, options.folder_fps, len(files))
+    files.sort(key=lambda file: (numbers[file], file.name))
+    for one, other in pairwise(files):
+        if numbers[one] == numbers[other]:
+            raise VideoError(
+                f"{path}: {one.name} and {other.name} have the same number; keep one picture for each frame there"
+            )
+    chosen = [file for index, file in enumerate(files) if _requested(options, index)]
+    return _Decoded([keep(to_pixels(read_image(file).rgb)) for file in chosen], FOLDER_FPS, len(files))
 
 
 def _sized(frame: Tensor, path: Path, options: ReadOptions) -> Tensor:
-    """One decoded frame `3 H W` uint8 at the size asked for."""
+    """One decoded frame `3 H W` uint8 at the requested size."""
     height, width = frame.shape[-2:]
     multiple = options.multiple
     if options.width is None and options.height is None:
         if min(width, height) < multiple:
-            raise VideoError(f"{path}: is {width}x{height}, smaller than a block of {multiple} pixels; set width and height")
+            raise VideoError(
+                f"{path}: is {width}x{height}, smaller than a block of {multiple} pixels; set width and height"
+            )
         return centre(frame, width // multiple * multiple, height // multiple * multiple).contiguous()
     new_width = options.width or _nearest(width * (options.height or 0) / height, multiple)
     new_height = options.height or _nearest(height * new_width / width, multiple)

@@ -1,4 +1,4 @@
-"""Several clips in one: beside each other as a clip, or as one sheet of frames."""
+"""Combine clips: side by side as one clip, or as one sheet of frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.options import choice, within
+from tave.config import choice, within
 from tave.video.frames import VideoError
 
 
@@ -18,17 +18,16 @@ def mask_frames(masks: Tensor) -> Tensor:
 
 
 def side_by_side(clips: Sequence[Tensor], direction: str = "horizontal") -> Tensor:
-    """Clips `f 3 H W` of one size and length as one clip, in a row (horizontal) or a column (vertical)."""
+    """Join clips `f 3 H W` of one size and length in a row (horizontal) or a column (vertical)."""
     choice("direction", direction, ("horizontal", "vertical"))
     _refuse_mixed("side by side", [tuple(clip.shape) for clip in clips])
     return torch.cat([clip.float().cpu() for clip in clips], dim=3 if direction == "horizontal" else 2)
 
 
 def contact_sheet(rows: Sequence[Tensor], columns: int = 8, gap: int = 2) -> Tensor:
-    """One picture `3 H W` in [-1, 1]: a clip `f 3 H W` per row, up to ``columns`` of its frames across.
+    """One picture `3 H W` in [-1, 1] with a clip `f 3 H W` in each row and up to ``columns`` of its frames across.
 
-    Frames are of one size; a shorter clip leaves the rest of its row white, as is the ``gap`` (pixels)
-    between cells.
+    All frames have one size. The ``gap`` between cells (pixels) and the rest of a short row are white.
     """
     within("columns", columns, 1, 1000)
     _refuse_mixed("contact sheet", [tuple(row.shape[1:]) for row in rows])

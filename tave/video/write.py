@@ -1,4 +1,4 @@
-"""Clips, masks and pictures to files: all or nothing, and the same bytes each time."""
+"""Write clips, masks and pictures: all or nothing, and the same bytes each time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from tave.config import choice, within
 from tave.files import whole_file
-from tave.options import choice, within
 from tave.video.frames import VideoError, to_pixels
 from tave.video.sheet import mask_frames
 
@@ -34,17 +34,17 @@ def write_video(
     lossless: bool = False,
     comment: str = GENERATED,
 ) -> None:
-    """Write ``frames`` `f 3 H W` in [-1, 1] as H.264 mp4, all or nothing, the same bytes each time.
+    """Write ``frames`` `f 3 H W` in [-1, 1] as H.264 mp4.
 
-    The default keeps colour at full resolution: 4:2:0 halves it, which on saturated thin lines costs 25 dB at any
-    ``crf``, so that no 4:2:0 file could hold an untouched background. Chromium plays 4:4:4 in the right colours;
-    for players bound to hardware decoders there is ``chroma="420"`` (which can't hold odd sides: those stay 4:4:4).
-    ``lossless`` keeps every bit as RGB, for files that are read again: browsers show them in false colours.
-    ``comment`` goes into the file's metadata.
+    Args:
+        chroma: 444 | 420. Halving the colour resolution costs 25 dB on saturated thin lines at any ``crf``, so only
+            4:4:4 keeps an untouched background. Chromium plays it in the right colours; 4:2:0 is for players that are
+            bound to hardware decoders. Frames with odd sides are always 4:4:4.
+        lossless: keep every bit as RGB, for files that are read again; browsers show them in false colours.
+        comment: goes into the file's metadata.
 
     Raises:
-        VideoError: no ``.mp4`` path, wrong shape or rate, pixels that aren't finite, or a place that can't be
-        written.
+        VideoError: no ``.mp4`` path, wrong shape or rate, pixels that aren't finite, or the file can't be written.
     """
     path = _named(path, ".mp4")
     choice("chroma", chroma, CHROMA)
@@ -65,8 +65,8 @@ def write_video(
         # mbtree: its bytes differ from one writing to the next
         stream.options = {"qp": "0"} if lossless else {"crf": str(crf), "x264-params": "mbtree=0"}
         context = stream.codec_context
-        context.thread_count = 1  # more threads, other bytes
-        if not lossless:  # say what the conversion below does, so that no player guesses: 601 matrix, sRGB
+        context.thread_count = 1  # with more threads the bytes vary
+        if not lossless:  # declares what the conversion below does, or players guess: 601 matrix, sRGB
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = 6, 1, 1, 13
         file.metadata["comment"] = comment
         for frame in frames:
@@ -78,12 +78,12 @@ def write_video(
 
 
 def write_mask_video(path: str | Path, masks: Tensor, fps: float) -> None:
-    """Write ``masks`` `f 1 H W` in [0, 1] as a grey mp4 (1 = white); thresholding gives a binary one back."""
+    """Write ``masks`` `f 1 H W` in [0, 1] as a grey mp4 (1 = white); thresholding restores a binary mask exactly."""
     write_video(path, mask_frames(masks), fps, crf=4, chroma="420")
 
 
 def write_image(path: str | Path, frame: Tensor, *, comment: str = GENERATED) -> None:
-    """Write ``frame`` `3 H W` in [-1, 1] as an 8-bit PNG, all or nothing, the same bytes each time."""
+    """Write ``frame`` `3 H W` in [-1, 1] as an 8-bit PNG."""
     path = _named(path, ".png")
     _refuse_shape(path, frame[None])
     text = PngInfo()
@@ -94,18 +94,20 @@ def write_image(path: str | Path, frame: Tensor, *, comment: str = GENERATED) ->
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """:func:`whole_file` whose errors name the file and the remedy."""
+    """:func:`whole_file` with errors that name the file and the remedy."""
     try:
-        with whole_file(path) as waiting:
-            yield waiting
+        with whole_file(path) as temporary:
+            yield temporary
     except (OSError, FFmpegError) as error:
-        raise VideoError(f"{path}: could not be written ({error}); check the folder, its rights and free space") from error
+        raise VideoError(
+            f"{path}: could not be written ({error}); check the folder, its rights and free space"
+        ) from error
 
 
 def _named(path: str | Path, suffix: str) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() != suffix:
-        raise VideoError(f"{path}: would hold another format than its name says; end the name in {suffix}")
+        raise VideoError(f"{path}: the name must end in {suffix}, which is the format that is written")
     return path
 
 
@@ -113,4 +115,6 @@ def _refuse_shape(path: Path, frames: Tensor) -> None:
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise VideoError(f"{path}: got pixels of shape {tuple(frames.shape)}; give at least one frame as `f 3 H W`")
     if not bool(torch.isfinite(frames).all()):
-        raise VideoError(f"{path}: the pixels hold NaN or infinity; nothing was written, look for the stage that made them")
+        raise VideoError(
+            f"{path}: the pixels contain NaN or infinity, so nothing was written; find the stage that made them"
+        )
