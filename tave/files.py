@@ -48,7 +48,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, Any]:
-    """Read the JSON object in ``path``. Raises :class:`FileError`, whose message ends with ``remedy``, if it has none."""
+    """Read the JSON object in ``path``; a :class:`FileError` names the file and ends with ``remedy``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

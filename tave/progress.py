@@ -32,17 +32,11 @@ class Progress:
     @contextmanager
     def stage(self, name: str, label: str = "") -> Iterator[OnStep]:
         """Time the block as the stage ``name``, shown as ``label``; yields the function to call after each step."""
-        columns = (
-            progress.TextColumn("{task.description:<32}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
-        )
+        columns = (progress.TextColumn("{task.description:<32}"), progress.BarColumn(), progress.MofNCompleteColumn())
+        times = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
         started = time.perf_counter()
         _reset_peak()
-        with progress.Progress(*columns, console=self._console) as bars:
+        with progress.Progress(*columns, *times, console=self._console) as bars:
             bar = bars.add_task(label or name, total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
             total = bars.tasks[0].total or 1
@@ -64,7 +58,11 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Print one line."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Print one line as a warning."""
+        self._console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
 
     def _entry(self, name: str) -> dict[str, float]:
         return self.record.setdefault(name, {"seconds": 0.0, "peak_mb": 0.0})
