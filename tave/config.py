@@ -33,7 +33,6 @@ STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
 # Arguments of lightning.Trainer that tave leaves to the user; the others follow from its own options.
 TRAINER_ARGUMENTS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "deterministic", "benchmark")
 TRAINER_ARGUMENTS += ("log_every_n_steps", "detect_anomaly", "profiler", "plugins", "fast_dev_run", "barebones")
-FITS = ("crop", "stretch", "pad")
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 
