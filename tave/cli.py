@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
 from tave.config import BACKBONE_KEYS, CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
 
