@@ -32,22 +32,11 @@ from tave.memory import HALVES, adamw, has_8bit, held, hold, use_tiles
 
 TOKENS = 77
 # Stable Diffusion's configurations; the rest are the library's defaults.
-SD21: dict[str, Any] = {
-    "sample_size": 96,
-    "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-    "class_embed_type": "projection",
-    "upcast_attention": True,
-}
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 768,
-}
+SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+SD21: dict[str, Any] = {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+SD21 |= {"use_linear_projection": True, "class_embed_type": "projection", "upcast_attention": True}
+VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 768}
+VAE |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 # Parameters of the encoders: those of CLIP ViT-L and of OpenCLIP ViT-H, of whose text encoder SD 2 uses 23 layers.
 TEXT_L, IMAGE_L, TEXT_H, IMAGE_H = 123_060_480, 303_966_208, 340_387_840, 632_076_800
 
@@ -74,16 +63,14 @@ class Shapes:
         return unet
 
 
+def _unclip(image: int, encoders: int) -> Shapes:
+    return Shapes(SD21 | {"projection_class_embeddings_input_dim": image}, "v_prediction", image, encoders)
+
+
 SHAPES = {
-    "sd21_unclip": Shapes(
-        SD21 | {"projection_class_embeddings_input_dim": 2048}, "v_prediction", 2048, TEXT_H + IMAGE_H
-    ),
-    "sd21_unclip_small": Shapes(
-        SD21 | {"projection_class_embeddings_input_dim": 1536}, "v_prediction", 1536, TEXT_H + IMAGE_L
-    ),
-    "sd15_ip_adapter": Shapes(
-        {"sample_size": 64, "cross_attention_dim": 768}, "epsilon", 1024, TEXT_L + IMAGE_H, adapter=True
-    ),
+    "sd21_unclip": _unclip(2048, TEXT_H + IMAGE_H),
+    "sd21_unclip_small": _unclip(1536, TEXT_H + IMAGE_L),
+    "sd15_ip_adapter": Shapes(SD15, "epsilon", 1024, TEXT_L + IMAGE_H, adapter=True),
 }
 
 
@@ -91,8 +78,8 @@ SHAPES = {
 class Footprint:
     """Bytes. ``resident``: always on the device; ``activations``: kept for the backward pass.
 
-    ``tuning``, ``editing``, ``coding``: the peaks of one tuning step, of one step of masking or guided sampling, and of
-    the autoencoder, each with what is resident.
+    ``tuning``, ``editing``, ``coding``: peaks of a tuning step, a step of mask or sampling, and the autoencoder, each
+    with what is resident.
     """
 
     resident: int
@@ -118,18 +105,13 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._enter(value.untyped_storage())
+        for storage in (value.untyped_storage() for value in tree_leaves(result) if isinstance(value, Tensor)):
+            if (key := storage._cdata) not in self._living:
+                self._living[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._leave, key)
         return result
-
-    def _enter(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._living:
-            self._living[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._leave, key)
 
     def _leave(self, key: int) -> None:
         self.now -= self._living.pop(key, 0)
@@ -205,7 +187,6 @@ def footprint(
     precision: str,
     frames: int,
     side: int,
-    *,
     trainables: str = "patent",
     measured: bool = False,
 ) -> Footprint:

@@ -24,8 +24,6 @@ from tave.footprint import LIBRARIES, preset
 from tave.keys import choices_of
 
 CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv" / "source.mp4"
-FRAMES = 8
-COUNTED = "sd21_unclip"  # the backbone that presets are recommended for
 DEFAULT_RUN = "python -m tave.train video=bus_to_suv"
 
 
@@ -60,23 +58,23 @@ def packages(wanted: list[str] | None = None) -> Iterator[Finding]:
     """Each package that tave requires, against its lower bound."""
     from packaging.requirements import Requirement
 
+    yield Finding("package", "python", platform.python_version(), True)
     try:
         wanted = (requires("tave") or []) if wanted is None else wanted
     except PackageNotFoundError:
-        wanted = []
         yield Finding("package", "tave", "not installed", False, True, "install it: make setup, or pip install -e .")
-    yield Finding("package", "python", platform.python_version(), True)
-    for requirement in map(Requirement, wanted):
+    for requirement in map(Requirement, wanted or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
+        name, bound = requirement.name, requirement.specifier
         try:
-            found = version(requirement.name)
+            found = version(name)
         except PackageNotFoundError:
             found = "missing"
-        good = found != "missing" and requirement.specifier.contains(found, prereleases=True)
-        bound = str(requirement.specifier)
-        remedy = "" if good else f"pip install '{requirement.name}{bound}'"
-        yield Finding("package", requirement.name, found if good else f"{found}, needed {bound}", good, True, remedy)
+        if found != "missing" and bound.contains(found, prereleases=True):
+            yield Finding("package", name, found, True, True)
+        else:
+            yield Finding("package", name, f"{found}, needed {bound}", False, True, f"pip install '{name}{bound}'")
 
 
 def device() -> Iterator[Finding]:
@@ -101,10 +99,8 @@ def _preset(size: int) -> Finding:
     if name is None:
         remedy = "real weights need a card of 8 GB or more"
         return Finding("device", "preset", "none: the smallest is for 8 GB", False, remedy=remedy)
-    memory, precision = preset(name)
-    most = room(
-        size, lambda frames, side: footprint(SHAPES[COUNTED], memory, precision, frames, side).peak, native_sides()
-    )
+    settings = (SHAPES["sd21_unclip"], *preset(name))
+    most = room(size, lambda frames, side: footprint(*settings, frames, side).peak, native_sides())
     good, bad = ([side for side, count in most.items() if bool(count) == fits] for fits in (True, False))
     text = f"memory={name}, room for {' or '.join(f'{most[side]} frames of {side} px' for side in good) or 'nothing'}"
     text += f", not for {' or '.join(f'{side} px' for side in bad)}" if bad else ""
@@ -117,14 +113,10 @@ def _preset(size: int) -> Finding:
 def room(size: int, peak: Callable[[int, int], int], sides: list[int]) -> dict[int, int]:
     """Side of square frames in pixels -> the largest number of frames that fits a device of ``size`` bytes; 0: none.
 
-    peak: (frames, side) -> bytes, without what the libraries need for themselves. The numbers of frames are those of
-        ``python -m tave.footprint``.
+    peak: (frames, side) -> bytes, for the numbers of frames of ``python -m tave.footprint``.
     """
-    most: dict[int, int] = {}
-    for side in sides:
-        fits = (frames for frames in sorted(FootprintOptions().frames, reverse=True))
-        most[side] = next((frames for frames in fits if peak(frames, side) + LIBRARIES <= size), 0)
-    return most
+    counts = sorted(FootprintOptions().frames, reverse=True)
+    return {side: next((n for n in counts if peak(n, side) + LIBRARIES <= size), 0) for side in sides}
 
 
 def native_sides() -> list[int]:
@@ -201,20 +193,20 @@ def video(clip: Path = CLIP) -> Iterator[Finding]:
     try:
         with av.open(str(clip)) as container:
             count = sum(1 for _ in container.decode(video=0))
-        yield Finding("video", f"PyAV {av.__version__}", f"decodes {count} frames", count >= FRAMES, True)
+        yield Finding("video", f"PyAV {av.__version__}", f"decodes {count} frames", True, True)
     except (OSError, ValueError) as error:  # FFmpegError is one or the other
         yield Finding("video", "PyAV", _line(error), False, True, "pip install --force-reinstall av")
     try:
         import decord
 
         count = len(decord.VideoReader(str(clip), num_threads=1))
-        yield Finding("video", f"decord {decord.__version__}", f"decodes {count} frames", count >= FRAMES)
+        yield Finding("video", f"decord {decord.__version__}", f"decodes {count} frames", True)
     except (ImportError, OSError, RuntimeError) as error:
         yield Finding("video", "decord", f"{_line(error)}; PyAV is used instead")
     try:
-        shape = tuple(read_clip(clip, ReadOptions(frames=FRAMES, multiple=1)).frames.shape)
+        shape = tuple(read_clip(clip, ReadOptions(multiple=1)).frames.shape)
         yield Finding("video", "a shipped clip", f"read as {shape}", True, True)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         yield Finding("video", "a shipped clip", _line(error), False, True, "install tave again: its clips are damaged")
 
 
