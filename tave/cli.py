@@ -119,7 +119,7 @@ def typed(cfg: DictConfig) -> Any:
         if absent := sorted(OmegaConf.missing_keys(cfg)):
             clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
             about = option_at(root.kind, absent[0])
-            meaning = f" ({about[0].metadata['help']})" if about else ""
+            meaning = f" ({about.entry.metadata['help']})" if about else ""
             raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
         options = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
