@@ -315,7 +315,7 @@ def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
     elif type(error).__name__ == "SIGTERMException":  # Lightning's
         line, code = "stopped by SIGTERM", 143
     elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
-        line, code = f"error: {f'{failed} jobs of the sweep failed' if failed else one_line(error, root)}", 1
+        line, code = "error: " + (f"{failed} of the sweep's jobs failed" if failed else one_line(error, root)), 1
     else:
         raise error
     print(line, file=sys.stderr)

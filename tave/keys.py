@@ -54,7 +54,7 @@ def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]
 
 
 class Place(NamedTuple):
-    """A key's field; if it lies in a dict, the number of parts up to that, and whether the dict is of options by name."""
+    """A key's field; for a key in a dict the number of parts up to that, and whether it is one of options by name."""
 
     entry: Field[Any]
     dict_depth: int = 0

@@ -247,7 +247,7 @@ def test_a_sweep_goes_on_after_a_failed_job(
     assert all(len(name) < 100 and (tmp_path / "sweep" / name).is_dir() for name in ran)
     errors = capfd.readouterr().err
     assert "video.source_prompt=a: not this one" in errors
-    assert "error: 1 jobs of the sweep failed" in errors
+    assert "error: 1 of the sweep's jobs failed" in errors
     first = list(ran)
     assert called(monkeypatch, work, *words, "logger=none") == 1  # the sweep goes on in its folders
     assert ran[2:] == first
@@ -305,7 +305,7 @@ def test_quick_answers_import_nothing_slow(words: list[str], answer: str) -> Non
 
 
 def test_a_working_folders_own_modules_are_never_run(tmp_path: Path) -> None:
-    """As in a checkout: the package, and eval/ with pyproject.toml beside it; as run: `python -m tave.probe` elsewhere."""
+    """A checkout has eval/ and pyproject.toml beside the package; `python -m tave.probe` runs in another folder."""
     checkout, folder = tmp_path / "checkout", tmp_path / "folder"
     for name in ("tave", "eval"):
         (checkout / name).mkdir(parents=True)
