@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eval.identity import object_crops
-from eval.metric import ClipMetric
+from .identity import object_crops
+from .metric import ClipMetric
 
 
 def text_alignment(pictures: Tensor, caption: Tensor) -> float | None:

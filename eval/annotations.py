@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.metric import MetricError
-from tave.video import ReadOptions, centre, fit_frames, read_clip
+from .metric import MetricError
+from tave.config import ReadOptions
+from tave.video import centre, fit_frames, read_clip
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.annotations import WHOLE, read_annotations, read_mask
-from eval.ideal import IdealLayers
-from eval.records import RunError, read_record, read_record_if_any, require_file
-from tave.video import Image4, ReadOptions, read_clip, read_image, read_matte
+from .annotations import WHOLE, read_annotations, read_mask
+from .ideal import IdealLayers
+from .records import RunError, read_record, read_record_if_any, require_file
+from tave.config import ReadOptions
+from tave.video import Image4, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eval.metric import MetricError
-from eval.records import read_json, read_record, read_record_if_any
-from eval.sweep import APART, flat
+from .metric import MetricError
+from .records import read_json, read_record, read_record_if_any
+from .sweep import APART, flat
 
 # Overrides that make no other method: where things lie, which clip and seed it was, who is told. The experiment comes first.
 NO_METHOD = re.compile(rf"\+*({'|'.join(APART)}|experiment|hydra|run|backbone\.(path|adapter))\b")

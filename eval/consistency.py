@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from eval.metric import ClipMetric
+from .metric import ClipMetric
 
 
 def adjacent_consistency(pictures: Tensor) -> float | None:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from eval.alignment import text_alignment
-from eval.metric import ClipMetric
-from eval.weights import Weights, WeightsError, model_folder, offline
+from .alignment import text_alignment
+from .metric import ClipMetric
+from .weights import Weights, WeightsError, model_folder, offline
 from tave.video.frames import to_pixels
 
 _FILES = ("model.safetensors", "pytorch_model.bin")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from eval.weights import Weights, WeightsError, cached, offline, verify
+from .weights import Weights, WeightsError, cached, offline, verify
 from tave.video import fit_frames
 
 _BATCH = 64

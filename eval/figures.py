@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval import alignment, extras, ideal, identity, perceptual, preservation, regions, steadiness
-from eval.cases import Case, Truth
-from eval.consistency import (
+from . import alignment, extras, ideal, identity, perceptual, preservation, regions, steadiness
+from .cases import Case, Truth
+from .consistency import (
     FrameConsistencyAdjacent,
     FrameConsistencyPairs,
     adjacent_consistency,
     pairwise_consistency,
 )
-from eval.features import Encoder, OpenClip, see_whole
-from eval.metric import ClipMetric, Figure, figure
-from eval.motion import Motion, optical_flow, still, track_motion
+from .features import Encoder, OpenClip, see_whole
+from .metric import ClipMetric, Figure, figure
+from .motion import Motion, optical_flow, still, track_motion
 
 _DINO_SIZE = 224
 NOWHERE = "nobody says where the object is; give mask=... or annotations=..."

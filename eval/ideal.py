@@ -14,8 +14,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from eval.metric import ClipMetric, MetricError
-from eval.preservation import psnr, psnr_of_sum, require_same_shape, squared_error, ssim
+from .metric import ClipMetric, MetricError
+from .preservation import psnr, psnr_of_sum, require_same_shape, squared_error, ssim
 
 PRESENT = 0.5  # of the ideal frame's difference from the empty scene: from there on something stands in it
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eval.features import Encoder, OpenClip
-from eval.metric import ClipMetric
-from eval.preservation import require_region
+from .features import Encoder, OpenClip
+from .metric import ClipMetric
+from .preservation import require_region
 
 KINDS = ("vehicle", "color", "pattern")
 MIN_INSIDE = 0.5

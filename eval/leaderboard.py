@@ -19,11 +19,11 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from eval.collect import Collection, apart, collect, find_failed, find_runs
-from eval.metric import MetricError
-from eval.page import NARROW, notices, page
-from eval.score import conf_folder
-from eval.table import ALL, as_json, reference_of
+from .collect import Collection, apart, collect, find_failed, find_runs
+from .metric import MetricError
+from .page import NARROW, notices, page
+from .score import conf_folder
+from .table import ALL, as_json, reference_of
 
 
 @dataclass

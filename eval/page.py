@@ -12,10 +12,10 @@ from typing import Any
 
 from torch.nn import functional
 
-from eval.annotations import WHOLE
-from eval.collect import Result
-from eval.metric import MetricError
-from eval.table import FEWEST, methods_of
+from .annotations import WHOLE
+from .collect import Result
+from .metric import MetricError
+from .table import FEWEST, methods_of
 from tave.video import VideoError, read_clip, write_video
 
 _STYLE, _SCRIPT = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))

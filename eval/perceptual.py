@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eval import preservation
-from eval.metric import ClipMetric
-from eval.preservation import require_region, require_same_shape
-from eval.weights import Weights, WeightsError, verify
+from . import preservation
+from .metric import ClipMetric
+from .preservation import require_region, require_same_shape
+from .weights import Weights, WeightsError, verify
 
 TRUNK = "alexnet-owt-7be5be79.pth"
 _SMALLEST = 64  # pixels a side below which AlexNet's strides leave nothing

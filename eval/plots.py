@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from eval.records import RunError
-from eval.sweep import Sweep
+from .records import RunError
+from .sweep import Sweep
 from tave.video import ReadOptions, read_clip, read_image
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eval.metric import ClipMetric, MetricError
+from .metric import ClipMetric, MetricError
 
 PSNR_CAP = 100.0
 """dB given to clips that agree (almost) exactly: JSON has no infinity."""

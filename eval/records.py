@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.metric import MetricError
+from .metric import MetricError
 
 
 class RunError(MetricError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eval.metric import ClipMetric, MetricError
-from eval.preservation import require_same_shape
+from .metric import ClipMetric, MetricError
+from .preservation import require_same_shape
 
 CELL_PERCENT = 30
 """A latent cell belongs to an object that covers at least this share of its pixels, in percent (compared in integers)."""

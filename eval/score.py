@@ -21,15 +21,15 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from eval.cases import Case, read_cases, read_files
-from eval.extras import Dino, PickScore
-from eval.features import load_encoder
-from eval.figures import Sheet, Tools, measure
-from eval.identity import Judge, load_judge
-from eval.metric import Figure
-from eval.perceptual import Lpips, find_trunk
-from eval.records import RunError, read_record_if_any
-from eval.weights import WeightsError
+from .cases import Case, read_cases, read_files
+from .extras import Dino, PickScore
+from .features import load_encoder
+from .figures import Sheet, Tools, measure
+from .identity import Judge, load_judge
+from .metric import Figure
+from .perceptual import Lpips, find_trunk
+from .records import RunError, read_record_if_any
+from .weights import WeightsError
 from tave.files import content_digest, whole_file
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ class ScoreConfig:
     out: str | None = None  # a JSON file for the figures, laid out like metrics.json
 
 
-ConfigStore.instance().store(name="score_schema", node=ScoreConfig)
 
 FILES = ("edited", "source", "mask", "target_image", "matte", "source_prompt", "target_prompt")
 
@@ -157,7 +156,11 @@ class Toolbox:
 
 
 def score_run(
-    run: Path, judge: Path | None, names: Collection[str] | None = None, clip: str | None = JUDGE
+    run: Path,
+    judge: Path | None,
+    names: Collection[str] | None = None,
+    clip: str | None = JUDGE,
+    annotations: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a run's edits from its files alone, and merge the figures into ``RUN/metrics.json``.
 
@@ -173,7 +176,7 @@ def score_run(
     Raises:
         ValueError: one line that names the file, array or class that is missing or doesn't fit.
     """
-    scores = score_edits(run, Toolbox(judge, clip), names)
+    scores = score_edits(run, Toolbox(judge, JUDGE if clip == "auto" else clip), names, annotations)
     for line in [*scores.warnings, *told_of(scores.stale)]:
         log.warning("%s", line)
     return scores.edits

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from eval.metric import ClipMetric
-from eval.motion import Motion, warp
-from eval.preservation import require_region, require_same_shape
+from .metric import ClipMetric
+from .motion import Motion, warp
+from .preservation import require_region, require_same_shape
 
 
 def warp_error(frames: Tensor, motion: Motion, region: Tensor) -> float | None:

@@ -18,11 +18,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from PIL import Image
 
-from eval.plots import by_value
-from eval.records import RunError
-from eval.score import conf_folder
-from eval.sweep import Sweep, read_sweep
-from eval.table import interval
+from .plots import by_value
+from .records import RunError
+from .score import conf_folder
+from .sweep import Sweep, read_sweep
+from .table import interval
 
 LEARNT = "## What was learnt"
 

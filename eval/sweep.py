@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from eval.records import RunError, read_record, read_record_if_any
+from .records import RunError, read_record, read_record_if_any
 
 # Not axes: which clip and seed it was, and where things lie.
 APART = ("video", "seed", "cache", "logger", "metrics", "trainer")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.collect import Collection, Result
+from .collect import Collection, Result
 
 ALL = "all"
 DRAWS, SEED, COVER = 2000, 0, 0.95

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tave.cli import Context, changed, entry_point, typed
 from tave.config import OptionError, ReadOptions, TrainOptions
@@ -84,19 +84,15 @@ def _words(context: Context) -> list[str]:
     return [word for word in context.overrides if word.lstrip("+").partition("=")[0] != "run"]
 
 
-def _read(cfg: DictConfig, context: Context) -> TrainOptions:
-    if cfg.run == "???":
+def _work(cfg: DictConfig, context: Context) -> None:
+    if OmegaConf.is_missing(cfg, "run"):
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
-    return typed(changed(recorded(Path(cfg.run)), _words(context)))
-
-
-def _work(options: TrainOptions, context: Context) -> None:
-    folder = Path(context.config["run"])
-    for name in edit(folder, options, overrides=_words(context)):
+    folder, words = Path(cfg.run), _words(context)
+    for name in edit(folder, typed(changed(recorded(folder), words)), overrides=words):
         print(folder / "edits" / name)
 
 
-main = entry_point("edit a tuned clip", "edit", _work, _read)
+main = entry_point("edit a tuned clip", "edit", _work, read=lambda cfg: cfg)
 
 if __name__ == "__main__":
     main()

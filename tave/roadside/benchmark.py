@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tave.cache import digest, write_json
+from tave.cache import key_of as digest
+from tave.files import write_json
 from tave.roadside.cases import Case, write_case
 from tave.roadside.draw import vehicle_layer
 from tave.roadside.scene import (

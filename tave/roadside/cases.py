@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -106,6 +108,29 @@ NAMED: dict[str, Case] = {
     )
 }  # fmt: skip
 
+# Clips to choose defaults on: like the named ones, and neither their combinations and seeds nor the benchmark's.
+STUDY: dict[str, Case] = {
+    case.name: case
+    for case in (
+        _case(
+            "truck_to_red_car", "desert", Vehicle("truck", "yellow"), Vehicle("car", "red"), "mountain", 51,
+            x=41, speed=-2.4, ground=55, scale=1.1,
+        ),
+        _case(
+            "car_to_yellow_van", "beach", Vehicle("car", "red", "dotted", "white"), Vehicle("van", "yellow"), "city", 52,
+            x=23, speed=2.5, ground=55, scale=1.2,
+        ),
+        _case(
+            "van_to_striped_purple_van", "city", Vehicle("van", "black"), Vehicle("van", "purple", "striped", "white"),
+            "forest", 53, x=24, speed=2.1, ground=56, scale=1.2, zoom=0.01,
+        ),
+        _case(
+            "car_to_striped_suv", "mountain", Vehicle("car", "blue", "two-tone", "yellow"),
+            Vehicle("suv", "red", "striped", "black"), "beach", 54, x=40, speed=-2.2, ground=54, scale=1.2, pan=-1.8,
+        ),
+    )
+}  # fmt: skip
+
 
 def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
     """All frames of a scene, ``f H W 3`` uint8."""
@@ -190,6 +215,34 @@ def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
     arrays, described = truth_of(case, size)
     np.savez_compressed(folder / "truth" / "truth.npz", **arrays)  # type: ignore[arg-type]
     (folder / "truth" / "truth.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def find_case(name: str) -> Case:
+    """Return the named, study or benchmark case of this name; ValueError if there is none."""
+    from tave.roadside.benchmark import cases
+
+    known = NAMED | STUDY | {case.name: case for case in cases()}
+    if name not in known:
+        raise ValueError(f"no drawn case is called {name}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+def draw_case(name: str, folder: Path, size: int = SIZE) -> Path:
+    """Return ``folder/name`` with the files of the case, drawn unless it holds them already; whole or not at all."""
+    case, target = find_case(name), folder / name
+    record = json.dumps({"size": size, **asdict(case)}, indent=2)
+    scene = target / "scene.json"
+    if scene.is_file() and scene.read_text(encoding="utf-8") == record:
+        return target
+    temporary = folder / f".{name}.{os.getpid()}"
+    write_case(case, temporary, size)
+    (temporary / scene.name).write_text(record, encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        temporary.rename(target)
+    except OSError:  # another process has drawn the same case at the same time
+        shutil.rmtree(temporary)
+    return target
 
 
 def main() -> None:
