@@ -122,9 +122,12 @@ def typed(cfg: DictConfig) -> Any:
             about = option_at(root.kind, absent[0])
             meaning = f" ({about[0].metadata['help']})" if about else ""
             raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
-        return OmegaConf.to_object(cfg)
+        options = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise OptionError(one_line(error, root)) from error
+    if type(options) is config.TrainOptions and not options.backbone.chosen:
+        raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
+    return options
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -154,7 +157,8 @@ def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig
             for name in value if isinstance(value, list) else [value]:
                 if name not in choices_of(key):
                     raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
-                for leaf, each in _leaves(OmegaConf.load(CONF / key / f"{name}.yaml")):
+                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
+                for leaf, each in _leaves(file):
                     _set(cfg, leaf, each)
     except (HydraException, OmegaConfBaseException) as error:
         raise OptionError(one_line(error, root)) from error
@@ -167,13 +171,12 @@ def _set(cfg: Any, key: str, value: Any) -> None:
     OmegaConf.update(cfg, key, value, force_add=True)
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key in tree:
-        node = tree._get_node(key)
-        if isinstance(node, DictConfig) and len(node):
-            yield from _leaves(node, f"{prefix}{key}.")
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", node
+            yield f"{prefix}{key}", value
 
 
 def one_line(error: BaseException, root: Root) -> str:
@@ -185,8 +188,9 @@ def one_line(error: BaseException, root: Root) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).partition("/")
         return f"{group}={name} is not known: {nearest(name, error.options)}"
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        error = error.__cause__
+    inner = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(inner, OmegaConfBaseException):
+        error = inner
     line = " ".join(str(error).split("\n    full_key:")[0].split("Config search path:")[0].split())
     if word := re.match(r"Ambiguous value for argument '(.*?)'", line):
         return f"{word[1]} has several values: add -m to run each of them, or give a list as [a,b]"

@@ -96,7 +96,6 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-    optional: bool = False,
     text: bool = False,
 ) -> Any:
     """A dataclass field with what is checked of it and printed about it.
@@ -107,11 +106,9 @@ def option(
         choices: All values, or all elements of a list.
         low, high: The range, both included; of a list, for each element.
         above: A lower bound that is not included.
-        optional: ``None`` is allowed. It is always where it is the default.
         text: A path or a prompt, which the command line takes as it is typed (see :mod:`tave.cli`).
     """
     about = {"help": help, "choices": choices, "low": low, "high": high, "above": above, "text": text}
-    about["optional"] = optional or default is None
     if isinstance(default, type):
         return field(default_factory=default, metadata=about)
     if isinstance(default, list | dict):
@@ -134,9 +131,9 @@ class Options:
 
 def _check(name: str, value: Any, entry: Field[Any]) -> None:
     about = entry.metadata
+    if value is None and not str(entry.type).endswith(("None", "Any")):
+        raise OptionError(f"{name} is null: give a value")
     if value is None or value == MISSING:
-        if value is None and not about["optional"]:
-            raise OptionError(f"{name} is null: give a value")
         return
     for each in value if isinstance(value, list | tuple) else [value]:
         if about["choices"] is not None:
@@ -163,7 +160,7 @@ def slug(text: str) -> str:
 class ReadOptions(Options, group="video"):
     """Which frames of a clip to read, and at what size."""
 
-    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000, optional=True)
+    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000)
     start: int = option(0, "index of the first frame", low=0, high=10_000_000)
     stride: int = option(1, "take every n-th frame", low=1, high=10_000)
     width: int | None = option(None, "width in px; null: by height and aspect, or the clip's own", low=1, high=16_384)
@@ -381,7 +378,7 @@ class CorrectionOptions(Options, group="correction"):
     space: str = option("latent", "what is blended", choices=("latent", "x0", "noise", "features"))
     when: str = option("after_step", "space=latent: when it is blended", choices=("after_step", "before_step"))
     candidates: str = option("masked", "cells of the neighbour to match with", choices=("masked", "all"))
-    agreement: float | None = option(0.04, AGREEMENT, low=0, high=1, optional=True)
+    agreement: float | None = option(0.04, AGREEMENT, low=0, high=1)
     restore_variance: bool = option(False, "space=latent: restore the noise's variance after blending")
 
     def __post_init__(self) -> None:
@@ -465,7 +462,7 @@ class TrainOptions(Options):
     memory: MemoryOptions = option(MemoryOptions, "what is done to save memory")
     metrics: MetricsOptions = option(MetricsOptions, "what is measured of the edits")
     trainer: dict[str, Any] = option(TRAINER, "arguments of lightning.Trainer")
-    logger: dict[str, Any] = option({"csv": {}}, f"loggers by name ({', '.join(LOGGERS)}), each with its arguments")
+    logger: dict[str, Any] = option({}, f"loggers by name ({', '.join(LOGGERS)}), each with its arguments")
     compile: bool = option(False, "torch.compile of the UNet's transformer blocks: slow to start, then faster")
     seed: int = option(33, "seed of all random numbers", low=0, high=2**31 - 1)
     cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
@@ -476,9 +473,10 @@ class TrainOptions(Options):
             _known(f"trainer.{key}", key, TRAINER_ARGUMENTS)
         choice("trainer.precision", self.precision, PRECISIONS)
         for name, arguments in self.logger.items():
-            if "_target_" not in (arguments or {}):
+            arguments = arguments if isinstance(arguments, dict) else {}
+            if "_target_" not in arguments:
                 _known(f"logger.{name}", name, LOGGERS)
-                for key in arguments or {}:
+                for key in arguments:
                     _known(f"logger.{name}.{key}", key, LOGGERS[name] or (key,))
         self.memory.check(self.precision)
 

@@ -35,7 +35,8 @@ def edit(
     """Make the requested edits in the run ``folder``; returns their names. Earlier edits are kept.
 
     An edit that exists with the same key is not made again; another edit of the same name gets a numbered name, or is
-    replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further content.
+    replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further
+    content.
     """
     from tave.progress import Progress
     from tave.run import Run
@@ -69,7 +70,9 @@ def _free(run: Run, name: str, entry: Any) -> str:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in ``folder`` without its edits. Raises FileError, which names the file and remedy."""
+    """The configuration of the run in ``folder`` without its edits. Raises FileError, which names the file and
+    remedy.
+    """
     path = folder / "run.json"
     if not path.is_file():
         raise FileError(f"{folder}: no finished run (run.json is missing); give the folder that tave.train printed")

@@ -26,8 +26,8 @@ def load_backbone(options: BackboneOptions) -> Backbone:
     first of ``mirrors`` with a complete copy in the hub's local cache; nothing is downloaded.
 
     Raises:
-        BackboneError: in one line, for files that are incomplete, unreadable, altered, or of another family.
-        BackboneMissingError: there are no files at all.
+        FileError: in one line, for files that are unreadable; :class:`BackboneError`, its subclass, for files that are
+            incomplete, altered or of another family; :class:`BackboneMissingError` if there are none.
     """
     if options.family == "tiny":
         return tiny_backbone(options.seed, options.prediction_type or "v_prediction")

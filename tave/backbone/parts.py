@@ -90,3 +90,12 @@ class Backbone:
     def vae_factor(self) -> int:
         """Side of a latent cell in pixels."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise :class:`BackboneError` for frames with fewer than two cells at the UNet's coarsest level."""
+        least = self.vae_factor * 2 ** len(self.unet.config["down_block_types"])
+        if min(width, height) < least:
+            raise BackboneError(
+                f"frames of {width}x{height} px are too small for {self.name}: set video.width and video.height to at "
+                f"least {least}"
+            )

@@ -18,7 +18,6 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionMode
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from tave.backbone.parts import Backbone, ImageNoising
-from tave.config import choice
 
 TOKENS, TEXT_WIDTH, IMAGE_WIDTH, IMAGE_SIZE = 77, 32, 24, 32
 LAYERS: dict[str, Any] = {"intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -29,7 +28,6 @@ def tiny_backbone(seed: int = 0, prediction_type: str = "v_prediction") -> Backb
 
     prediction_type: v_prediction (as SD-unCLIP) or epsilon.
     """
-    choice("prediction_type", prediction_type, ("v_prediction", "epsilon"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = byte_tokenizer(("bus", "car", "road", "red", "white", "on", "the"), TOKENS)

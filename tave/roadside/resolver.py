@@ -15,9 +15,9 @@ def drawn(name: str) -> str:
     Raises:
         ValueError: no case has this name.
     """
-    from tave.roadside.cases import draw_case  # costs numpy and Pillow, and torch where the case is not drawn yet
+    from tave.roadside.cases import draw_case, find_case  # numpy; torch as well if the case is not drawn yet
 
-    return str(draw_case(name, FOLDER).resolve())
+    return str(draw_case(find_case(name), FOLDER).resolve())
 
 
 OmegaConf.register_new_resolver("drawn", drawn, replace=True)
