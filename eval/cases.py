@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tave.config import ReadOptions
 from tave.files import file_digest
-from tave.video import Image4, ReadOptions, centre, fit_frames, read_clip, read_image, read_matte
+from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
 
 from .ideal import IdealLayers

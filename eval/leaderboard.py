@@ -11,39 +11,19 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import MISSING, DictConfig
-
-from tave.config import CONF
+from tave.cli import entry_point
+from tave.config import LeaderboardOptions
 from tave.files import whole_file
 
-from .entry import run_entry, schema
 from .records import EvalError
 from .runs import Results, find, read_results, split_methods
 from .tables import ALL, ARROWS, FEWEST, as_json, escape, markdown_table, reference_of
 
 NO_CONTROL = "No untouched source, no frozen frame, no pasted target: python -m tave.benchmark makes them."
 NARROW = f"Intervals of few cases are too narrow: below {FEWEST} cases no difference is decided, whatever its interval."
-
-
-@dataclass
-class LeaderboardOptions:
-    """Keys of ``conf/leaderboard/leaderboard.yaml``."""
-
-    runs: str = MISSING  # where the run folders are; ** is any depth
-    out: str = "."  # folder for leaderboard.json, .csv, .md, .html, and cases.csv
-    versus: str = "tave"  # method that the others are compared with
-    metrics: list[str] = field(default_factory=list)  # columns; empty: all that are measured of an edit
-    title: str = "Leaderboard"
-    clips: int = 12  # cases whose clips the page plays; 0: none
-    note: str = ""  # a line below the title: command, commit, hardware
-
-
-schema("leaderboard", LeaderboardOptions)
 
 
 def leaderboard(options: LeaderboardOptions) -> Path:
@@ -159,11 +139,7 @@ def _summary(board: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF / "leaderboard"), config_name="leaderboard")
-def main(config: DictConfig) -> None:
-    """Entry point."""
-    run_entry(leaderboard, config, LeaderboardOptions)
-
+main = entry_point("tabulate runs", "leaderboard/leaderboard", lambda options, _: leaderboard(options))
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tave.video import ReadOptions, read_clip, read_image
+from tave.config import ReadOptions
+from tave.video import read_clip, read_image
 
 from .records import EvalError
 

@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig
+from tave.cli import entry_point
+from tave.config import ScoreOptions, judge_folder
 
-from tave.config import CONF
-
-from .entry import run_entry, schema
 from .records import EvalError, WeightsError, read_record, section, write_json
 
 if TYPE_CHECKING:
@@ -28,34 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHIPPED, JUDGE = "shipped", "judge"
+JUDGE = "judge"
 FILES = ("edited", "source", "mask", "target_image", "matte", "source_prompt", "target_prompt")
-JUDGE_FOLDER = CONF.parent / "tave/roadside/weights/judge"
 FOOTAGE = "give clip=vit-l-14 (a name, or a folder)"
-
-
-@dataclass
-class ScoreOptions:
-    """Keys of ``conf/score/score.yaml``."""
-
-    run: str | None = None  # run folder; or instead of it the files below
-    edited: str | None = None  # edited clip: a video, or a folder of numbered pictures
-    source: str | None = None  # source clip: the same frames at the same size
-    mask: str | None = None  # region of the edit: a video or a folder of pictures, white inside
-    target_image: str | None = None  # picture of the target
-    matte: str | None = None  # silhouette in the picture, if that has no alpha
-    source_prompt: str | None = None  # description of the source
-    target_prompt: str | None = None  # description of the edit
-    annotations: str | None = None  # folder of the source object's masks, a picture a frame (DAVIS)
-    judge: str | None = SHIPPED  # classifier of drawn vehicles: shipped, or a folder; null: none
-    clip: str | None = None  # CLIP, as load_encoder takes it, or "judge"; null: the judge's for drawn clips, else none
-    clip_sha256: str | None = None  # hash that the CLIP's weights must have
-    dino: str | None = None  # DINO: folder or cached hub name; null: none
-    pickscore: str | None = None  # PickScore: folder or cached hub name; null: none
-    out: str | None = None  # JSON file for the figures, laid out like metrics.json
-
-
-schema("score", ScoreOptions)
 
 
 @dataclass
@@ -156,7 +128,11 @@ def _lpips() -> tuple[Any, str]:
 
 
 def score_run(
-    run: Path, judge: Path | None, names: Collection[str] | None = None, clip: str | None = None
+    run: Path,
+    judge: Path | None,
+    names: Collection[str] | None = None,
+    clip: str | None = None,
+    annotations: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure a run's edits from its files, and merge the figures into ``RUN/metrics.json``.
 
@@ -165,6 +141,7 @@ def score_run(
         judge: The judge's folder; None: no judge.
         names: The edits; all of them by default.
         clip: The encoder, as for :class:`Toolbox`.
+        annotations: Folder of the source object's masks in the clip as it was before the run read it.
 
     Returns:
         Edit name -> metric name -> value (None where no pixel or frame counts).
@@ -172,7 +149,7 @@ def score_run(
     Raises:
         ValueError: A file, array or class is missing or doesn't fit; one line that names it.
     """
-    scores = score_edits(run, Toolbox(judge, clip), names)
+    scores = score_edits(run, Toolbox(judge, clip), names, annotations)
     for line in scores.warnings:
         log.warning("%s", line)
     return scores.edits
@@ -229,8 +206,7 @@ def table(scores: Scores) -> str:
 
 def score(options: ScoreOptions) -> None:
     """Measure what ``options`` asks for, print the figures and where they are written."""
-    judge = JUDGE_FOLDER if options.judge == SHIPPED else Path(options.judge) if options.judge else None
-    tools = Toolbox(judge, options.clip, options.clip_sha256, options.dino, options.pickscore)
+    tools = Toolbox(judge_folder(options.judge), options.clip, options.clip_sha256, options.dino, options.pickscore)
     annotations = Path(options.annotations) if options.annotations else None
     given = [key for key in FILES if getattr(options, key) is not None]
     if options.run is not None:
@@ -261,11 +237,7 @@ def _bare(options: ScoreOptions, annotations: Path | None) -> Case:
     return read_files(edited, source, mask, request, annotations)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF / "score"), config_name="score")
-def main(config: DictConfig) -> None:
-    """Entry point."""
-    run_entry(score, config, ScoreOptions)
-
+main = entry_point("measure edits", "score/score", lambda options, _: score(options))
 
 if __name__ == "__main__":
     main()

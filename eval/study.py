@@ -7,18 +7,17 @@ python -m eval.study sweep=outputs/studies/blend_weights out=experiments/blend_w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import hydra
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from tave.config import CONF
+from tave.cli import entry_point
+from tave.config import CONF, StudyOptions
 
-from .entry import run_entry, schema
 from .records import EvalError, read_record
 from .runs import PICTURES, Result, find, read_results
 from .tables import ARROWS, interval, markdown_table
@@ -30,19 +29,6 @@ RUN_METRICS = {
     "reconstruction_psnr": {"id": "reconstruction_psnr/-/whole frames/clip/v1", "higher_is_better": True, "unit": "dB"},
     "edit_seconds": {"id": EDIT_SECONDS, "higher_is_better": False, "unit": "s"},
 }
-
-
-@dataclass
-class StudyOptions:
-    """Keys of ``conf/study/study.yaml``."""
-
-    sweep: str = MISSING  # the sweep's folder, hydra.sweep.dir
-    out: str = MISSING  # experiments/NAME
-    cases: str = "*"  # which clips, by name
-    metrics: list[str] = field(default_factory=list)  # columns, those that were measured; the first also by case
-
-
-schema("study", StudyOptions)
 
 
 @dataclass
@@ -165,7 +151,7 @@ def differences(found: list[dict[str, Any]], versus: str) -> list[dict[str, Any]
 
 def table(found: list[dict[str, Any]], metrics: list[str], facts: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line for each value, a column for each metric, the best in bold."""
-    cell = {(each["value"], each["metric"]): entry for each in found}
+    cell = {(each["value"], each["metric"]): each for each in found}
     best = {}
     for name in metrics:
         values, higher = [each["mean"] for each in found if each["metric"] == name], facts[name]["higher_is_better"]
@@ -186,7 +172,7 @@ def _shown(each: dict[str, Any] | None, best: float | None) -> str:
 
 def by_case(found: list[dict[str, Any]], metric: str) -> str:
     """Markdown: one metric, a line for each case, a column for each value."""
-    measured = [entry for each in found if each["metric"] == metric]
+    measured = [each for each in found if each["metric"] == metric]
     cases = sorted({name for each in measured for name in each["cases"]})
     body = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
     return "\n".join(markdown_table([metric, *(each["value"] for each in measured)], body))
@@ -253,11 +239,7 @@ def study(options: StudyOptions) -> Path:
     return path
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF / "study"), config_name="study")
-def main(config: DictConfig) -> None:
-    """Entry point."""
-    run_entry(study, config, StudyOptions)
-
+main = entry_point("summarise a study", "study/study", lambda options, _: study(options))
 
 if __name__ == "__main__":
     main()

@@ -61,7 +61,7 @@ _ROOT = Path(__file__).parent.parent
 
 # `python -m tave.X` puts the working folder first on sys.path: a clip's folder with an eval.py, wandb.py or random.py
 # would replace the module of that name.
-_AS_MODULE = sys.argv[0] == "-m" and any(word.removeprefix("-m").split(".")[0] == "tave" for word in sys.orig_argv)
+_AS_MODULE = sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").split(".")[0] == "tave" for word in sys.orig_argv)
 if _AS_MODULE and sys.path[0] in ("", str(Path.cwd())):
     del sys.path[0]
 

@@ -120,7 +120,7 @@ def typed(cfg: DictConfig) -> Any:
         if absent := sorted(OmegaConf.missing_keys(cfg)):
             clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
             about = option_at(root.kind, absent[0])
-            meaning = f" ({about[0].metadata['help']})" if about else ""
+            meaning = f" ({about.entry.metadata['help']})" if about else ""
             raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
         options = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
@@ -316,7 +316,7 @@ def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
     elif type(error).__name__ == "SIGTERMException":  # Lightning's
         line, code = "stopped by SIGTERM", 143
     elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
-        line, code = f"error: {f'{failed} jobs of the sweep failed' if failed else one_line(error, root)}", 1
+        line, code = "error: " + (f"{failed} of the sweep's jobs failed" if failed else one_line(error, root)), 1
     else:
         raise error
     print(line, file=sys.stderr)

@@ -55,7 +55,7 @@ AGREEMENT = "largest error of a match there and back, share of the grid's shorte
 JUDGE_HELP = (
     "classifier of drawn vehicles: auto (where the backbone is of the drawn world), shipped, FOLDER; null: none"
 )
-CLIP_HELP = "CLIP of the alignment metrics: auto (the judge's), judge, FOLDER, hf-hub:OWNER/NAME, vit-l-14; null: none"
+CLIP_HELP = "CLIP encoder: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
 
 
 class OptionError(ValueError):
@@ -435,13 +435,18 @@ class MemoryOptions(Options, group="memory"):
             )
 
 
+def judge_folder(name: str | None) -> Path | None:
+    """The folder of a judge: the shipped one, or a folder by its path; None for none."""
+    return JUDGE if name == "shipped" else Path(name) if name else None
+
+
 @dataclass(frozen=True)
 class MetricsOptions(Options, group="metrics"):
     """What is measured of the edits."""
 
     enabled: bool = option(True, "measure every edit")
-    judge: str | None = option("auto", JUDGE_HELP, text=True)
-    clip: str | None = option("auto", CLIP_HELP, text=True)
+    judge: str | None = option("shipped", JUDGE_HELP, text=True)
+    clip: str | None = option(None, CLIP_HELP, text=True)
     objective: str | None = option(None, "figure of metrics.json that a search optimises, e.g. ideal_psnr_aligned")
 
 
@@ -493,10 +498,7 @@ class TrainOptions(Options):
     @property
     def judge(self) -> Path | None:
         """Folder of the judge that ``metrics.judge`` names; None for none."""
-        name = self.metrics.judge
-        if name == "auto":
-            return JUDGE if self.backbone.knows else None
-        return JUDGE if name == "shipped" else Path(name) if name else None
+        return judge_folder(self.metrics.judge)
 
 
 @dataclass(frozen=True)
@@ -519,8 +521,8 @@ class ScoreOptions(Options):
     source_prompt: str | None = option(None, "description of the source", text=True)
     target_prompt: str | None = option(None, "description of the edit", text=True)
     annotations: str | None = option(None, "folder of the source object's masks, a picture a frame (DAVIS)", text=True)
-    judge: str | None = option("auto", JUDGE_HELP, text=True)
-    clip: str | None = option("auto", CLIP_HELP, text=True)
+    judge: str | None = option("shipped", JUDGE_HELP, text=True)
+    clip: str | None = option(None, CLIP_HELP, text=True)
     clip_sha256: str | None = option(None, "hash that the CLIP's weights must have")
     dino: str | None = option(None, "DINO: folder or cached hub name; null: none", text=True)
     pickscore: str | None = option(None, "PickScore: folder or cached hub name; null: none", text=True)
@@ -586,7 +588,7 @@ class BenchmarkOptions(Options):
     seeds: list[int] = option([33], "seeds; each case runs under each", low=0, high=2**31 - 1)
     only: list[str] = option([], "cases by name; empty: all")
     workers: int = option(1, "cases side by side, each in a process with its share of the threads", low=1, high=1024)
-    clip: str | None = option("auto", CLIP_HELP, text=True)
+    clip: str | None = option(None, CLIP_HELP, text=True)
 
 
 @dataclass(frozen=True)

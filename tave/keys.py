@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from tave import config
 from tave.config import BACKBONE_KEYS, CONF, EDIT_GROUPS, EDIT_KEYS, OptionError, nearest
@@ -53,20 +53,30 @@ def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]
             yield f"{prefix}{entry.name}", entry
 
 
-def option_at(kind: Any, key: str) -> tuple[Field[Any], bool] | None:
-    """The field of a dotted key and whether the key lies in a dict, of options by name or of anything; else None."""
-    entry, free = None, False
-    for part in key.split("."):
+class Place(NamedTuple):
+    """A key's field; for a key in a dict the number of parts up to that, and whether it is one of options by name."""
+
+    entry: Field[Any]
+    dict_depth: int = 0
+    named: bool = False
+
+
+def option_at(kind: Any, key: str) -> Place | None:
+    """The place of a dotted key below a class of options; None where there is none."""
+    found: Place | None = None
+    for depth, part in enumerate(key.split(".")):
         if is_dataclass(kind):
             entry = next((entry for entry in fields(kind) if entry.name == part), None)
             if entry is None:
                 return None
+            found = Place(entry) if found is None else found._replace(entry=entry)
             kind = get_type_hints(kind)[part]
-        elif get_origin(kind) is dict:
-            free, kind = True, get_args(kind)[1]
+        elif get_origin(kind) is dict and found is not None:
+            kind = get_args(kind)[1]
+            found = Place(found.entry, depth, is_dataclass(kind))
         elif kind is not Any:
             return None
-    return entry and (entry, free)
+    return found
 
 
 def unknown(key: str, root: Root) -> str:
@@ -102,9 +112,14 @@ def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> li
         special = (
             value == "null" or value.startswith(("'", '"', "[", "{", "glob(", "choice(")) or (sweep and "," in value)
         )
-        if at and at[0].metadata["text"] and equals and not special:
+        if at and at.entry.metadata["text"] and equals and not special:
             value = quoted(value)
-        if not plus and (key == "video" or (at and at[1])):
+        if at and at.named and equals and not sweep:  # OmegaConf makes options by name from a dict of them alone
+            parts = key.split(".")
+            for part in reversed(parts[at.dict_depth :]):
+                value = f"{{{part}: {value}}}"
+            key = ".".join(parts[: at.dict_depth])
+        if not plus and (key == "video" or (at and at.dict_depth)):
             plus = "+" if key == "video" else "++"  # Hydra's, for what the configuration doesn't hold before
         made.append(f"{plus}{key}{equals}{value}")
     return made
