@@ -23,8 +23,7 @@ from tave.video import ReadOptions, read_clip
 
 DOCS = Path(__file__).parent
 COLUMNS = 8  # pictures side by side, at most
-COLOURS = 128
-SIDE = 192  # px of a picture in the animation
+COLOURS, SIDE = 128, 192  # of a figure's palette; px of a picture in the animation
 
 
 def read_frames(path: Path) -> np.ndarray:
@@ -126,20 +125,19 @@ def save(name: str, figure: Figure) -> None:
 
 def main(run: Path) -> None:
     edit = next(path.parent for path in sorted(run.glob("edits/*/edit.json")))
-    paths = (run / "source.mp4", edit / "mask.mp4", edit / "edited.mp4")
-    source, mask, edited = map(read_frames, paths)
+    source, mask, edited = map(read_frames, (run / "source.mp4", edit / "mask.mp4", edit / "edited.mp4"))
     target = read_picture(json.loads((edit / "edit.json").read_text())["target_image"])
     stored, chosen, middle = np.load(edit / "soft_mask.npz"), spread(len(source)), len(source) // 2
     masked, per_step = np.where(mask > 0.5, source, source / 4), stored["per_step"].astype(np.float32)
     (DOCS / "figures").mkdir(exist_ok=True)
-    encoded = [target, read_picture(edit / "reference.png"), source[middle]]
-    save("condition", grid({"": encoded}, ["target image", "target as encoded", "source as encoded"], side=1.8))
+    titles, encoded = ["target image", "target as encoded", "source as encoded"], read_picture(edit / "reference.png")
+    save("condition", grid({"": [target, encoded, source[middle]]}, titles, side=1.8))
     save("loss", loss_curve(run))
     save("trajectory", level_pictures(run))
     maps = spread(len(per_step))
     save("steps", grid({"D": [per_step[i, middle] for i in maps]}, [f"step {i + 1}" for i in maps], cmap="magma"))
-    planes = {name: [stored[name][i] for i in chosen] for name in ("soft", "binary", "mask")}
-    rows = {"source": [source[i] for i in chosen], **planes}
+    planes = {"source": source} | {name: stored[name] for name in ("soft", "binary", "mask")}
+    rows = {name: [plane[i] for i in chosen] for name, plane in planes.items()}
     save("masks", grid(rows, cmap="gray", vmin=0, vmax=1, interpolation="nearest"))
     save("field", arrows(edit, edited))
     clips = {"source": source, "mask": masked, "edit": edited}
