@@ -32,7 +32,7 @@ def read_targets(
     for name, entry in entries.items():
         if entry.truth and not Path(entry.truth, "truth.npz").is_file():
             raise OptionError(
-                f"video.edits.{name}.truth={entry.truth} holds no truth.npz: give a drawn clip's, or null"
+                f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null"
             )
         images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
         region = None if entry.mask is None else read_region(entry.mask, clip, cut)
@@ -81,7 +81,7 @@ def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
 
 
 def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapping[str, EditEntry]) -> list[str]:
-    """Warnings for a backbone that ``knows`` few nouns: about a clip that is not drawn, and prompts without its nouns."""
+    """Warnings of a backbone that ``knows`` few nouns: for a clip that is not drawn, and for prompts without its nouns."""
     if not backbone.knows:
         return []
     nouns = ", ".join(backbone.knows)
