@@ -8,13 +8,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tave.config import OptionError, ReadOptions, choice
+from tave.config import OptionError, ReadOptions
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase
 from tave.reference import Place, find_place, matte, put
@@ -33,7 +34,6 @@ from tave.video import (
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 OURS = "tave"
-NAMES = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose", "per_frame")
 
 
 def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Tensor] | None = None) -> None:
@@ -45,12 +45,11 @@ def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Te
     per_frame: every frame edited alone by ``edit_frame``, from a clip of one frame to `1 3 H W`.
 
     Raises:
-        OptionError: unknown name, the method's edit is missing, or the case has no known answer that the control needs.
+        OptionError: the case has no known answer, which the control needs.
     """
-    choice("controls", name, NAMES)
+    if not possible(name, case):
+        raise OptionError(f"case {case.name} has no known answer, which the control {name} needs: leave it out")
     ours = run / "edits" / OURS
-    if not (ours / "edit.json").is_file():
-        raise OptionError(f"{run}: the control {name} shares the masks of {OURS}, which is not there: run both")
     source = read_clip(run / "source.mp4", WHOLE)
     if name == "source_unchanged":
         frames = source.frames
@@ -84,19 +83,18 @@ def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
     waiting.rename(folder)
 
 
-# ---- what is known of a case -----------------------------------------------------------------------------------------
+# ---- the known answer ------------------------------------------------------------------------------------------------
 
 
 def true_region(run: Path, case: ListedCase, cut: ReadOptions) -> Path:
     """Write the region that an oracle method is given, a mask clip for ``video.mask``, into the run; returns its path.
 
-    Source and target object where the answer is known, else the annotated source object. ``cut``: how the run read its
-    clip, which annotations have to follow.
+    Source and target object by the truth, else the annotated source object. ``cut``: how the run read its clip.
     """
     source = read_clip(run / "source.mp4", WHOLE)
     region = _source_mask(source, case, cut)
     if case.truth:
-        region |= torch.from_numpy(_truth(case, "target_mask"))
+        region |= _truth(case, "target_mask")
     path = run / "true_region.mp4"
     write_mask_video(path, region[:, None].float(), source.fps)
     return path
@@ -105,21 +103,15 @@ def true_region(run: Path, case: ListedCase, cut: ReadOptions) -> Path:
 def _source_mask(source: Clip, case: ListedCase, cut: ReadOptions) -> Tensor:
     """The old object's pixels `f H W` bool, by the truth or by annotations."""
     if case.truth:
-        return torch.from_numpy(_truth(case, "source_mask"))
-    if case.annotations:
-        from tave.eval.cases import read_annotations  # pyright: ignore[reportMissingImports]
+        return _truth(case, "source_mask")
+    from tave.eval.cases import read_annotations  # pyright: ignore[reportMissingImports]
 
-        return read_annotations(Path(case.annotations), source.frames, cut)
-    raise OptionError(
-        f"case {case.name} has no truth and no annotations: leave out controls and methods that need them"
-    )
+    return read_annotations(Path(case.annotations or ""), source.frames, cut)
 
 
-def _truth(case: ListedCase, name: str) -> np.ndarray:
-    if not case.truth:
-        raise OptionError(f"case {case.name} has no truth: leave out controls that need it")
-    with np.load(Path(case.truth) / "truth.npz") as arrays:
-        return arrays[name]
+def _truth(case: ListedCase, name: str) -> Tensor:
+    with np.load(Path(case.truth or "") / "truth.npz") as arrays:
+        return torch.from_numpy(arrays[name])
 
 
 # ---- pasting ---------------------------------------------------------------------------------------------------------
@@ -128,25 +120,25 @@ def _truth(case: ListedCase, name: str) -> np.ndarray:
 def _pasted(run: Path, source: Clip, case: ListedCase) -> Tensor:
     video = read_json(run / "run.json")["config"]["video"]
     cut = ReadOptions(**{entry.name: video[entry.name] for entry in fields(ReadOptions)})
-    place = _emptied(source.frames, _source_mask(source, case, cut))
-    return _paste(place, *_photograph(case))
+    return _paste(_emptied(source.frames, _source_mask(source, case, cut)), *_photograph(case))
 
 
 def _pasted_true_pose(run: Path, source: Clip, case: ListedCase) -> Tensor:
-    target, layer, occluder = (_truth(case, name) for name in ("target_mask", "target_layer", "occluder"))
-    empty = _emptied(source.frames, torch.from_numpy(_truth(case, "source_mask"))).frames
+    mask, target, layer, occluder = map(
+        partial(_truth, case), ("source_mask", "target_mask", "target_layer", "occluder")
+    )
+    empty = _emptied(source.frames, mask).frames
     down, right = ((outer - inner) // 2 for outer, inner in zip(layer.shape[1:3], target.shape[1:], strict=True))
-    boxes = torch.tensor([box_of(plane > 127) for plane in layer[..., 3]]).double()
+    boxes = torch.tensor([box_of(plane > 127) for plane in layer[..., 3].numpy()]).double()
     place = Place(empty, boxes - torch.tensor([down, down, right, right]))
     rgb, rough = _photograph(case)
     alpha = _silhouette(case, rough)
     black = replace(place, frames=torch.full_like(empty, -1.0))  # white pasted on black is the pasted silhouette
-    chosen = max(
-        [(rgb, alpha), (rgb.flip(-1), alpha.flip(-1))],
-        key=lambda each: _overlap((_paste(black, torch.ones_like(rgb), each[1])[:, 0] > 0).numpy(), target),
-    )
-    in_front = torch.from_numpy(occluder[..., 3]).float()[:, None] / 255
-    return torch.lerp(_paste(place, *chosen), source.frames, in_front)
+    shown = [_overlap(_paste(black, torch.ones_like(rgb), cut)[:, 0] > 0, target) for cut in (alpha, alpha.flip(-1))]
+    if shown[1] > shown[0]:
+        rgb, alpha = rgb.flip(-1), alpha.flip(-1)
+    in_front = occluder[:, None, :, :, 3].float() / 255
+    return torch.lerp(_paste(place, rgb, alpha), source.frames, in_front)
 
 
 def _paste(place: Place, rgb: Tensor, alpha: Tensor) -> Tensor:
@@ -165,21 +157,19 @@ def _silhouette(case: ListedCase, rough: Tensor) -> Tensor:
     from tave.roadside.scene import Vehicle, portrait
 
     kind = read_json(Path(case.truth or "") / "truth.json")["target"]["vehicle"]
-    scenes = [portrait(Vehicle(kind, "red"), "city", 0, heading) for heading in (1, -1)]
-    drawn = [vehicle_layer(scene, 0, rough.shape[-1])[..., 3] for scene in scenes]
-    best = max(drawn, key=lambda plane: _overlap(plane > 0.5, rough[0].numpy() > 0.5))
-    return torch.from_numpy(best.copy())[None]
+    drawn = torch.from_numpy(vehicle_layer(portrait(Vehicle(kind, "red"), "city", 0), 0, rough.shape[-1])[..., 3])[None]
+    return max(drawn, drawn.flip(-1), key=lambda each: _overlap(each > 0.5, rough > 0.5))
 
 
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    return (first & second).sum() / (first | second).sum()
+def _overlap(first: Tensor, second: Tensor) -> float:
+    return float((first & second).sum() / (first | second).sum())
 
 
 def _emptied(frames: Tensor, mask: Tensor) -> Place:
-    """The frames without the old object: the median of the frames that show the background, and the object's boxes."""
+    """The old object's boxes, and the frames with the median of the visible background in its place."""
     place = find_place(frames, mask[:, None].float())
     if place is None:
-        raise OptionError("the old object is in no frame: leave out controls that paste")
+        raise OptionError("no frame shows the old object: leave out the controls that paste")
     hidden = torch.from_numpy(grown(mask.numpy(), max(1, round(RIM * mask.shape[1]))))[:, None]
     median = frames.masked_fill(hidden, torch.nan).nanmedian(0).values
     known = torch.where(median.isnan(), place.frames, median)  # inpainted where no frame shows the background
