@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from torch import Tensor
 from tave.config import OptionError, ReadOptions
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase
-from tave.reference import Place, find_place, matte, put
-from tave.reference.views import RIM
+from tave.reference.cutout import matte
+from tave.reference.views import RIM, Place, find_place, put
 from tave.regions import box_of, grown
 from tave.video import (
     Clip,
@@ -124,10 +123,8 @@ def _pasted(run: Path, source: Clip, case: ListedCase) -> Tensor:
 
 
 def _pasted_true_pose(run: Path, source: Clip, case: ListedCase) -> Tensor:
-    mask, target, layer, occluder = map(
-        partial(_truth, case), ("source_mask", "target_mask", "target_layer", "occluder")
-    )
-    empty = _emptied(source.frames, mask).frames
+    empty = _emptied(source.frames, _truth(case, "source_mask")).frames
+    target, layer, occluder = (_truth(case, name) for name in ("target_mask", "target_layer", "occluder"))
     down, right = ((outer - inner) // 2 for outer, inner in zip(layer.shape[1:3], target.shape[1:], strict=True))
     boxes = torch.tensor([box_of(plane > 127) for plane in layer[..., 3].numpy()]).double()
     place = Place(empty, boxes - torch.tensor([down, down, right, right]))
