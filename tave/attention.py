@@ -1,4 +1,4 @@
-"""The two layers that a clip adds to an image network: ST-Attn's choice of keys, and T-Attn over the frames (METHOD 2).
+"""The two layers that a clip adds to an image network: ST-Attn and T-Attn (docs/method.md, section 2).
 
 Frames come folded into the batch, branch by branch: `(b f) n d` with `n` latent cells.
 """
@@ -13,17 +13,16 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tave.options import choice
+from tave.config import choice
 
 KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
-POSITIONS = ("none", "sinusoidal")
 
 
 class SparseCausalAttention:
     """ST-Attn, as a processor of `attn1`: the cells of frame i attend to the cells of a few other frames.
 
-    frames: how many one branch holds; kv_frames: which of them give keys and values. Before frame 0 stands frame 0.
-    The cost stays linear in the number of frames. For a still clip the answer is plain self-attention's.
+    frames: frames of one branch; kv_frames: which of them give keys and values. Frame 0 is its own predecessor.
+    The cost is linear in the number of frames. For a still clip the output equals plain self-attention.
     """
 
     def __init__(self, frames: int, kv_frames: str = "first_previous") -> None:
@@ -38,7 +37,9 @@ class SparseCausalAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """`(b f) n d` -> `(b f) n d`. The other arguments are the processor's interface and play no part in `attn1`."""
+        """`(b f) n d` -> `(b f) n d`. The other arguments belong to the processor interface and are unused in
+        `attn1`.
+        """
         to_q, to_k, to_v, to_out, dropout = projections(attn)
         # projected once, gathered after: no frame is projected twice
         key, value = self._gather(to_k(hidden_states)), self._gather(to_v(hidden_states))
@@ -58,15 +59,12 @@ class SparseCausalAttention:
 class TemporalAttention(nn.Module):
     """T-Attn: each cell attends over the frames, `(b f) n d` -> the same, with a residual.
 
-    It starts as a copy of the block's own self-attention and its norm, a meaningful start that needs no random draw,
-    but for the output projection: weight and bias are zero, so at first the block answers as if T-Attn weren't there.
+    It is initialised from the block's own self-attention and norm, except for the output projection: its weight and
+    bias are zero, so that at step 0 the block's output is unchanged.
     """
 
-    position: Tensor | None
-
-    def __init__(self, block: BasicTransformerBlock, frames: int, position: str = "none") -> None:
+    def __init__(self, block: BasicTransformerBlock, frames: int) -> None:
         super().__init__()
-        choice("position", position, POSITIONS)
         attn, spatial = block.attn1, projections(block.attn1)[:3]
         like = {"device": spatial[0].weight.device, "dtype": spatial[0].weight.dtype}
         width, inner = attn.query_dim, attn.inner_dim
@@ -81,15 +79,11 @@ class TemporalAttention(nn.Module):
                 self.norm.load_state_dict(block.norm1.state_dict())
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
-        table = frame_positions(frames, width).to(**like) if position == "sinusoidal" else None
-        self.register_buffer("position", table, persistent=False)  # no weight: tuned files fit any number of frames
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(b f) n d` -> `(b f) n d`."""
         b, n = hidden_states.shape[0] // self.frames, hidden_states.shape[1]
         normed = self.norm(hidden_states).unflatten(0, (b, self.frames)).transpose(1, 2).flatten(0, 1)  # (b n) f d
-        if self.position is not None:
-            normed = normed + self.position
         out = attend(self.to_q(normed), self.to_k(normed), self.to_v(normed), self.heads, self.scale, self.upcast)
         out = self.to_out(out).unflatten(0, (b, n)).transpose(1, 2).flatten(0, 1)  # (b f) n d
         return hidden_states + out
@@ -99,13 +93,6 @@ def projections(attn: Attention) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Li
     """The Q, K, V and output projections of a block's attention, and its dropout."""
     to_out, dropout = cast(nn.ModuleList, attn.to_out)
     return cast(tuple, (attn.to_q, attn.to_k, attn.to_v, to_out, dropout))
-
-
-def frame_positions(frames: int, width: int) -> Tensor:
-    """The sinusoidal code of frame numbers, `f d` float32: sines in the even columns, cosines in the odd ones."""
-    rates = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-    angles = torch.arange(frames, dtype=torch.float32)[:, None] * rates  # f d/2
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float, upcast: bool) -> Tensor:

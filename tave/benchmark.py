@@ -1,242 +1,271 @@
-"""The benchmark's door: every case of a set under every row, into folders from which ``eval.leaderboard`` makes its tables.
+"""Entry point: every case of a set, edited by every method and every control, measured; resumable.
 
-    python -m tave.benchmark                          the drawn world's full list
-    python -m tave.benchmark set=small                one case of each group, fewer steps
-    python -m tave.benchmark set=folder set.folder=F  your own clips: docs/external_sets.md
-
-A case is tuned and inverted once, in the run folder FOLDER/CASE; each row is one more edit of it. What stands is not made
-again. What fails is listed in FOLDER/CASE/failed.json until it succeeds, and the rest goes on.
+python -m tave.benchmark set=small workers=2
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils.logging import disable_progress_bar
+from omegaconf import OmegaConf
 
-from tave.cache import read_json, write_json
-from tave.config import CONF, schema, typed
-from tave.controls import CONTROLS
-from tave.listing import ListedCase, read_listing
-from tave.options import OptionError, within
-from tave.rows import Job, Method, method_of, wanted
-from tave.story import quoted
-from tave.train import guarded
-from tave.workers import WorkerDiedError, steps_of
+from tave.cli import Context, changed, compose_options, entry_point, typed
+from tave.config import CONF, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
+from tave.files import read_json, write_json
+from tave.keys import quoted
+from tave.listing import ListedCase, listing_of, read_listing
 
 log = logging.getLogger(__name__)
 
-Measure = Callable[[Job, str], list[str]]
-Step = tuple[str, str | None]  # a row, or "tuning", and what went wrong with it, if anything
+CONTROLS = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose", "per_frame")
+OURS = "tave"  # the method whose masks the controls share
+EDITING = ("reference", "mask", "correction", "sampler")  # what may differ between methods: edits share one tuned clip
 
 
-@dataclass
-class BenchmarkOptions:
-    """The root of ``conf/benchmark.yaml``."""
+@dataclass(frozen=True)
+class Job:
+    """A case under one seed. ``home`` is its run folder; ``methods`` in order, None for a control."""
 
-    set: dict[str, Any] = field(default_factory=dict)  # a `_target_` that returns the path of a listing
-    folder: str = MISSING  # where everything goes: cases and runs
-    rows: list[str] = field(default_factory=list)  # names of methods and controls
-    methods: dict[str, dict[str, Any]] = field(default_factory=dict)  # the fields of a Method, by its row's name
-    overrides: list[str] = field(default_factory=list)  # as for tave.train, for every case
-    seeds: list[int] = field(default_factory=lambda: [33])
-    only: list[str] = field(default_factory=list)  # names of cases; empty: all
-    workers: int = 1  # cases side by side, each in a process with its share of the threads
-    clip: str | None = "judge"  # the encoder that measures alignment, as for eval.score
+    case: ListedCase
+    seed: int
+    home: Path
+    options: BenchmarkOptions
 
-    def chosen(self) -> dict[str, Method | None]:
-        """The rows: a method, or None for a control. Raises :class:`OptionError` for one that is neither, or is wrong."""
-        if unknown := [row for row in self.rows if row not in self.methods and row not in CONTROLS]:
-            known = ", ".join([*self.methods, *CONTROLS])
-            raise OptionError(f"rows={unknown} not known: choose of {known}, or define methods.NAME")
-        methods = {name: method_of(name, told) for name, told in self.methods.items()}
-        return {row: methods.get(row) for row in self.rows}
-
-
-ConfigStore.instance().store(name="benchmark_schema", node=schema(BenchmarkOptions))
+    @property
+    def label(self) -> dict[str, Any]:
+        """What ``edit.json`` records of the case, for tables."""
+        return {"case": self.case.name, "group": list(self.case.groups), "seed": self.seed}
 
 
 def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str, Any]]:
-    """Run the whole set; returns what failed, as ``failed.json`` lists it: case, seed, method (or "tuning") and error."""
-    rows = options.chosen()
-    within("workers", options.workers, 1, math.inf)
-    cases = [case for case in read_listing(instantiate(options.set)) if not options.only or case.name in options.only]
-    if not cases:
-        raise OptionError(f"only={options.only} names no case of the set")
-    cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
-    jobs = [job for case in cases for job in _jobs(case, options)]
-    _supersede(Path(options.folder), {job.home.name for job in jobs})
-    failed: list[list[dict[str, Any]]] = [[] for _ in jobs]
-    with _bars(show) as bars:
-        left = [_left(job, rows) for job in jobs]
-        bar, over = bars.add_task(f"0/{len(jobs)} cases", total=sum(left)), 0
-        for number, step in steps_of(partial(_opened, options, rows, jobs[0]), jobs, options.workers):
-            job = jobs[number]
-            if step is None:
-                _list(job, failed[number], [row for row, _ in wanted(job.case, rows)])
-                bars.advance(bar, left[number])
-                over += 1
-            else:
-                row, error = ("worker", str(step)) if isinstance(step, WorkerDiedError) else step
-                if error is not None:
-                    failed[number].append({"case": job.case.name, "seed": job.seed, "method": row, "error": error})
-                    bars.console.print(f"{job.home.name} {row} failed: {error}", highlight=False, markup=False)
-                bars.advance(bar, min(1, left[number]))
-                left[number] = max(0, left[number] - 1)
-            bars.update(bar, description=f"{over}/{len(jobs)} cases")
-    return [entry for entries in failed for entry in entries]
+    """Run the whole set; returns what failed: case, seed, method (or "tuning") and error.
 
-
-def _opened(options: BenchmarkOptions, rows: Mapping[str, Method | None], job: Job) -> Callable[[Job], Iterator[Step]]:
-    """What a process does with a case, with one set of encoders for all of them."""
-    disable_progress_bar()  # two bars for each row, of weights that load in no time
-    return partial(_run, rows=rows, measure=_measuring(job, options))
-
-
-def _list(job: Job, wrong: list[dict[str, Any]], tried: list[str]) -> None:
-    """Tell in the case's own folder what of it failed, so that benchmarks side by side don't overwrite each other's list.
-
-    An earlier failure stays if its row was not ``tried`` now.
+    What is already made is not made again; a failure is recorded in its case's ``failed.json`` and the rest continues.
     """
+    check_methods(options)
+    cases = [case for case in read_listing(_listing(options)) if not options.only or case.name in options.only]
+    if not cases:
+        raise OptionError(f"only={options.only} matches no case of the set")
+    cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
+    jobs = [Job(case, seed, _home(options, case, seed), options) for case in cases for seed in options.seeds]
+    failed: list[dict[str, Any]] = []
+    for done, (job, wrong) in enumerate(_finished(jobs, options.workers), 1):
+        failed += wrong
+        if show:
+            result = "failed: " + ", ".join(entry["method"] for entry in wrong) if wrong else "done"
+            print(f"[{done}/{len(jobs)}] {job.home.name}: {result}", file=sys.stderr, flush=True)
+    return failed
+
+
+def _listing(options: BenchmarkOptions) -> Path:
+    chosen = options.set
+    if chosen.kind == "folder":
+        return listing_of(str(chosen.folder))
+    from tave.roadside.cases import draw_set
+
+    return draw_set(chosen.folder or Path(options.folder) / "cases", chosen.size, chosen.which, options.only)
+
+
+def _home(options: BenchmarkOptions, case: ListedCase, seed: int) -> Path:
+    return Path(options.folder) / (case.name if seed == options.seeds[0] else f"{case.name}-seed{seed}")
+
+
+def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[str, Any]]]]:
+    """Run the jobs, in this process or in ``workers`` processes with an equal share of the threads; yield them as they
+    end.
+    """
+    if workers == 1 or len(jobs) == 1:
+        yield from ((job, run_case(job)) for job in jobs)
+        return
+    import torch
+
+    threads = max(1, torch.get_num_threads() // workers)
+    # forked processes would hang in the threads of their parent
+    with ProcessPoolExecutor(workers, get_context("spawn"), partial(torch.set_num_threads, threads)) as pool:
+        waiting = {pool.submit(run_case, job): job for job in jobs}
+        for future in as_completed(waiting):
+            job = waiting[future]
+            try:
+                yield job, future.result()
+            except BrokenProcessPool:
+                error = (
+                    "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
+                )
+                yield job, [{"case": job.case.name, "seed": job.seed, "method": "worker", "error": error}]
+
+
+def run_case(job: Job) -> list[dict[str, Any]]:
+    """Make and measure what is missing of one case; returns the failures, which are also in ``failed.json``."""
+    failed = []
+
+    def attempt(method: str, work: Any) -> bool:
+        try:
+            work()
+            return True
+        except Exception as error:
+            log.debug("%s: %s failed", job.home, method, exc_info=True)
+            line = " ".join(str(error).split()) or type(error).__name__
+            line = line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+            failed.append({"case": job.case.name, "seed": job.seed, "method": method, "error": line})
+            return False
+
+    if attempt("tuning", lambda: tune(job)):
+        known = bool(job.case.truth or job.case.annotations)
+        for name in job.options.methods:
+            method = job.options.define.get(name)
+            if method is None:
+                attempt(name, lambda name=name: control(job, name))
+            elif known or not method.oracle:
+                attempt(name, lambda name=name, method=method: edit_by(job, name, method))
     path = job.home / "failed.json"
-    before = read_json(path)["failed"] if path.is_file() else []
-    if left := [entry for entry in before if entry["method"] not in ("tuning", "worker", *tried)] + wrong:
-        write_json(path, {"failed": left})
+    if failed:
+        write_json(path, {"failed": failed})
     else:
         path.unlink(missing_ok=True)
+    return failed
 
 
-def _supersede(place: Path, homes: set[str]) -> None:
-    """Take ``homes`` out of the list of failures that older versions kept for the whole benchmark."""
-    path = place / "failed.json"
-    if path.is_file():
-        left = [entry for entry in read_json(path)["failed"] if entry["case"] not in homes]
-        write_json(path, {"failed": left}) if left else path.unlink()
+# ---- methods ---------------------------------------------------------------------------------------------------------
 
 
-def _run(job: Job, rows: Mapping[str, Method | None], measure: Measure) -> Iterator[Step]:
-    """Make what lacks of one case."""
-    from eval.score import told_of
-
-    fresh = not job.tuned
-    try:
-        job.tune()
-    except Exception as error:
-        log.debug("%s: tuning failed", job.home, exc_info=True)
-        yield "tuning", _told(error)
-        return
-    if fresh:
-        yield "tuning", None
-    stale: set[str] = set()
-    for row, method in wanted(job.case, rows):
-        fresh, wrong = not job.stands(row), None
-        try:
-            job.edit(row, method) if method else job.control(row)
-            job.label(row)
-            stale = {name for name in (*stale, *measure(job, row)) if name.partition(".")[0] != row}
-        except Exception as error:
-            log.debug("%s: %s failed", job.home, row, exc_info=True)
-            wrong = _told(error)
-        if fresh or wrong:
-            yield row, wrong
-    for line in told_of(sorted(stale)):
-        log.warning("%s: %s", job.home, line)
+def check_methods(options: BenchmarkOptions) -> None:
+    """Raise :class:`OptionError` for an unknown method, or one that changes options of the tuning."""
+    if unknown := [name for name in options.methods if name not in options.define and name not in CONTROLS]:
+        known = ", ".join([*options.define, *CONTROLS])
+        raise OptionError(f"methods={unknown} not known: choose of {known}, or define.NAME={{overrides: [...]}}")
+    for name in options.methods:
+        if method := options.define.get(name):
+            _overrides(name, method)
 
 
-def _told(error: Exception) -> str:
-    """An error in one line."""
-    line = " ".join(str(error).split())
-    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
+def _overrides(name: str, method: MethodOptions) -> list[str]:
+    """A method's overrides for ``tave.edit``, its experiment's first."""
+    words = list(method.overrides)
+    if method.experiment:
+        path = CONF / "experiment" / f"{method.experiment}.yaml"
+        if not path.is_file():
+            raise OptionError(f"define.{name}.experiment={method.experiment}: there is no such file in conf/experiment")
+        groups: Any = OmegaConf.to_container(OmegaConf.load(path))
+        words = [f"{g}.{key}={_text(value)}" for g, keys in groups.items() for key, value in keys.items()] + words
+    if early := sorted({word.partition(".")[0] for word in words} - {*EDITING}):
+        raise OptionError(f"define.{name} changes {', '.join(early)}: use overrides=[...] of a benchmark of its own")
+    return words
 
 
-def _jobs(case: ListedCase, options: BenchmarkOptions) -> Iterator[Job]:
-    place = Path(options.folder)
-    for seed in options.seeds:
-        home = place / (case.name if seed == options.seeds[0] else f"{case.name}-seed{seed}")
-        given = [
-            "+video=custom",
-            f"video.name={case.name}",
-            f"video.path={quoted(case.path)}",
-            f"video.source_prompt={quoted(case.source_prompt)}",
-            f"cache={quoted(place / 'cache')}",
-            *options.overrides,
-            *([f"video.frames={case.frames}"] if case.frames else []),
-            f"seed={seed}",
-        ]
-        yield Job(case, seed, home, _composed(given))
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _composed(overrides: list[str]) -> DictConfig:
-    """The configuration of ``tave.train``, inside of a Hydra door or without one."""
-    if GlobalHydra.instance().is_initialized():
-        return compose("train", overrides)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides)
+def tune(job: Job) -> None:
+    """Tune on the case's clip, unless its run folder holds that tuning."""
+    from tave.train import train
+
+    case, options = job.case, job.options
+    given = [
+        "+video=custom",
+        f"video.name={case.name}",
+        f"video.path={quoted(case.path)}",
+        f"video.source_prompt={quoted(case.source_prompt)}",
+        f"cache={quoted(Path(options.folder) / 'cache')}",
+        f"metrics.clip={'null' if options.clip is None else quoted(options.clip)}",
+        "logger=none",
+        *options.overrides,
+        *([f"video.frames={case.frames}"] if case.frames else []),
+        f"seed={job.seed}",
+    ]
+    train(compose_options("train", given), job.home, show=False)
 
 
-def _measuring(job: Job, options: BenchmarkOptions) -> Measure:
-    """Measure a row, with one set of encoders for the whole benchmark: warnings are told once, what was taken out returned."""
-    from eval.score import Toolbox
+def _options(job: Job, overrides: list[str]) -> TrainOptions:
+    from tave.edit import recorded
 
-    metrics = typed(job.config).metrics
-    tools, told = Toolbox(metrics.judge_folder, options.clip), set[str]()
-
-    def measure(job: Job, row: str) -> list[str]:
-        scores = job.score(row, tools) if metrics.enabled else None
-        for line in scores.warnings if scores else []:
-            if line not in told:
-                log.warning("%s", line)
-            told.add(line)
-        return scores.stale if scores else []
-
-    return measure
+    return typed(changed(recorded(job.home), overrides))
 
 
-def _left(job: Job, rows: Mapping[str, Method | None]) -> int:
-    return (not job.tuned) + sum(not job.stands(row) for row, _ in wanted(job.case, rows))
+def edit_by(job: Job, name: str, method: MethodOptions) -> None:
+    """Make and measure a method's edit, unless it is there."""
+    from tave.controls import true_region
+    from tave.edit import edit
+
+    options = _options(job, _overrides(name, method))
+    case = job.case
+    entry = EditEntry(case.target_image, case.target_prompt, case.matte, truth=case.truth)
+    if method.oracle:
+        entry = replace(entry, mask=str(true_region(job.home, case, options.video)))
+    options = replace(options, video=replace(options.video, edits={name: entry}))
+    about = {"benchmark": job.label | {"method": name}}
+    edit(
+        job.home,
+        replace(options, metrics=replace(options.metrics, enabled=False)),
+        about=about,
+        overwrite=True,
+        show=False,
+    )
+    _measure(job, options, name)
 
 
-def _bars(show: bool) -> Progress:
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # An edit takes minutes, so the speed is that of the whole time and not of the last half minute.
-    console = Console(stderr=True, quiet=not show)
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=1e6)
+def control(job: Job, name: str) -> None:
+    """Make and measure a control, unless it is there and was made from the current edit of the method ``tave``."""
+    from tave.cache import is_made, key_of
+    from tave.controls import make
+
+    ours = job.home / "edits" / OURS / "edit.json"
+    if not ours.is_file():
+        raise OptionError(f"{job.home}: the control {name} shares the masks of {OURS}, which is not there: run both")
+    options = _options(job, [])
+    key = key_of(name, read_json(ours)["key"], job.case.truth, job.case.annotations)
+    path = job.home / "edits" / name / "edit.json"
+    if not is_made(path, key):
+        make(name, job.home, job.case, partial(_edit_frame, job, options))
+        write_json(path, read_json(path) | {"key": key, "benchmark": job.label | {"method": name}})
+    _measure(job, options, name)
 
 
-def _door(cfg: DictConfig) -> None:
-    if OmegaConf.is_missing(cfg.set, "folder"):
-        raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
-    options: BenchmarkOptions = typed(cfg)
-    try:
-        failed = benchmark(options)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+def _edit_frame(job: Job, options: TrainOptions, clip: Any) -> Any:
+    """One frame `1 3 H W` edited alone by the untuned image model, by the method otherwise."""
+    from tave.build import build_editor
+    from tave.pipeline import Target
+    from tave.reference import TargetImage
+    from tave.video import read_image, read_matte
+
+    case = job.case
+    rgb, alpha = read_image(case.target_image)
+    image = TargetImage(rgb, alpha, read_matte(case.matte) if case.matte else None)
+    alone = replace(options, tuning=replace(options.tuning, trainables="none"))
+    pipeline = build_editor(alone, 1).pipeline
+    source = pipeline.encode(clip, case.source_prompt)
+    return pipeline.edit(source, pipeline.invert(source), Target("alone", case.target_prompt, [image])).frames
+
+
+def _measure(job: Job, options: TrainOptions, name: str) -> None:
+    from tave.train import measure
+
+    if options.metrics.enabled:
+        measure(job.home, options, [name], _annotations(job.case))
+
+
+def _annotations(case: ListedCase) -> Path | None:
+    return Path(case.annotations) if case.annotations and not case.truth else None
+
+
+def _work(options: BenchmarkOptions, context: Context) -> None:
+    failed = benchmark(options)
     print(options.folder)
     if failed:
         listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)
-        raise SystemExit(f"error: {len(failed)} failed, see failed.json in each case's folder in {options.folder}: {listed}")
+        raise OptionError(f"{len(failed)} failed, see failed.json in each case's folder in {options.folder}: {listed}")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    guarded(_door, cfg)
-
+main = entry_point("run a benchmark", "benchmark", _work)
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,14 @@
-"""Stages remembered by content: a product is found again exactly when all that it depends on is the same.
+"""The one place that decides what is already made: keys, stored tensors, and the cache of stages.
 
-A cache wraps a stage and returns what the stage returns. Files appear whole or not at all.
+A product's key is a digest of everything that it depends on. A product counts as made if it is stored with the same
+key; every stage of a run, an edit, a benchmark or a sweep asks :func:`is_made` or :class:`Cache`, and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -18,12 +19,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tave.files import whole_file
+from tave.files import read_json, whole_file
+from tave.progress import Progress
+
+FORMAT = 2  # part of every key: raise it when a product changes its meaning, and older ones are made again
 
 
-def digest(*parts: Any) -> str:
-    """Twelve hexadecimal characters that stand for ``parts``: plain values, dataclasses, mappings, lists of these; tensors."""
-    sha = hashlib.sha256()
+class StoredError(ValueError):
+    """A stored product that can't be read; the message names the file and the remedy."""
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+
+
+def key_of(*parts: Any) -> str:
+    """Twelve hexadecimal characters for ``parts``: plain values, dataclasses, mappings, lists of these; tensors or
+    None.
+    """
+    sha = hashlib.sha256(f"format {FORMAT}".encode())
     for part in parts:
         if isinstance(part, Tensor):
             part = part.detach().cpu().contiguous()
@@ -37,46 +50,40 @@ def digest(*parts: Any) -> str:
 
 def _plain(value: Any) -> str:
     if hasattr(value, "shape"):
-        raise TypeError("an array inside of a part would count by its abbreviated print: give a tensor, as a part of its own")
+        raise TypeError("an array inside a part would be abbreviated: pass tensors as parts of their own")
     return str(value)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path) as waiting:
-        waiting.write_text(json.dumps(content, indent=2, sort_keys=False, default=str) + "\n")
+def is_made(product: Path, key: str, entry: str | None = None) -> bool:
+    """Whether ``product`` is stored with ``key``: a safetensors file of :func:`write_tensors`, or a JSON file.
+
+    A JSON file has its ``key`` at the top, or one for each ``entry`` under ``keys``.
+    """
+    if not product.is_file():
+        return False
+    about = read_json(product) if product.suffix == ".json" else read_about(product)
+    return key == (about.get("key") if entry is None else about.get("keys", {}).get(entry))
+
+
+# ---- stored tensors --------------------------------------------------------------------------------------------------
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Tensors with a JSON description in the same safetensors file."""
+    """Write tensors and a JSON description into one safetensors file, atomically."""
     with whole_file(path) as waiting:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, waiting, {"about": json.dumps(about)})
 
 
-class StoredError(ValueError):
-    """A stored product that can't be read; the message names the file and the remedy."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises :class:`StoredError` if it holds none, and FileNotFoundError."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise StoredError(f"{path}: not readable as JSON ({error}); delete it and run again") from error
-    if not isinstance(found, dict):
-        raise StoredError(f"{path}: holds no JSON object; delete it and run again")
-    return found
-
-
 def read_about(path: Path) -> dict[str, Any]:
-    """The description alone of a file that :func:`write_tensors` made; its tensors are not read."""
+    """The description of a file of :func:`write_tensors`, without reading its tensors."""
     with _stored(path) as stored:
         return json.loads((stored.metadata() or {}).get("about", "{}"))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file that :func:`write_tensors` made."""
+    """Tensors and description of a file of :func:`write_tensors`."""
     with _stored(path) as stored:
-        # Copied: memory mapped at odd offsets takes other CPU kernels, and seeds would no longer fix the bits.
+        # Copied: memory mapped at odd offsets uses other CPU kernels, and a seed would no longer fix the bits.
         tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - not a mapping
     return tensors, read_about(path)
 
@@ -90,3 +97,55 @@ def _stored(path: Path) -> Iterator[Any]:
             yield stored
     except SafetensorError as error:
         raise StoredError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+class Cache:
+    """Results of stages, stored as ``folder/NAME-KEY.safetensors``.
+
+    Args:
+        folder: where they are stored; None: nothing is, and every stage is computed.
+        scope: a key that all results depend on, for instance that of the inverted clip.
+        progress: gets the seconds that a stored result took when it was computed.
+        copies: stage name -> a second place for its result, with a run's other files; read and written alike.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        scope: str = "",
+        progress: Progress | None = None,
+        copies: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.folder, self.scope, self.progress = folder, scope, progress or Progress(show=False)
+        self.copies = dict(copies or {})
+
+    def tensors(
+        self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """The tensors of stage ``name`` under a key of ``parts``: stored ones, else ``make()``, which are then stored.
+
+        0-dim tensors are also written into the file's description, under their names.
+        """
+        if self.folder is None:
+            return make()
+        key = key_of(self.scope, *parts)
+        places = [self.folder / f"{name}-{key}.safetensors", *([self.copies[name]] if name in self.copies else [])]
+        found = next((path for path in places if is_made(path, key)), None)
+        if found is not None:
+            tensors, about = read_tensors(found)
+            self.progress.note(f"{name}: found in {found.parent}")
+            self.progress.remember(about["seconds"])
+        else:
+            before = self.progress.seconds
+            tensors = {part: tensor.detach().cpu().clone() for part, tensor in make().items()}
+            spent = {stage: now - before.get(stage, 0.0) for stage, now in self.progress.seconds.items()}
+            numbers = {part: float(tensor) for part, tensor in tensors.items() if tensor.dim() == 0}
+            seconds = {stage: round(took, 3) for stage, took in spent.items() if took > 0}
+            about = {"key": key, "seconds": seconds, **numbers}
+        for path in places:
+            if path != found and not is_made(path, key):
+                write_tensors(path, tensors, about)
+        return tensors

@@ -1,138 +1,233 @@
-"""The typed configuration: every key of ``conf/`` with its type and range. What is not here is refused by name."""
+"""Every option of every entry point: type, default, range and meaning. Imports the standard library alone."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from tave.conditions import ConditionOptions
-from tave.correction import CorrectionOptions
-from tave.editor import EditingOptions, TuningOptions
-from tave.inflate import InflationOptions
-from tave.inversion import InversionOptions
-from tave.masking import MaskOptions
-from tave.memory import MemoryOptions
-from tave.options import OptionError, takes, within
-from tave.reference import ReferenceOptions
-from tave.sampling import SamplingOptions
-from tave.video import ReadOptions
-
+MISSING = "???"  # OmegaConf's mark of a value that has to be given
 PACKAGE = Path(__file__).parent
-# A checkout keeps conf/ beside the package; a wheel carries it inside.
+# A checkout keeps conf/ beside the package, a wheel inside it.
 CONF = PACKAGE.parent / "conf" if (PACKAGE.parent / "conf" / "train.yaml").is_file() else PACKAGE / "conf"
+JUDGE = PACKAGE / "roadside" / "weights" / "judge"  # a CLIP trained on the drawn world
 
-OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+# What a file of conf/backbone may set beside backbone.*: the numbers that follow from the size of the network.
+BACKBONE_KEYS = ("video.width", "video.height", "video.multiple", "tuning.steps", "tuning.lr", "inversion.steps")
+BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.block")
+# What tave.edit may change of a tuned clip: whole groups, and single keys.
+EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
+EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
+
+TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
+KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
+PREDICTIONS = ("v_prediction", "epsilon")
+REFERENCES = ("as_is", "neutral", "in_context", "joint", "none")
+MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
+UNIONS = ("none", "unconditional", "disputed")
+PRESETS = ("full", "80gb", "24gb", "16gb", "12gb", "8gb")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+HALF_PRECISIONS = PRECISIONS[1:]
+FULL_SIZE = ("sd21_unclip", "sd21_unclip_small", "sd15_ip_adapter")
+STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
+TRAINER = {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5}
+# Further arguments of lightning.Trainer that are the user's; the others follow from tave's own options.
+TRAINER_ARGUMENTS = (*TRAINER, "strategy", "num_nodes", "benchmark", "detect_anomaly", "profiler", "plugins")
+# Loggers and their arguments; None: whatever the library takes.
+LOGGERS: dict[str, tuple[str, ...] | None] = {
+    "csv": ("name", "version", "prefix", "flush_logs_every_n_steps"),
+    "tensorboard": ("name", "version", "prefix", "sub_dir", "log_graph", "default_hp_metric"),
+    "wandb": None,
+}
+STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue", "object_presence")
+STUDY_METRICS += ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object")
+STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds")
+
+IMAGE = "picture of the target, or [several] of one object"
+MATTE = "silhouette in the picture, white inside, or [several]; null: none"
+MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
+AGREEMENT = "largest error of a match there and back, share of the grid's shorter side; null: unchecked"
+JUDGE_HELP = (
+    "classifier of drawn vehicles: auto (where the backbone is of the drawn world), shipped, FOLDER; null: none"
+)
+CLIP_HELP = "CLIP of the alignment metrics: auto (the judge's), judge, FOLDER, hf-hub:OWNER/NAME, vit-l-14; null: none"
+
+
+class OptionError(ValueError):
+    """A configured value that can't work; the message names the key and the remedy."""
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise :class:`OptionError` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise OptionError(f"{name}={value} is not known: choose one of {', '.join(allowed)}")
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raise :class:`OptionError` unless ``low <= value <= high``; NaN is refused as well."""
+    if not low <= value <= high:
+        allowed = f"between {low} and {high}" if high < math.inf else f"to {low} or more"
+        raise OptionError(f"{name}={value} is out of range: set it {allowed}")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The names most like ``word`` as a question, or all of few names."""
+    among = sorted(words)
+    if found := get_close_matches(word, among, 3, 0.85) or get_close_matches(word, among, 1, 0.5):
+        return f"did you mean {' or '.join(found)}?"
+    return f"choose one of {', '.join(among)}" if len(among) < 20 else "--help lists all"
+
+
+def _known(option: str, word: str, words: Iterable[str]) -> None:
+    if word not in words:
+        raise OptionError(f"unknown option {option}: {nearest(word, words)}")
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    choices: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    text: bool = False,
+) -> Any:
+    """A dataclass field with what is checked of it and printed about it.
+
+    Args:
+        default: The value; of a list or dict each instance gets a copy, of a class (a group of options) an instance.
+        help: The meaning in one line, with the unit.
+        choices: All values, or all elements of a list.
+        low, high: The range, both included; of a list, for each element.
+        above: A lower bound that is not included.
+        text: A path or a prompt, which the command line takes as it is typed (see :mod:`tave.cli`).
+    """
+    about = {"help": help, "choices": choices, "low": low, "high": high, "above": above, "text": text}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=about)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=about)
+    return field(default=default, metadata=about)
+
+
+class Options:
+    """Base of the option dataclasses: checks every field by the metadata that :func:`option` gave it."""
+
+    _group = ""
+
+    def __init_subclass__(cls, group: str | None = None) -> None:
+        cls._group = cls._group if group is None else f"{group}."
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):  # type: ignore[arg-type]
+            _check(f"{self._group}{entry.name}", getattr(self, entry.name), entry)
+
+
+def _check(name: str, value: Any, entry: Field[Any]) -> None:
+    about = entry.metadata
+    if value is None and not str(entry.type).endswith(("None", "Any")):
+        raise OptionError(f"{name} is null: give a value")
+    if value is None or value == MISSING:
+        return
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if about["choices"] is not None:
+            choice(name, each, about["choices"])
+        low, high = about["low"], about["high"]
+        if low is not None or high is not None:
+            within(name, each, -math.inf if low is None else low, math.inf if high is None else high)
+        if about["above"] is not None and not each > about["above"]:
+            raise OptionError(f"{name}={each} is out of range: set it above {about['above']}")
+
+
+def _check_steps(name: str, steps: Sequence[float]) -> None:
+    """A part of the schedule: [first, last] with 0 <= first < last <= 1, 0 the noisy end."""
+    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
+        raise OptionError(f"{name}={list(steps)} is no part of the schedule: give [first,last], 0 <= first < last <= 1")
 
 
 def slug(text: str) -> str:
-    """``text`` as a folder name."""
+    """``text`` as the name of a folder: letters, digits, ``-`` and ``_``."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "edit"
 
 
-OmegaConf.register_new_resolver("slug", slug, replace=True)
+@dataclass(frozen=True)
+class ReadOptions(Options, group="video"):
+    """Which frames of a clip to read, and at what size."""
 
+    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000)
+    start: int = option(0, "index of the first frame", low=0, high=10_000_000)
+    stride: int = option(1, "take every n-th frame", low=1, high=10_000)
+    width: int | None = option(None, "width in px; null: by height and aspect, or the clip's own", low=1, high=16_384)
+    height: int | None = option(None, "height in px; null: by width and aspect, or the clip's own", low=1, high=16_384)
+    fit: str = option("crop", "how a clip of another aspect fits", choices=("crop", "stretch", "pad"))
+    multiple: int = option(8, "width and height are multiples of this many px", low=1, high=1024)
 
-def chosen() -> dict[str, Any]:
-    """What was asked of this Hydra job: ``experiment``, the file's name or None, and ``overrides`` as they were typed."""
-    told = HydraConfig.get()
-    return {"experiment": told.runtime.choices.get("experiment"), "overrides": list(told.overrides.task)}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None and (rest := side % self.multiple):
+                near = f"{side - rest} or {side - rest + self.multiple}" if side > rest else self.multiple
+                raise OptionError(f"video.{name}={side} is not a multiple of {self.multiple}: set {near}")
 
-
-# Groups and keys that a sweep doesn't vary to compare them.
-NO_VALUES = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
-
-
-def _job(fact: str) -> str | None:
-    """What Hydra knows of this job, for loggers; None outside of a Hydra door, and where there is no such thing.
-
-    ``study``: the experiment, else the sweep's folder; ``values``: what was asked for but the clip, after a blank, by whoever
-    sweeps: an agent of W&B starts single runs;
-    ``backbone``: the choice; ``row``: the experiment of a single run, else tave.
-    """
-    if not HydraConfig.initialized():
-        return "" if fact == "values" else None
-    told = HydraConfig.get()
-    experiment, sweeps = told.runtime.choices.get("experiment"), told.mode == RunMode.MULTIRUN
-    if fact == "study":
-        return experiment or (Path(told.sweep.dir).name if sweeps else None)
-    if fact == "values":
-        words = {word: re.split(r"[.=]", word.lstrip("+"))[0] for word in told.overrides.task}
-        return "".join(f" {word}" for word, group in words.items() if group not in NO_VALUES)
-    if fact == "backbone":
-        return told.runtime.choices.get("backbone")
-    return experiment if experiment and not sweeps else "tave"
-
-
-OmegaConf.register_new_resolver("job", _job, replace=True)
+    def wants(self, index: int) -> bool:
+        """Whether the clip's frame ``index`` is one of those to read."""
+        step, rest = divmod(index - self.start, self.stride)
+        return step >= 0 and rest == 0 and (self.frames is None or step < self.frames)
 
 
 @dataclass
-class EditEntry:
-    """One edit of a clip. ``matte``: a picture of the target's silhouette, for target images without alpha.
+class EditEntry(Options, group="video.edits.NAME"):
+    """One edit of a clip."""
 
-    ``target_image``: a path, or a list of them, several pictures of one object; ``matte`` then as many, or none.
-    ``mask``: where to edit, a clip or a folder of pictures that is white there; without it the region is found.
-    """
-
-    target_image: Any = MISSING
-    target_prompt: str = MISSING
-    matte: Any = None
-    mask: str | None = None
-    truth: str | None = None  # folder with the known answer; read by the metrics alone
+    target_image: Any = option(MISSING, IMAGE, text=True)
+    target_prompt: str = option(MISSING, "description of the edited clip", text=True)
+    matte: Any = option(None, MATTE, text=True)
+    mask: str | None = option(None, MASK, text=True)
+    truth: str | None = option(None, "folder of a drawn clip's known answer, for metrics alone", text=True)
 
     @property
     def images(self) -> list[tuple[str, str | None]]:
-        """Each target image with its matte. Raises :class:`OptionError` for what are no paths, or not as many."""
+        """Each target image with its matte. Raises :class:`OptionError` where they are not paths, or not as many."""
         images, mattes = (_paths(name, getattr(self, name)) for name in ("target_image", "matte"))
         if not images:
             raise OptionError("video.target_image is empty: give a picture, or several as [a.png,b.png]")
         if mattes and len(mattes) != len(images):
-            raise OptionError(f"video.matte has {len(mattes)} for {len(images)} target images: give one for each, or none")
+            raise OptionError(f"video.matte has {len(mattes)} for {len(images)} target images: give one each, or none")
         return [(image, mattes[i] if mattes else None) for i, image in enumerate(images)]
 
 
 def _paths(name: str, value: Any) -> list[str]:
-    told = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(told, list | tuple) or not all(isinstance(path, str) for path in told):
-        raise OptionError(f"video.{name}={value!r} is no path: give one, or several as [a.png,b.png]")
-    return list(told)
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+        raise OptionError(f"video.{name}={value!r} is not a path: give one, or several as [a.png,b.png]")
+    return list(paths)
 
 
 @dataclass(frozen=True)
 class VideoOptions(ReadOptions):
-    """The clip, what it shows, and the edits to make: ``target_*`` for one, ``edits`` for several by name."""
+    """The clip, what it shows, and its edits: ``target_*`` for one, ``edits`` for several by name."""
 
-    name: str = "clip"
-    path: str = MISSING
-    source_prompt: str = MISSING
-    target_image: Any = None  # a path, or a list of them, as in EditEntry
-    target_prompt: str | None = None
-    matte: Any = None
-    mask: str | None = None
-    edit: str | None = None  # the name of the edit given by target_image; made from that file's name if absent
-    edits: dict[str, EditEntry] = field(default_factory=dict)
+    name: str = option("clip", "name of the clip, and of its output folder")
+    path: str = option(MISSING, "the clip: a video, or a folder of numbered pictures (8 frames/s)", text=True)
+    source_prompt: str = option(MISSING, "description of the clip", text=True)
+    target_image: Any = option(None, IMAGE, text=True)
+    target_prompt: str | None = option(None, "description of the edited clip", text=True)
+    matte: Any = option(None, MATTE, text=True)
+    mask: str | None = option(None, MASK, text=True)
+    edit: str | None = option(None, "name of the edit; null: from the picture's file name")
+    edits: dict[str, EditEntry] = option({}, "edits by name, each with the keys of an edit: see docs/configuration.md")
 
     def requests(self) -> dict[str, EditEntry]:
-        """All edits by name: the listed ones and that of ``target_image``, which ``matte``, ``mask`` and ``edit`` belong to.
+        """All edits by name: the listed ones, and that of ``target_image`` with ``matte``, ``mask`` and ``edit``.
 
-        Without a target image, matte and mask are the only listed edit's. Raises :class:`OptionError` where they fit none,
-        where an image lacks its prompt, and for a name that is taken or no file name.
+        Without a target image, ``matte`` and ``mask`` are those of the only listed edit. Raises :class:`OptionError`
+        where they match none, for an image without prompt, and for a name that is taken or no folder name.
         """
         wanted = dict(self.edits)
         if (self.target_image is None) != (self.target_prompt is None):
@@ -141,209 +236,417 @@ class VideoOptions(ReadOptions):
             entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
             name = self.edit or slug(Path(entry.images[0][0]).stem)
             if name in wanted:
-                raise OptionError(f"video.edit={name} is an edit of this clip already: give another name as video.edit=...")
+                raise OptionError(f"video.edit={name} is an edit of this clip already: give another video.edit=NAME")
             wanted[name] = entry
         else:
-            told = {key: value for key in ("matte", "mask", "edit") if (value := getattr(self, key)) is not None}
-            if "edit" in told:
+            given = {key: value for key in ("matte", "mask", "edit") if (value := getattr(self, key)) is not None}
+            if "edit" in given:
                 raise OptionError("video.edit names the edit of video.target_image: give that too")
-            if told and len(wanted) != 1:
-                key = next(iter(told))
+            if given and len(wanted) != 1:
                 raise OptionError(
-                    f"video.{key} is one edit's and {len(wanted)} are listed: give video.target_image or video.edits.NAME.{key}"
+                    f"video.{next(iter(given))} belongs to one edit and {len(wanted)} are listed: "
+                    f"give video.target_image, or video.edits.NAME.{next(iter(given))}"
                 )
-            wanted = {name: replace(entry, **told) for name, entry in wanted.items()}
-        for name in wanted:
-            if slug(name) != name:
-                raise OptionError(f"edit name {name!r} can't be a folder name: use letters, digits, '-' and '_'")
+            wanted = {name: replace(entry, **given) for name, entry in wanted.items()}
+        if unfit := next((name for name in wanted if slug(name) != name), None):
+            raise OptionError(f"edit name {unfit!r} can't be a folder name: use letters, digits, '-' and '_'")
         return wanted
 
 
 @dataclass(frozen=True)
-class MetricsOptions:
-    """What is measured after the edits; ``judge``: folder of the open_clip judge, null for none.
+class BackboneOptions(Options, group="backbone"):
+    """The pretrained image model."""
 
-    ``objective``: the figure that a search over options looks at, as in metrics.json; null for none.
-    """
+    family: str = option("unclip", "kind of model", choices=("unclip", "ip_adapter", "tiny"))
+    path: str | None = option(None, "folder in diffusers' layout; null: first of mirrors in the hub's cache", text=True)
+    mirrors: list[str] = option([], "hub repositories with these weights, best first")
+    adapter: str | None = option(None, "ip_adapter: its folder; null: first of adapter_mirrors in the cache", text=True)
+    adapter_mirrors: list[str] = option([], "ip_adapter: hub repositories of the adapter")
+    name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path")
+    prediction_type: str | None = option(None, "what the UNet predicts; null: as its files state", choices=PREDICTIONS)
+    sha256: dict[str, Any] = option({}, "known hashes of the weights, by part and precision")
+    licence: str | None = option(None, "licence of the weights, copied to run.json", text=True)
+    seed: int = option(0, "tiny: seed of its random weights", low=0, high=2**31 - 1)
+    knows: list[str] = option([], "the only nouns that the model knows; empty: no limit")
 
-    enabled: bool = True
-    judge: str | None = None
-    objective: str | None = None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter is not None and self.family != "ip_adapter":
+            raise OptionError(f"backbone.adapter is for backbone.family=ip_adapter, not {self.family}: drop it")
 
     @property
-    def judge_folder(self) -> Path | None:
-        return Path(self.judge) if self.judge else None
+    def chosen(self) -> bool:
+        """Whether these options name any weights."""
+        return self.family == "tiny" or bool(self.path or self.mirrors)
 
 
-@dataclass
-class TrainOptions:
-    """The root of ``conf/train.yaml``."""
+@dataclass(frozen=True)
+class ConditionOptions(Options, group="condition"):
+    """What the network is conditioned on."""
 
-    video: VideoOptions = field(default_factory=VideoOptions)
-    backbone: dict[str, Any] = field(default_factory=dict)  # a `_target_` and its arguments
-    condition: ConditionOptions = field(default_factory=ConditionOptions)
+    noise_level: int = option(0, "noise level of the image embedding, in scheduler steps", low=0, high=999)
+    negative_prompt: str = option("", "what guidance steers away from", text=True)
+
+
+@dataclass(frozen=True)
+class ReferenceOptions(Options, group="reference"):
+    """The pictures that the image encoder sees: of the target, and of the source."""
+
+    mode: str = option("joint", "picture of the target; joint: mean of as_is and in_context", choices=REFERENCES)
+    frame: str = option("per_frame", "source frame of the source condition", choices=("middle", "first", "per_frame"))
+    height_scale: float = option(1.0, "in_context: target's height as a multiple of the source's", low=0.05, high=20)
+    heading: str = option("as_is", "in_context: target as it is shown, or mirrored", choices=("as_is", "mirrored"))
+    matte: str = option("auto", "the target's cut-out; auto: given, else alpha, else by colour", choices=MATTES)
+    segmenter: str | None = option(None, "matte=segmented: folder or cached hub name of the network", text=True)
+    feather: float = option(0.02, "in_context: softness of the target's edge, share of its height", low=0, high=0.5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matte == "segmented" and not self.segmenter:
+            raise OptionError(
+                "reference.matte=segmented needs a segmentation network: give reference.segmenter=FOLDER "
+                "(see docs/reference.md), or set reference.matte=auto"
+            )
+
+
+@dataclass(frozen=True)
+class InflationOptions(Options, group="inflation"):
+    """How the image network becomes a video network."""
+
+    kv_frames: str = option("first_previous", "frames that give keys and values to ST-Attn", choices=KV_FRAMES)
+
+
+@dataclass(frozen=True)
+class TuningOptions(Options, group="tuning"):
+    """One-shot fine-tuning on the source clip (docs/method.md, section 3)."""
+
+    steps: int = option(300, "optimizer steps", low=0, high=1_000_000)
+    lr: float = option(3e-5, "learning rate", above=0)
+    weight_decay: float = option(1e-2, "weight decay", low=0, high=1000)
+    gradient_clip: float = option(1.0, "largest norm of the gradient; 0: no limit", low=0, high=1e6)
+    trainables: str = option("patent", "which parameters train", choices=TRAINABLES)
+    lora_rank: int = option(4, "trainables=lora: rank", low=1, high=1024)
+    image_dropout: float = option(0.1, "probability of a step without the image condition", low=0, high=1)
+    reference: str = option(
+        "random_frame",
+        "source frame shown in a step: one at random for all frames, or each frame its own",
+        choices=("random_frame", "own_frame"),
+    )
+    image_noise: int | None = option(None, "noise level of the image embedding; null: drawn each step", low=0, high=999)
+
+
+@dataclass(frozen=True)
+class InversionOptions(Options, group="inversion"):
+    """DDIM inversion of the source clip (docs/method.md, section 4)."""
+
+    steps: int = option(50, "denoising steps, of inversion, mask and sampling", low=1, high=1000)
+    refine: int = option(1, "fixed-point refinements of each step", low=0, high=100)
+    gate: str = option("warn", "on a poor reconstruction: warn, stop, nothing", choices=("warn", "strict", "off"))
+    condition: str = option("source", "prompt and frame, prompt alone, neither", choices=("source", "text", "empty"))
+
+
+@dataclass(frozen=True)
+class MaskOptions(Options, group="mask"):
+    """The region of the edit, from the disagreement of two branches (docs/method.md, section 5)."""
+
+    branches: str = option("shared", "read the inversion's latents, or their own", choices=("shared", "separate"))
+    weight: str = option("per_step", "each step's map divided by its mean, or not", choices=("per_step", "uniform"))
+    steps: list[float] = option([0.0, 0.5], "part of the schedule to average: 0 noisy, 1 clean")
+    threshold: str = option("otsu", "kind of threshold", choices=("otsu", "fixed", "quantile"))
+    fixed: float = option(0.5, "threshold=fixed: level of the map, clamped at 3 times its mean", low=0, high=1)
+    quantile: float = option(0.8, "threshold=quantile: share of the cells outside the mask", low=0, high=1)
+    smooth: float = option(0.125, "side of the box filter, share of the latent grid's shorter side", low=0, high=0.5)
+    dilate: float = option(0.04, "margin around the mask, share of the latent grid's shorter side", low=0, high=0.5)
+    min_piece: float = option(0.05, "smallest piece to keep, share of the largest piece's area", low=0, high=1)
+    union: str = option("disputed", "add the source object's own response (disputed: times the map)", choices=UNIONS)
+    drop_unchanged: float = option(0.075, "least change of an edited pixel, share of the value range", low=0, high=1)
+    region: str = option("found", "the mask as found, or the whole frame", choices=("found", "whole"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_steps("mask.steps", self.steps)
+
+
+@dataclass(frozen=True)
+class CorrectionOptions(Options, group="correction"):
+    """The inter-frame correction (docs/method.md, section 6)."""
+
+    enabled: bool = option(True, "blend each frame with its neighbours along the correspondence field")
+    weights: list[float] = option([0.25, 0.5, 0.25], "shares of the previous, own and following frame; sum 1", low=0)
+    block: int = option(-2, "index of the UNet's up block whose features are matched", low=-16, high=15)
+    steps: list[float] = option([0.2, 1.0], "part of the schedule to correct: 0 noisy, 1 clean")
+    space: str = option("latent", "what is blended", choices=("latent", "x0", "noise", "features"))
+    when: str = option("after_step", "space=latent: when it is blended", choices=("after_step", "before_step"))
+    candidates: str = option("masked", "cells of the neighbour to match with", choices=("masked", "all"))
+    agreement: float | None = option(0.04, AGREEMENT, low=0, high=1)
+    restore_variance: bool = option(False, "space=latent: restore the noise's variance after blending")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_steps("correction.steps", self.steps)
+        if len(self.weights) != 3 or not abs(sum(self.weights) - 1) < 1e-6:
+            raise OptionError(f"correction.weights={list(self.weights)}: give three weights >= 0 that sum to 1")
+
+
+@dataclass(frozen=True)
+class SamplerOptions(Options, group="sampler"):
+    """Sampling of the edit (docs/method.md, section 6)."""
+
+    guidance_scale: float = option(7.5, "classifier-free guidance; 1: none", low=0, high=100)
+    fresh_noise: float = option(0.5, "share of new noise in the mask at the start; 0: as inverted", low=0, high=1)
+    background: str = option("latents", "outside the mask: the source's latents, or none", choices=("latents", "none"))
+    composite: bool = option(True, "outside the mask: the source's own pixels")
+    feather: float = option(0.02, "composite's soft edge, share of the frame's shorter side", low=0, high=0.5)
+
+
+@dataclass(frozen=True)
+class EditingOptions:
+    """All choices of the stages after tuning."""
+
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
-    inflation: InflationOptions = field(default_factory=InflationOptions)
-    tuning: TuningOptions = field(default_factory=TuningOptions)
     inversion: InversionOptions = field(default_factory=InversionOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
     correction: CorrectionOptions = field(default_factory=CorrectionOptions)
-    sampler: SamplingOptions = field(default_factory=SamplingOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    trainer: dict[str, Any] = field(default_factory=dict)
-    logger: dict[str, Any] = field(default_factory=dict)
-    metrics: MetricsOptions = field(default_factory=MetricsOptions)
-    compile: bool = False  # torch.compile of the UNet's transformer blocks: slow to start, then faster
-    seed: int = 33
-    cache: str = "outputs/cache"
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+
+
+@dataclass(frozen=True)
+class MemoryOptions(Options, group="memory"):
+    """Where memory is saved (docs/memory.md)."""
+
+    weights: str = option("full", "frozen weights in float32, or in trainer.precision's type", choices=("full", "half"))
+    gradient_checkpointing: bool = option(False, "tuning recomputes activations instead of storing them")
+    chunk: int = option(8, "frames that autoencoder and image encoder process at once", low=1, high=10_000)
+    tile: int | None = option(None, "side of the autoencoder's tiles in px; null: whole frames", low=64, high=8192)
+    branches: str = option("together", "a step's branches in one batch, or in turn", choices=("together", "alone"))
+    offload: bool = option(False, "encoders and autoencoder wait in the CPU's memory")
+    optimizer: str = option("adamw", "AdamW; 8bit needs bitsandbytes", choices=("adamw", "fused", "8bit"))
+
+    def check(self, precision: str) -> None:
+        """Raise :class:`OptionError` for what doesn't work under ``trainer.precision``."""
+        if self.weights == "half" and precision not in HALF_PRECISIONS:
+            raise OptionError(
+                f"memory.weights=half needs trainer.precision={' or '.join(HALF_PRECISIONS)}, not {precision}"
+            )
+        if self.optimizer == "fused" and precision == "16-mixed":
+            raise OptionError(
+                "memory.optimizer=fused can't clip the scaled gradients of trainer.precision=16-mixed: "
+                "set memory.optimizer=adamw, or trainer.precision=bf16-mixed"
+            )
+
+
+@dataclass(frozen=True)
+class MetricsOptions(Options, group="metrics"):
+    """What is measured of the edits."""
+
+    enabled: bool = option(True, "measure every edit")
+    judge: str | None = option("auto", JUDGE_HELP, text=True)
+    clip: str | None = option("auto", CLIP_HELP, text=True)
+    objective: str | None = option(None, "figure of metrics.json that a search optimises, e.g. ideal_psnr_aligned")
+
+
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """Root of ``conf/train.yaml``."""
+
+    video: VideoOptions = option(VideoOptions, "the clip and its edits")
+    backbone: BackboneOptions = option(BackboneOptions, "the pretrained image model")
+    condition: ConditionOptions = option(ConditionOptions, "prompt and image condition")
+    reference: ReferenceOptions = option(ReferenceOptions, "the pictures that the image encoder sees")
+    inflation: InflationOptions = option(InflationOptions, "from image network to video network")
+    tuning: TuningOptions = option(TuningOptions, "one-shot fine-tuning on the clip")
+    inversion: InversionOptions = option(InversionOptions, "DDIM inversion of the clip")
+    mask: MaskOptions = option(MaskOptions, "the region of the edit")
+    correction: CorrectionOptions = option(CorrectionOptions, "inter-frame correction")
+    sampler: SamplerOptions = option(SamplerOptions, "sampling of the edit")
+    memory: MemoryOptions = option(MemoryOptions, "what is done to save memory")
+    metrics: MetricsOptions = option(MetricsOptions, "what is measured of the edits")
+    trainer: dict[str, Any] = option(TRAINER, "arguments of lightning.Trainer")
+    logger: dict[str, Any] = option({}, f"loggers by name ({', '.join(LOGGERS)}), each with its arguments")
+    compile: bool = option(False, "torch.compile of the UNet's transformer blocks: slow to start, then faster")
+    seed: int = option(33, "seed of all random numbers", low=0, high=2**31 - 1)
+    cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
 
     def __post_init__(self) -> None:
-        within("seed", self.seed, 0, 2**31 - 1)
-        called = {"backbone": self.backbone, "trainer": self.trainer, **{f"logger.{k}": v for k, v in self.logger.items()}}
-        for name, settings in called.items():
-            _check_called(name, settings)
+        super().__post_init__()
+        for key in self.trainer:
+            _known(f"trainer.{key}", key, TRAINER_ARGUMENTS)
+        choice("trainer.precision", self.precision, PRECISIONS)
+        for name, arguments in self.logger.items():
+            arguments = arguments if isinstance(arguments, dict) else {}
+            if "_target_" not in arguments:
+                _known(f"logger.{name}", name, LOGGERS)
+                for key in arguments:
+                    _known(f"logger.{name}.{key}", key, LOGGERS[name] or (key,))
         self.memory.check(self.precision)
-        if self.reference.confine != "off" and self.memory.branches == "alone":
-            raise OptionError(f"reference.confine={self.reference.confine} blends two branches: set memory.branches=together")
 
     @property
     def precision(self) -> str:
-        """The Trainer's, by Lightning's names."""
+        """The trainer's, by Lightning's names."""
         return str(self.trainer.get("precision", "32-true"))
 
     @property
     def editing(self) -> EditingOptions:
+        """The options of the stages after tuning."""
         return EditingOptions(self.reference, self.inversion, self.mask, self.correction, self.sampler)
 
+    @property
+    def judge(self) -> Path | None:
+        """Folder of the judge that ``metrics.judge`` names; None for none."""
+        name = self.metrics.judge
+        if name == "auto":
+            return JUDGE if self.backbone.knows else None
+        return JUDGE if name == "shipped" else Path(name) if name else None
 
-def _check_called(name: str, settings: Any) -> None:
-    """Raise :class:`OptionError` unless the group ``name`` is nothing, or calls a ``_target_`` with arguments that it has."""
-    if settings == {}:
-        return
-    if not isinstance(settings, dict) or "_target_" not in settings:
-        raise OptionError(f"{name}={settings!r} says nothing to call: drop it, or give {name}._target_")
-    try:
-        target = get_object(settings["_target_"])
-    except (ImportError, ValueError) as error:
-        raise OptionError(f"{name}._target_={settings['_target_']}: {str(error).splitlines()[0]}") from error
-    takes(name, target, [key for key in settings if not key.startswith("_")])
+
+@dataclass(frozen=True)
+class EditOptions(TrainOptions):
+    """Root of ``conf/edit.yaml``; what is not given is the run's."""
+
+    run: str = option(MISSING, "folder of the tuned clip, as tave.train printed it", text=True)
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Options):
+    """Root of ``conf/score/score.yaml``: a run folder, or bare files of any system."""
+
+    run: str | None = option(None, "run folder; or instead of it the files below", text=True)
+    edited: str | None = option(None, "edited clip: a video, or a folder of numbered pictures", text=True)
+    source: str | None = option(None, "source clip: the same frames at the same size", text=True)
+    mask: str | None = option(None, "region of the edit: a video or a folder, white inside", text=True)
+    target_image: str | None = option(None, "picture of the target", text=True)
+    matte: str | None = option(None, "silhouette in the picture, if that has no alpha", text=True)
+    source_prompt: str | None = option(None, "description of the source", text=True)
+    target_prompt: str | None = option(None, "description of the edit", text=True)
+    annotations: str | None = option(None, "folder of the source object's masks, a picture a frame (DAVIS)", text=True)
+    judge: str | None = option("auto", JUDGE_HELP, text=True)
+    clip: str | None = option("auto", CLIP_HELP, text=True)
+    clip_sha256: str | None = option(None, "hash that the CLIP's weights must have")
+    dino: str | None = option(None, "DINO: folder or cached hub name; null: none", text=True)
+    pickscore: str | None = option(None, "PickScore: folder or cached hub name; null: none", text=True)
+    out: str | None = option(None, "JSON file for the figures, laid out like metrics.json", text=True)
+
+
+@dataclass(frozen=True)
+class LeaderboardOptions(Options):
+    """Root of ``conf/leaderboard/leaderboard.yaml``."""
+
+    runs: str = option(MISSING, "where the run folders are; ** is any depth", text=True)
+    out: str = option(".", "folder for the leaderboard's files", text=True)
+    versus: str = option("tave", "method that the others are compared with")
+    metrics: list[str] = option([], "columns; empty: all that were measured")
+    title: str = option("Leaderboard", "heading", text=True)
+    clips: int = option(12, "cases whose clips the page plays; 0: none", low=0)
+    note: str = option("", "a line below the heading: command, commit, hardware", text=True)
+
+
+@dataclass(frozen=True)
+class StudyOptions(Options):
+    """Root of ``conf/study/study.yaml``."""
+
+    sweep: str = option(MISSING, "folder of the sweep (its hydra.sweep.dir)", text=True)
+    out: str = option(MISSING, "folder for README.md, study.json and figure.png", text=True)
+    cases: str = option("*", "clips by name; * stands for any letters", text=True)
+    metrics: list[str] = option(list(STUDY_METRICS), "columns, if measured; the first also case by case")
 
 
 @dataclass
-class EditOptions(TrainOptions):
-    """The root of ``conf/edit.yaml``: ``run`` is the folder of the tuned clip; what is not given comes from there."""
+class MethodOptions(Options, group="define.NAME"):
+    """A method of the benchmark: what differs from the default edit."""
 
-    run: str = MISSING
-
-
-class Place(Callback):
-    """Makes the folder of a run or a sweep before Hydra does, whose refusal would be a traceback."""
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        _make("hydra.run.dir", config.hydra.run.dir)
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _make("hydra.sweep.dir", config.hydra.sweep.dir)
+    experiment: str | None = option(None, "file of conf/experiment")
+    overrides: list[str] = option([], "overrides as for tave.edit")
+    oracle: bool = option(False, "gets the true region, where it is known")
 
 
-def _make(key: str, folder: str) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        # No exception of another kind leaves a callback.
-        raise SystemExit(f"error: {key}={folder} can't be made a folder ({error.strerror}): give another") from None
+@dataclass(frozen=True)
+class SetOptions(Options, group="set"):
+    """A set of cases."""
+
+    kind: str = option("drawn", "cases of the drawn world, or a folder of your own", choices=("drawn", "folder"))
+    which: str = option("full", "drawn: which list", choices=("full", "small", "study"))
+    folder: str | None = option(None, "where cases.json is, or is drawn; null: FOLDER/cases", text=True)
+    size: int = option(96, "drawn: side of the frames in px", low=32, high=1024)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "folder" and not self.folder:
+            raise OptionError("set.folder is not set: give set.folder=FOLDER, which holds cases.json or cases.yaml")
 
 
-def _groups() -> str:
-    """The groups that tave.train takes and their choices, a line each; conf/ has other doors' groups as well."""
-    taken = {"experiment", *(f.name for f in fields(TrainOptions))}
-    folders = sorted(at for at in CONF.rglob("*") if at.is_dir() and at.relative_to(CONF).parts[0] in taken)
-    choices = {at.relative_to(CONF).as_posix(): sorted(file.stem for file in at.glob("*.yaml")) for at in folders}
-    return "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
+@dataclass(frozen=True)
+class BenchmarkOptions(Options):
+    """Root of ``conf/benchmark.yaml``."""
+
+    set: SetOptions = option(SetOptions, "the cases")
+    folder: str = option(MISSING, "where runs and figures go", text=True)
+    methods: list[str] = option([], "methods and controls to run, in this order")
+    define: dict[str, MethodOptions] = option({}, "methods by name: {experiment, overrides, oracle}")
+    overrides: list[str] = option([], "overrides as for tave.train, for every case")
+    seeds: list[int] = option([33], "seeds; each case runs under each", low=0, high=2**31 - 1)
+    only: list[str] = option([], "cases by name; empty: all")
+    workers: int = option(1, "cases side by side, each in a process with its share of the threads", low=1, high=1024)
+    clip: str | None = option("auto", CLIP_HELP, text=True)
 
 
-OmegaConf.register_new_resolver("groups", _groups, replace=True)
+@dataclass(frozen=True)
+class DoctorOptions(Options):
+    """Root of ``conf/doctor.yaml``. The groups that a file of conf/backbone sets are there to be set."""
+
+    backbone: BackboneOptions = option(BackboneOptions, "weights to try, beside those that are looked for")
+    video: ReadOptions = option(ReadOptions, "set by backbone=NAME")
+    tuning: TuningOptions = option(TuningOptions, "set by backbone=NAME")
+    inversion: InversionOptions = option(InversionOptions, "set by backbone=NAME")
+    correction: CorrectionOptions = option(CorrectionOptions, "set by backbone=NAME")
+    sampler: SamplerOptions = option(SamplerOptions, "set by backbone=NAME")
+    segmenter: str | None = option(None, "segmentation network to try: folder or cached hub name", text=True)
+    edit: bool = option(True, "try a small edit as well")
 
 
-def schema(root: type) -> DictConfig:
-    """``root`` as a config that Hydra may fill: frozen dataclasses would refuse every override."""
-    made = OmegaConf.structured(root)
-    _thaw(made)
-    return made
+@dataclass(frozen=True)
+class FootprintOptions(Options):
+    """Root of ``conf/footprint.yaml``."""
+
+    backbones: list[str] = option(["sd21_unclip", "sd15_ip_adapter"], "full-size backbones", choices=FULL_SIZE)
+    presets: list[str] = option(list(PRESETS), "files of conf/memory", choices=PRESETS)
+    frames: list[int] = option([8, 24], "numbers of frames", low=1, high=10_000)
+    sizes: list[int] = option([512, 768], "sides of square frames in px, multiples of 64", low=64, high=4096)
+    trainables: str = option("patent", "which parameters train", choices=TRAINABLES)
+    measure: bool = option(False, "measure on the CUDA device instead of counting from shapes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(side % 64 for side in self.sizes):
+            raise OptionError(f"sizes={list(self.sizes)}: give multiples of 64")
 
 
-def _thaw(node: Any) -> None:
-    if isinstance(node, DictConfig):
-        OmegaConf.set_readonly(node, None)
-        for key in node:
-            _thaw(node._get_node(key))
+@dataclass(frozen=True)
+class PartOptions(Options):
+    """The training of one network."""
+
+    steps: int = option(1000, "optimizer steps", low=1)
+    batch: int = option(16, "pictures a step", low=1)
+    lr: float = option(1e-3, "peak learning rate", above=0)
 
 
-def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them. Raises :class:`OptionError` with one line that names the first that it can't read."""
-    parser, found = OverridesParser.create(), []
-    for word in overrides:
-        try:
-            found.append(parser.parse_override(word))
-        except HydraException as error:
-            raise OptionError(f"{word!r} can't be read as KEY=VALUE ({_line(error)})") from error
-    return found
+@dataclass(frozen=True)
+class PretrainOptions(Options):
+    """Root of ``conf/pretrain.yaml``: the drawn world's backbone and judge, from random weights."""
 
-
-def composed(root: str, overrides: Sequence[str]) -> DictConfig:
-    """``conf/ROOT.yaml`` under ``overrides``, for callers outside of a door.
-
-    Raises :class:`OptionError` with one line that names the key or the choice and the remedy.
-    """
-    parsed(overrides)
-    around = GlobalHydra.instance().hydra  # a door's, or a notebook's with other files
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(root, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        told = " ".join(_line(each) for each in (error, error.__cause__) if each)
-        raise OptionError(f"{told} (python -m tave.train --help lists every key and choice)") from error
-    except ValueError as error:  # a group's choice that is no name: Hydra doesn't say which
-        raise OptionError(f"{', '.join(overrides)}: {_line(error)}") from error
-    finally:
-        GlobalHydra.instance().hydra = around
-
-
-def _line(error: BaseException) -> str:
-    """What Hydra or OmegaConf says, in one line, without advice that doesn't hold here: no key can be appended."""
-    told = str(error).split("Config search path:")[0].split("\n    full_key:")[0]
-    return " ".join(line.strip() for line in told.splitlines() if line.strip() and not line.startswith("To append"))
-
-
-def typed(cfg: DictConfig) -> Any:
-    """A composed config -> its dataclasses, checked: no key unknown, none missing, every value in its range.
-
-    Raises :class:`OptionError` with one line that names the key and the remedy.
-    """
-    if strange := _unknown(cfg, ""):
-        raise OptionError(f"unknown key {strange[0]!r}: drop it, or see the known ones with --help")
-    try:
-        if absent := sorted(OmegaConf.missing_keys(cfg)):
-            raise OptionError(f"{', '.join(absent)} not set: add for example +video=bus_to_suv, or give {absent[0]}=...")
-        return OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        raise OptionError(f"{error.full_key or 'config'}: {_line(error)}") from error
-
-
-def _unknown(cfg: Any, prefix: str) -> list[str]:
-    """Keys that a leading plus has added beside the schema; Hydra lets them pass."""
-    kind = OmegaConf.get_type(cfg) if isinstance(cfg, DictConfig) else None
-    if kind is None or not is_dataclass(kind):
-        return []
-    known = {f.name for f in fields(kind)}
-    found = [f"{prefix}{key}" for key in cfg if key not in known]
-    for key in known & set(cfg):
-        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
-            found += _unknown(cfg._get_node(key), f"{prefix}{key}.")
-    return found
-
-
-store = ConfigStore.instance()
-store.store(name="train_schema", node=schema(TrainOptions))
-store.store(name="edit_schema", node=schema(EditOptions))
+    folder: str = option("outputs/pretrain", "where data and checkpoints go", text=True)
+    stages: list[str] = option(list(STAGES), "stages to run, in this order", choices=STAGES)
+    seed: int = option(0, "seed of all random numbers", low=0, high=2**31 - 1)
+    size: int = option(96, "side of the frames in px", low=32, high=1024)
+    count: int = option(24_000, "pictures to draw", low=1)
+    crop: int = option(48, "side in px of the crops that the autoencoder trains on", low=8, high=1024)
+    threads: int = option(0, "threads of torch; 0: its own choice", low=0, high=1024)
+    precision: str = option("32-true", "Lightning's precision; bf16-mixed is fast on few CPUs", choices=PRECISIONS)
+    start: str = option("", "shipped folder whose weights train on; empty: random weights", text=True)
+    workers: int = option(2, "processes that draw", low=1, high=1024)
+    target: str = option("tave/roadside/weights", "where the stage ship writes", text=True)
+    exam_frames: int = option(300, "held-out frames for the exam of autoencoder, CLIP and judge", low=1)
+    exam_samples: int = option(60, "pictures that the UNet's exam samples for each kind of condition", low=1)
+    autoencoder: PartOptions = option(PartOptions(4000, 16, 1e-3), "training of the autoencoder")
+    clip: PartOptions = option(PartOptions(2500, 64, 8e-4), "training of the conditioning CLIP")
+    judge: PartOptions = option(PartOptions(2000, 64, 1e-3), "training of the judge")
+    unet: PartOptions = option(PartOptions(9000, 24, 6e-4), "training of the UNet")

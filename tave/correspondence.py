@@ -1,4 +1,4 @@
-"""Which cell of the neighbour frames shows what this cell shows: a field from features (METHOD 6.2)."""
+"""The inter-frame field: which cell of a neighbouring frame looks like this cell (docs/method.md, section 6)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TIE = 1e-6
 class Field:
     """For each cell of each frame, its neighbour's cell: ``previous`` and ``following``, `f h w` int64.
 
-    A cell is named by ``y * w + x``; -1 where there is no neighbour: first, last frame, no candidate, or one that looks
-    elsewhere (:func:`agreeing`).
+    A cell has the index ``y * w + x``; -1 where there is no neighbour: first and last frame, no candidate, or one that
+    fails the forward-backward check (:func:`agreeing`).
     """
 
     previous: Tensor
@@ -27,10 +27,10 @@ class Field:
 
 
 def correspond(features: Tensor, mask: Tensor | None = None) -> Field:
-    """``N[p] = argmin_q (1 - cos(f_i[p], f_j[q]))`` for consecutive frames of features `f d h w`; METHOD 6.2.
+    """``N[p] = argmin_q (1 - cos(f_i[p], f_j[q]))`` for consecutive frames of features `f d h w`.
 
     One similarity matrix per pair of frames gives both directions: its rows the following, its columns the
-    previous neighbours. With ``mask`` `f h w` only masked cells look and only masked cells are candidates; a
+    previous neighbours. With ``mask`` `f h w` only masked cells are matched, and only with masked cells; a
     frame without any has no neighbours and is none.
     """
     count, _, h, w = features.shape
@@ -51,8 +51,8 @@ def correspond(features: Tensor, mask: Tensor | None = None) -> Field:
 def _nearest(similarity: Tensor, here: Tensor, there: Tensor) -> Tensor:
     """The best of ``there`` for each of ``here``; on a tie the same place, else the first in reading order.
 
-    Where all candidates look alike (plain paint, a still clip) the argmin says nothing, and the first of them
-    would drag cells across the picture: to stay moves nothing, and makes a still clip's field the identity.
+    Where all candidates look alike (plain paint, a still clip) the argmin is arbitrary, and the first of them would
+    move cells across the picture. Preferring the same place makes a still clip's field the identity.
     """
     best, index = similarity.max(dim=1)  # documented to be the first of equals
     at = torch.searchsorted(there, here).clamp(max=len(there) - 1)  # `there` ascends
@@ -62,25 +62,30 @@ def _nearest(similarity: Tensor, here: Tensor, there: Tensor) -> Tensor:
 
 
 def agreeing(field: Field, tolerance: int) -> Field:
-    """The same field with -1 for a neighbour whose own neighbour back is over ``tolerance`` cells away, by row or column.
+    """The same field with -1 for a neighbour whose own neighbour back is over ``tolerance`` cells away, by row or
+    column.
 
-    The forward-backward check of optical flow (Sundaram et al. 2010). Every cell has a nearest other one, also what is
-    hidden there, and what noise alone makes look alike; what is seen in both frames finds the way back. The ways of a
-    clip that moves by whole cells are each other's inverse: it keeps them all.
+    The forward-backward check of optical flow (Sundaram et al. 2010). Every cell has a nearest other one, occluded
+    cells and mere noise included; only cells visible in both frames map back to themselves. On a clip that moves by
+    whole cells the two directions are each other's inverse, and all are kept.
     """
     rows, columns = field.previous.shape[1:]
     here = torch.arange(rows * columns, device=field.previous.device).view(rows, columns)
 
-    def kept(there: Tensor, back: Tensor) -> Tensor:  # both f h w; ``back`` is that of the frame that ``there`` points into
+    def kept(
+        there: Tensor, back: Tensor
+    ) -> Tensor:  # both f h w; ``back`` is that of the frame that ``there`` points into
         home = back.flatten(1).gather(1, there.clamp(min=0).flatten(1)).view_as(there)
         off = torch.maximum((home // columns - here // columns).abs(), (home % columns - here % columns).abs())
         return torch.where((home >= 0) & (off <= tolerance), there, -1)
 
-    return Field(kept(field.previous, field.following.roll(1, dims=0)), kept(field.following, field.previous.roll(-1, dims=0)))
+    return Field(
+        kept(field.previous, field.following.roll(1, dims=0)), kept(field.following, field.previous.roll(-1, dims=0))
+    )
 
 
 def upsample(field: Field, h: int, w: int) -> Field:
-    """A field on the features' grid -> on the finer latent grid `h w`, sub-cell offsets kept (METHOD 6.4).
+    """A field on the features' grid -> on the finer latent grid `h w`, sub-cell offsets kept.
 
     Fine cell p, at offset o in its coarse cell P, goes to ``N[P] * scale + o``, clamped to the grid.
     """
@@ -115,7 +120,7 @@ def coarsen(mask: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def blend(values: Tensor, mask: Tensor, field: Field, weights: Sequence[float]) -> Tensor:
-    """``w0 v_{i-1}[N-(p)] + w1 v_i[p] + w2 v_{i+1}[N+(p)]`` in the mask, ``v`` itself outside (METHOD 6.4).
+    """``w0 v_{i-1}[N-(p)] + w1 v_i[p] + w2 v_{i+1}[N+(p)]`` in the mask, ``v`` itself outside.
 
     ``values`` `b f c h w`, ``mask`` `f h w`, ``field`` on the same grid, shared by the batch. Where a
     neighbour is missing the weights that are left are scaled to sum 1; where none is left the cell stays.

@@ -12,18 +12,20 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from tave.conditions import Condition, stack, unet_inputs
-from tave.inflate import compiled_blocks, frames_of
-from tave.options import choice
+from tave.config import choice
+from tave.encoders import Condition, stack, unet_inputs
+from tave.inflate import frames_of
 from tave.schedule import PREDICTION_TYPES, to_noise
 
 
 class DenoiserError(ValueError):
-    """Latents, condition or tap that this denoiser can't answer."""
+    """Latents, condition or tap that do not fit this denoiser."""
 
 
 class Prediction(NamedTuple):
-    """noise: `b f c h w`, always epsilon; features: `b f d h' w'`, the tapped block's, of the conditional branch."""
+    """noise: `b f c h w`, always epsilon; features: `b f d h' w'`, the tapped block's output in the conditional
+    branch.
+    """
 
     noise: Tensor
     features: Tensor | None = None
@@ -43,19 +45,13 @@ class Tap:
 
 
 class NoisePredictor(Protocol):
-    """Whatever predicts noise for latents `b f c h w` at timestep ``t``; guidance scale 1 means no guidance."""
+    """Predicts the noise in latents `b f c h w` at timestep ``t``; guidance scale 1 means no guidance."""
 
     def __call__(
         self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
     ) -> Prediction:
-        """Predict the noise in ``latents``; features are given if, and only if, a tap asks for them."""
+        """Predict the noise in ``latents``; features are returned if, and only if, ``tap`` requests them."""
         ...
-
-
-def untold_and_told(denoiser: NoisePredictor, latents: Tensor, t: int, told: Condition) -> tuple[Tensor, Tensor]:
-    """The noise in ``latents`` `1 f c h w` as it is predicted under no condition, and as it is under ``told``: both alike."""
-    null, by_told = denoiser(torch.cat([latents] * 2), t, stack(told.null, told)).noise.chunk(2)
-    return null, by_told
 
 
 class Denoiser(nn.Module):
@@ -64,7 +60,9 @@ class Denoiser(nn.Module):
     alphas_cumprod: Tensor  # `num_train_timesteps` float64; no buffer, which a cast of the module would round
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, branches: str = "together") -> None:
-        """``branches``: all of a call in one batch (together), or one after another (alone), which needs less memory."""
+        """``branches``: all of a call in one batch (together), or one after another (alone), which needs less
+        memory.
+        """
         super().__init__()
         choice("memory.branches", branches, ("together", "alone"))
         self.unet, self.branches = unet, branches
@@ -85,7 +83,7 @@ class Denoiser(nn.Module):
         if guided:
             each = condition if len(condition.text) == len(latents) else stack(*[condition] * len(latents))
             condition, stacked = stack(each.null, each), torch.cat([latents, latents])  # [null, cond] along b
-        # whoever rewrites features sees all branches at once
+        # a rewrite needs all branches at once
         step = 1 if self.branches == "alone" and (tap is None or tap.rewrite is None) else len(stacked)
         with self._tapped(tap, min(step, len(latents)), latents.shape[1]) as features:
             parts = [
@@ -100,13 +98,14 @@ class Denoiser(nn.Module):
         return Prediction(noise, torch.cat(features)[-len(latents) :] if features else None)
 
     def output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`: what training compares.
+        """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`, as the training loss needs
+        it.
 
         Raises :class:`DenoiserError` if frames or branches of latents and condition don't fit.
         """
         self._check(latents, condition)
         b, f = latents.shape[:2]
-        dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` looks through all of them, at each call
+        dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` iterates over all parameters at each call
         text = condition.text.to(latents.device, dtype).expand(b, -1, -1)
         image = condition.image.to(latents.device, dtype).expand(b, f, -1)
         sample = self.unet(
@@ -127,7 +126,9 @@ class Denoiser(nn.Module):
         if condition.text.shape[0] not in (1, b):
             raise DenoiserError(f"{condition.text.shape[0]} conditions for {b} latents: give one, or one for each")
         if condition.image.shape[1] not in (1, f):
-            raise DenoiserError(f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one a frame")
+            raise DenoiserError(
+                f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one a frame"
+            )
 
     @contextmanager
     def _tapped(self, tap: Tap | None, b: int, f: int) -> Iterator[list[Tensor]]:
@@ -148,26 +149,16 @@ class Denoiser(nn.Module):
                 return None
             rewritten = tap.rewrite(conditional, whole)
             if rewritten.shape != whole.shape:
-                raise DenoiserError(f"tap.rewrite made {tuple(rewritten.shape)} of {tuple(whole.shape)}: keep the shape")
+                raise DenoiserError(
+                    f"tap.rewrite made {tuple(rewritten.shape)} of {tuple(whole.shape)}: keep the shape"
+                )
             return rewritten.to(output.dtype).flatten(0, 1)
 
         handle = blocks[tap.block].register_forward_hook(hook)
+        # compiled graphs of the whole UNet do not see the hook
+        whole = hasattr(self.unet, "_orig_mod") or getattr(self.unet, "_compiled_call_impl", None) is not None
         try:
-            with self.hooked():
+            with torch.compiler.set_stance("force_eager") if whole else nullcontext():
                 yield features
         finally:
             handle.remove()
-
-    @contextmanager
-    def hooked(self, within_blocks: bool = False) -> Iterator[None]:
-        """To be open around calls while something is changed on the UNet, whose graphs would not notice, or be made anew.
-
-        ``within_blocks``: the change is within transformer blocks; else compiled ones are not concerned.
-        """
-        compiled = self._compiled_whole() or (within_blocks and compiled_blocks(self.unet))
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            yield
-
-    def _compiled_whole(self) -> bool:
-        """Whether the UNet as a whole went through ``torch.compile``, or its own ``compile``."""
-        return hasattr(self.unet, "_orig_mod") or getattr(self.unet, "_compiled_call_impl", None) is not None

@@ -1,10 +1,11 @@
-"""2D UNet -> clip-aware UNet, in place and without a fork, and which of its parameters train (METHOD 2 and 3)."""
+"""2D UNet -> clip-aware UNet, in place and without a fork, and which of its parameters train (docs/method.md, sections
+2 and 3).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -12,8 +13,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from tave.attention import KV_FRAMES, POSITIONS, SparseCausalAttention, TemporalAttention, projections
-from tave.options import choice, within
+from tave.attention import SparseCausalAttention, TemporalAttention, projections
+from tave.config import choice, within
 
 # what trains, as patterns of a parameter's name within its transformer block; the T-Attn's norm is part of T-Attn
 TRAINABLES = {
@@ -35,20 +36,10 @@ class TunedStateError(ValueError):
     """Tuned weights that don't belong to this UNet."""
 
 
-@dataclass(frozen=True)
-class InflationOptions:
-    """kv_frames: whose cells ST-Attn attends to; position: whether T-Attn knows a frame's number (none, sinusoidal)."""
-
-    kv_frames: str = "first_previous"
-    position: str = "none"
-
-    def __post_init__(self) -> None:
-        choice("inflation.kv_frames", self.kv_frames, KV_FRAMES)
-        choice("inflation.position", self.position, POSITIONS)
-
-
 class InflatedBlock(BasicTransformerBlock):
-    """The library's block, then T-Attn. Blocks become this by their class, so every pretrained key keeps its name."""
+    """diffusers' block followed by T-Attn. Blocks are changed by assigning their class, so every pretrained key keeps
+    its name.
+    """
 
     temporal: TemporalAttention
 
@@ -58,7 +49,9 @@ class InflatedBlock(BasicTransformerBlock):
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with a low-rank addition; it becomes this by its class, so ``weight`` keeps its name."""
+    """A linear layer with a low-rank addition. Layers are changed by assigning their class, so ``weight`` keeps its
+    name.
+    """
 
     lora_down: nn.Parameter  # r d_in
     lora_up: nn.Parameter  # d_out r, zero at first
@@ -68,23 +61,26 @@ class LoraLinear(nn.Linear):
         return super().forward(states) + linear(linear(states, self.lora_down), self.lora_up)
 
 
-def inflate(unet: UNet2DConditionModel, frames: int, options: InflationOptions = InflationOptions()) -> UNet2DConditionModel:
+def inflate(unet: UNet2DConditionModel, frames: int, kv_frames: str = "first_previous") -> UNet2DConditionModel:
     """Make ``unet`` aware of clips of ``frames`` frames, in place, and return it.
 
-    At first it answers a still clip, or one frame, as the image network does. New parameters are frozen like the rest:
-    :func:`select_trainables` says what trains. Raises :class:`InflationError` for a UNet that is inflated already.
+    At step 0 its output for a still clip, or one frame, is the image network's. New parameters are frozen like the
+    rest: :func:`select_trainables` decides what trains. Raises :class:`InflationError` for a UNet that is inflated
+    already.
     """
     within("frames", frames, 1, 100_000)
     blocks = _blocks(unet)
     if not blocks:
         raise InflationError("the UNet has no transformer blocks to inflate: use the UNet of an SD-unCLIP backbone")
     if (inflated := frames_of(unet)) is not None:
-        raise InflationError(f"the UNet is inflated for {inflated} frames already: load it anew to inflate it for {frames}")
+        raise InflationError(
+            f"the UNet is inflated for {inflated} frames already: load it again to inflate it for {frames}"
+        )
     if any(block.only_cross_attention for block in blocks):
         raise InflationError("the UNet has blocks without self-attention: use the UNet of an SD-unCLIP backbone")
     for block in blocks:
-        block.attn1.set_processor(SparseCausalAttention(frames, options.kv_frames))  # type: ignore[arg-type]
-        temporal = TemporalAttention(block, frames, options.position).train(block.training)
+        block.attn1.set_processor(SparseCausalAttention(frames, kv_frames))  # type: ignore[arg-type]
+        temporal = TemporalAttention(block, frames).train(block.training)
         block.add_module("temporal", temporal.requires_grad_(False))
         block.__class__ = InflatedBlock
     unet._repeated_blocks = [InflatedBlock.__name__]  # the library's compile_repeated_blocks goes by class name
@@ -92,9 +88,10 @@ def inflate(unet: UNet2DConditionModel, frames: int, options: InflationOptions =
 
 
 def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
-    """``torch.compile`` each transformer block, in place; names, hooks on other parts and checkpointing stay as they are.
+    """``torch.compile`` each transformer block, in place; names, hooks on other parts and checkpointing stay as they
+    are.
 
-    The first step of each kind takes minutes to compile on a CPU, so it pays for long tunings and large frames. The
+    The first step of each kind takes minutes to compile on a CPU, so it pays off for long tunings and large frames. The
     inductor backend needs a C++ compiler on the CPU, and Triton on a GPU.
     """
     # all blocks share one forward, and each width, number of branches and gradient mode is a graph of its own
@@ -103,7 +100,7 @@ def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> Non
 
 
 def compiled_blocks(unet: nn.Module) -> bool:
-    """Whether :func:`compile_blocks` was here."""
+    """Whether :func:`compile_blocks` was applied."""
     return any(getattr(block, "_compiled_call_impl", None) is not None for block in _blocks(unet))
 
 
@@ -115,7 +112,7 @@ def frames_of(unet: nn.Module) -> int | None:
 def select_trainables(
     unet: UNet2DConditionModel, trainables: str, lora_rank: int = 4, generator: torch.Generator | None = None
 ) -> list[str]:
-    """Let exactly the parameters named by ``trainables`` train, freeze all others, and return their names (METHOD 3).
+    """Let exactly the parameters named by ``trainables`` train, freeze all others, and return their names.
 
     patent: Q of ST-Attn and of C-Attn and all of T-Attn; temporal_only: T-Attn; all_attention: ST-Attn, C-Attn and
     T-Attn whole; none; lora: T-Attn, and low-rank additions of ``lora_rank`` to the Q, K, V and output projections of
@@ -149,11 +146,13 @@ def add_lora(unet: UNet2DConditionModel, rank: int, generator: torch.Generator |
                 layer.register_parameter("lora_up", nn.Parameter(up, requires_grad=False))
                 layer.__class__ = LoraLinear
             elif len(layer.lora_down) != rank:
-                raise InflationError(f"the UNet has a LoRA of rank {len(layer.lora_down)} already: set lora_rank to that")
+                raise InflationError(
+                    f"the UNet has a LoRA of rank {len(layer.lora_down)} already: set lora_rank to that"
+                )
 
 
 def tuned_state(unet: nn.Module) -> dict[str, Tensor]:
-    """What tuning made of ``unet``: copies of the parameters that train and of all that was added (T-Attn, LoRA)."""
+    """Copies of the parameters that train and of all that inflation and LoRA added."""
     return {
         name: parameter.detach().clone().contiguous()
         for name, parameter in unet.named_parameters()
@@ -165,7 +164,7 @@ def load_tuned(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     """Put a :func:`tuned_state` into an inflated UNet, which gets LoRA layers if the state holds some.
 
     Raises :class:`TunedStateError`, before any weight is written, for a name that can't be tuned, a shape that doesn't
-    fit, T-Attn (or LoRA) weights that are missing, or a kind of weight that only some blocks bring.
+    fit, T-Attn (or LoRA) weights that are missing, or a kind of weight that only some blocks have.
     """
     ranks = {len(value) for name, value in state.items() if name.endswith("lora_down") and value.ndim == 2}
     if len(ranks) == 1 and not any(isinstance(module, LoraLinear) for module in unet.modules()):
@@ -174,7 +173,9 @@ def load_tuned(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     roles = {_role(name) for name in state}
     due = {name for name in own if ADDED.fullmatch(_role(name)) or _role(name) in roles}
     if unexpected := sorted(set(state) - set(own)):
-        raise TunedStateError(f"tuned weights hold {_list(unexpected)}, unknown here: inflate the UNet they were tuned on")
+        raise TunedStateError(
+            f"tuned weights hold {_list(unexpected)}, unknown here: inflate the UNet they were tuned on"
+        )
     if missing := sorted(due - set(state)):
         raise TunedStateError(f"tuned weights lack {_list(missing)}: use the whole file that the tuning saved")
     wrong = [f"{n} {tuple(v.shape)} not {tuple(own[n].shape)}" for n, v in state.items() if v.shape != own[n].shape]

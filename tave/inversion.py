@@ -1,42 +1,23 @@
-"""DDIM inversion: a clip's latents -> its whole trajectory up to noise, and back (METHOD 4)."""
+"""DDIM inversion: a clip's latents -> its whole trajectory up to noise, and back (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tave.conditions import Condition
+from tave.config import choice
 from tave.denoiser import NoisePredictor
-from tave.options import choice, within
+from tave.encoders import Condition
 from tave.schedule import Schedule, ddim_step
 
-GATE_DB = 3.0  # METHOD 4: further below the autoencoder's round trip than this, an edit is doomed
+GATE_DB = 3.0  # docs/method.md, section 4: further below the autoencoder's round trip an edit loses the source
 
 
 class InversionError(ValueError):
     """Latents and levels that don't fit, or a reconstruction that a strict gate refuses."""
-
-
-@dataclass(frozen=True)
-class InversionOptions:
-    """steps: T; refine: fixed-point refinements of each step; gate: what a poor reconstruction does;
-    condition: source (prompt and frame), text (prompt alone) or empty (neither)."""
-
-    steps: int = 50
-    refine: int = 3
-    gate: str = "warn"
-    condition: str = "source"
-
-    def __post_init__(self) -> None:
-        within("inversion.steps", self.steps, 1, 1000)
-        within("inversion.refine", self.refine, 0, 100)
-        choice("inversion.gate", self.gate, ("warn", "strict", "off"))
-        choice("inversion.condition", self.condition, ("source", "text", "empty"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +32,13 @@ class Trajectory:
 
 
 def inversion_condition(source: Condition, kind: str) -> Condition:
-    """What the inversion is told of the source condition, by ``InversionOptions.condition``."""
+    """The condition of the inversion: the source condition, its text alone (``text``) or the null condition
+    (``empty``).
+    """
     choice("inversion.condition", kind, ("source", "text", "empty"))
     if kind == "empty":
         return source.null
-    return source if kind == "source" else dataclasses.replace(source, image=source.null_image)
+    return source if kind == "source" else replace(source, image=source.null_image)
 
 
 @torch.no_grad()
@@ -67,11 +50,11 @@ def invert(
     refine: int = 3,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
-    """Carry clean ``latents`` `b f c h w` up to noise, guidance 1, in their own dtype (METHOD 4).
+    """Invert clean ``latents`` `b f c h w` up to noise with guidance 1, in their own dtype.
 
-    Each step looks for the noisier latent from which sampling would come back: a fixed point, found by asking the
-    model at the upper timestep 1 + ``refine`` times, each time at the last answer. Output v is converted there, at the
-    upper level too (the denoiser does it with the t it is given); at the lower one an error would stay for good.
+    Each step looks for the noisier latent from which a sampling step returns: a fixed point, approached by evaluating
+    the model at the upper timestep 1 + ``refine`` times, each time at the last estimate. A v output is converted with
+    the upper level's alpha; with the lower one an error remains that no refinement removes.
     """
     if latents.ndim != 5:
         raise InversionError(f"latents of shape {tuple(latents.shape)}: give them as `b f c h w`")
@@ -106,23 +89,21 @@ def reconstruct(
     return latents
 
 
-def check_reconstruction(psnr: float, floor: float, gate: str) -> bool:
-    """Whether the reconstruction's ``psnr`` comes within 3 dB of the autoencoder round trip's ``floor`` (METHOD 4).
+def reconstruction_note(psnr: float, floor: float, gate: str) -> str:
+    """Return a warning if the reconstruction's ``psnr`` is over 3 dB below the autoencoder's own (``floor``), else "".
 
-    If not, gate ``warn`` warns and ``strict`` raises :class:`InversionError`, both with the remedy; ``off`` is silent.
+    Gate ``strict`` raises :class:`InversionError` instead; ``off`` never warns.
     """
     choice("inversion.gate", gate, ("warn", "strict", "off"))
-    if psnr >= floor - GATE_DB:
-        return True
+    if psnr >= floor - GATE_DB or gate == "off":
+        return ""
     message = (
-        f"the inverted clip comes back at {psnr:.1f} dB where the autoencoder reaches {floor:.1f} dB, so an edit will "
-        "lose the source: tune for more steps, or raise inversion.steps or inversion.refine"
+        f"the inverted clip is reconstructed at {psnr:.1f} dB where the autoencoder reaches {floor:.1f} dB, so an edit "
+        "may lose the source: raise tuning.steps, inversion.steps or inversion.refine"
     )
     if gate == "strict":
         raise InversionError(message)
-    if gate == "warn":
-        warnings.warn(message, stacklevel=2)
-    return False
+    return message
 
 
 def _check_levels(schedule: Schedule, trajectory: Trajectory) -> None:

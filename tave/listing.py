@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tave.config import slug
-from tave.options import OptionError
+from tave.config import OptionError, slug
 
 NAMES = ("cases.json", "cases.yaml", "cases.yml")
 PATHS = ("path", "target_image", "matte", "annotations", "truth")
@@ -22,7 +20,7 @@ class ListedCase:
 
     ``path``: a clip or a folder of numbered pictures; ``frames``: how many of them (absent: ``video.frames``);
     ``annotations``: a folder with a mask of the source object for each of the clip's pictures; ``truth``: the known
-    answer of a drawn clip. Both are for metrics and for the oracle's row alone.
+    answer of a drawn clip. Both are read by metrics, controls and oracle methods alone.
     """
 
     name: str
@@ -40,7 +38,7 @@ class ListedCase:
 NEEDED = ("name", "path", "source_prompt", "target_image", "target_prompt")
 
 
-def listing_of(folder: str | Path, only: Collection[str] = ()) -> Path:
+def listing_of(folder: str | Path) -> Path:
     """The listing of a set of your own. Raises :class:`OptionError` if there is none."""
     for name in NAMES:
         if (Path(folder) / name).is_file():
@@ -49,12 +47,12 @@ def listing_of(folder: str | Path, only: Collection[str] = ()) -> Path:
 
 
 def read_listing(listing: Path) -> list[ListedCase]:
-    """The cases of a set. Raises :class:`OptionError` with one line that names the entry and what is wrong with it."""
+    """The cases of a set. Raises :class:`OptionError` with one line that names the entry and the mistake."""
     try:
-        told = yaml.safe_load(listing.read_text(encoding="utf-8"))  # JSON is YAML too
+        content = yaml.safe_load(listing.read_text(encoding="utf-8"))  # JSON is YAML too
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"{listing} can't be read: {' '.join(str(error).split())}") from error
-    entries = told.get("cases") if isinstance(told, dict) else told
+    entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise OptionError(f"{listing} holds no list of cases: write them as docs/external_sets.md says")
     found = [_case(entry, listing) for entry in entries]
@@ -65,18 +63,18 @@ def read_listing(listing: Path) -> list[ListedCase]:
 
 
 def _case(entry: dict[str, Any], listing: Path) -> ListedCase:
-    told = f"{listing}: case {entry.get('name', '?')!r}"
+    where = f"{listing}: case {entry.get('name', '?')!r}"
     if lacking := [key for key in NEEDED if entry.get(key) in (None, "")]:
-        raise OptionError(f"{told} lacks {', '.join(lacking)}: complete its entry")
+        raise OptionError(f"{where} lacks {', '.join(lacking)}: complete its entry")
     if strange := sorted(set(entry) - (known := {field.name for field in fields(ListedCase)})):
-        raise OptionError(f"{told} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
+        raise OptionError(f"{where} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
     if slug(str(entry["name"])) != entry["name"]:
-        raise OptionError(f"{told} can't be a folder name: use letters, digits, '-' and '_'")
+        raise OptionError(f"{where} can't be a folder name: use letters, digits, '-' and '_'")
     groups = entry.get("groups") or ()
     found = {**entry, "groups": (groups,) if isinstance(groups, str) else tuple(groups)}
     for key in PATHS:
         if found.get(key) is not None:
             found[key] = str(listing.parent / found[key])
             if not Path(found[key]).exists():
-                raise OptionError(f"{told}: {key}={found[key]} is missing")
+                raise OptionError(f"{where}: {key}={found[key]} is missing")
     return ListedCase(**found)

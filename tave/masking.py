@@ -1,144 +1,97 @@
-"""Where source branch and target branch disagree -> EditMask (METHOD 5). Masks: 1 = edit."""
+"""Where source branch and target branch disagree -> EditMask (docs/method.md, section 5). Masks: 1 = edit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, avg_pool3d, max_pool2d
+from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, max_pool2d
 
-from tave.conditions import Condition, stack
+from tave.config import MaskOptions, OptionError
 from tave.denoiser import NoisePredictor
+from tave.encoders import Condition, stack
 from tave.inversion import Trajectory
-from tave.options import OptionError, choice, within
+from tave.regions import long_pieces, pieces_over_time, without_specks
 from tave.schedule import Schedule, ddim_step
 
-# A step whose mean disagreement is under this share of mean |eps_src| says nothing: it is rounding.
-SILENCE = 1e-3
-# The share of a cell's pixels that must have changed, or be an object's, for the cell to count as edited.
-CHANGED = 0.3
-# And of the cells around it, itself included: a lone cell is the codec's or the autoencoder's doing.
-CROWD = 0.4
-# The `fixed` threshold looks at the map clamped at this many times its mean.
+# A step whose mean disagreement is below this share of mean |eps_src| is rounding (docs/method.md, section 5).
+ROUNDING = 1e-3
+# The `fixed` threshold is applied to the map clamped at this many times its mean, as DiffEdit does.
 CLAMP = 3.0
-
-Evidence = Callable[[Tensor, int], Tensor]
-"""(latents `b f c h w`, t) -> `b f 1 h w` >= 0: where the source's own object is."""
+# A change counts if it is at least this many latent cells long in one direction: codec and autoencoder noise is
+# shorter.
+SHORTEST = 1.5
+# Warnings. Distance of the two classes' means in pooled standard deviations: one normal or exponential distribution,
+# cut by Otsu's threshold, has 2.6; maps of the drawn world have 4 and more.
+CLEAR_SEPARATION = 3.0
+LARGEST_SHARE = 1 / 3  # of the frame
+MOST_PIECES = 6  # over the whole clip
 
 
 class MaskError(ValueError):
-    """A mask that can't be computed as asked; the message names the input and the remedy."""
-
-
-def check_part(name: str, part: Sequence[float]) -> None:
-    """Raise :class:`OptionError` unless ``part`` is [first, last] with 0 <= first < last <= 1."""
-    if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
-        raise OptionError(f"{name}={list(part)} is no part: give [first, last] with 0 <= first < last <= 1")
+    """A mask that can't be computed as requested; the message names the input and the remedy."""
 
 
 def part_of(part: Sequence[float], total: int) -> list[int]:
     """Upper levels, in sampling order, of those of ``total`` steps that lie in ``part`` = [first, last].
 
-    0 is the noisiest end (level ``total``), 1 the clean one. A step counts where its middle does, so that
-    parts which partition [0, 1] partition the steps.
+    0 is the noisiest end (level ``total``), 1 the clean one. A step belongs where its middle lies, so that parts which
+    partition [0, 1] partition the steps.
     """
     first, last = part
     return [total - step for step in range(total) if first <= (step + 0.5) / total < last]
 
 
-def check_holds(name: str, part: Sequence[float], total: int) -> None:
-    """Raise :class:`OptionError` unless ``part`` holds a step of ``total``."""
+def check_part_holds(name: str, part: Sequence[float], total: int) -> None:
+    """Raise :class:`OptionError` unless ``part`` contains a step of ``total``."""
     if not part_of(part, total):
-        raise OptionError(f"{name}={list(part)} holds none of inversion.steps={total} steps: widen it")
+        raise OptionError(f"{name}={list(part)} contains none of inversion.steps={total} steps: widen it")
 
 
 @dataclass(frozen=True)
-class MaskOptions:
-    """How two branches become a mask. Sizes in latent cells and frames; ``steps``: a part of the schedule.
+class Disagreement:
+    """What the network evaluations yield, before any threshold.
 
-    ``union`` is with the source object's own evidence: cross_attention of the words that the target prompt lacks |
-    unconditional, |eps_src - eps_null| | disputed, the geometric mean of that and of the disagreement: scenery that the
-    source prompt names speaks in the former too, yet both branches are told of it. ``outline``: the region is drawn anew
-    around the source object's outline and the target in its place, where one is put or shown there; a given region stays.
+    ``per_step`` `T' f h w` >= 0: the weighted maps of each step, noisiest first. ``evidence`` `T' f h w` >= 0: likewise
+    |eps_src - eps_null|, where the source object's own evidence was requested.
     """
 
-    branches: str = "shared"  # shared: both read the inversion's z_t | separate: each its own trajectory
-    weight: str = "per_step"  # per_step: each step's map divided by its mean | uniform
-    steps: list[float] = field(default_factory=lambda: [0.0, 1.0])  # 0 noisy, 1 clean
-    guidance_scale: float = 1.0
-    threshold: str = "otsu"  # otsu | fixed (after clamping at 3x the mean) | quantile
-    fixed: float = 0.5
-    quantile: float = 0.8
-    smooth: int = 3  # side of the box, odd; 1 = none
-    smooth_time: int = 1  # frames in the box, odd; 1 = none
-    dilate: int = 1
-    union: str = "none"  # none | cross_attention | unconditional | disputed
-    outline: str = "none"  # none: cells as they were found | colour: to where the source object's colours end
-    settle: float = 0.0  # after sampling: what changed less, as a share of the range, is the source's again; 0 = off
-    region: str = "found"  # found: as above | whole: every cell is edited
-
-    def __post_init__(self) -> None:
-        choice("mask.region", self.region, ("found", "whole"))
-        choice("mask.branches", self.branches, ("separate", "shared"))
-        choice("mask.weight", self.weight, ("uniform", "per_step"))
-        choice("mask.threshold", self.threshold, ("fixed", "otsu", "quantile"))
-        choice("mask.outline", self.outline, ("none", "colour"))
-        choice("mask.union", self.union, ("none", "cross_attention", "unconditional", "disputed"))
-        check_part("mask.steps", self.steps)
-        within("mask.guidance_scale", self.guidance_scale, 0, 100)
-        within("mask.fixed", self.fixed, 0, 1)
-        within("mask.quantile", self.quantile, 0, 1)
-        within("mask.dilate", self.dilate, 0, 64)
-        within("mask.settle", self.settle, 0, 1)
-        for name in ("smooth", "smooth_time"):
-            within(f"mask.{name}", getattr(self, name), 1, 63)
-            if getattr(self, name) % 2 == 0:
-                raise OptionError(f"mask.{name}={getattr(self, name)} has no middle: give an odd number")
+    per_step: Tensor
+    evidence: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class EditMask:
-    """The region to edit, one mask per frame on the latent grid; 1 = edit. Float tensors.
+    """The region to edit, one mask per frame on the latent grid; 1 = edit. Float tensors `1 f 1 h w`.
 
-    ``soft`` `1 f 1 h w` in [0, 1]: the averaged, smoothed, normalised disagreement. ``binary`` `1 f 1 h w` in
-    {0, 1}: thresholded, and united with the evidence if asked. ``mask`` `1 f 1 h w`: dilated; what sampling
-    uses, and then what :func:`settle` leaves of it. ``per_step`` `T' f h w` >= 0: the weighted maps that were averaged,
-    noisiest step first. ``evidence`` `1 f 1 h w` in [0, 1]: the soft map of the source's own object, where a union asked
-    for it. ``own`` `1 f 1 h w` in {0, 1}: the cells of the source's own object by that map, without one ``binary``.
-    ``outline`` `f 1 H W` in {0, 1}: the source's own object to the pixel, where it was asked for and found.
+    ``soft`` in [0, 1]: the averaged, smoothed, normalised disagreement. ``binary`` in {0, 1}: thresholded, united with
+    the source object's evidence where requested, without specks. ``mask``: ``binary`` dilated; sampling uses it, and
+    :func:`drop_unchanged` may shrink it afterwards. ``source_object`` in {0, 1}: the source object's cells by the
+    evidence, else ``binary``. ``per_step`` `T' f h w`: the maps that were averaged. ``notes``: warnings, one line each.
     """
 
     soft: Tensor
     binary: Tensor
     mask: Tensor
+    source_object: Tensor
     per_step: Tensor
-    evidence: Tensor | None = None
-    own: Tensor | None = None
-    outline: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 def given_mask(region: Tensor) -> EditMask:
-    """A region that is known beforehand, ``1 f 1 h w`` in {0, 1}, as a mask: nothing is measured, nothing grown."""
-    return EditMask(region, region, region, per_step=region.new_zeros(0, *region[0, :, 0].shape), own=region)
+    """A region that is known beforehand, ``1 f 1 h w`` in {0, 1}, as a mask: not measured, not dilated."""
+    return EditMask(region, region, region, region, per_step=region.new_zeros(0, *region[0, :, 0].shape))
 
 
 def to_cells(pixels: Tensor, h: int, w: int) -> Tensor:
-    """A region on the pixels ``f 1 H W``, 1 = edit -> ``1 f 1 h w`` in {0, 1}: a cell is edited where any pixel of it is."""
+    """A region on the pixels ``f 1 H W`` -> ``1 f 1 h w`` in {0, 1}: a cell is edited where any pixel of it is."""
     return (adaptive_max_pool2d(pixels, (h, w)) > 0).to(pixels)[None]
 
 
-class _Reading(NamedTuple):
-    """What one step says: two maps `f h w`, and the mean |eps_src| that rounding is measured by."""
-
-    disagreement: Tensor
-    evidence: Tensor | None
-    magnitude: Tensor
-
-
-@torch.no_grad()
 def find_mask(
     denoiser: NoisePredictor,
     schedule: Schedule,
@@ -146,87 +99,58 @@ def find_mask(
     source: Condition,
     target: Condition,
     options: MaskOptions = MaskOptions(),
-    evidence: Evidence | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> EditMask:
-    """Compare the noise that two conditions predict along one trajectory (METHOD 5).
+    """:func:`compare`, then :func:`make_mask`."""
+    return make_mask(compare(denoiser, schedule, trajectory, source, target, options, on_step), options)
 
-    ``D_t[f,y,x] = mean_c |eps_src - eps_trg|``, averaged over the chosen steps, smoothed, normalised, and
-    binarised over the whole clip at once. Conditions that agree give an empty mask, whatever the evidence
-    says: with nothing to edit there is no old object to remove. ``evidence`` is asked for
-    ``union=cross_attention`` alone. Raises :class:`MaskError` for a batch of clips, another schedule's
-    trajectory and a union without evidence, :class:`OptionError` for a part of the schedule that holds no step.
+
+# ---- network evaluations ---------------------------------------------------------------------------------------------
+
+
+class _Reading(NamedTuple):
+    """One step: two maps `f h w`, and the mean |eps_src| that rounding is measured by."""
+
+    disagreement: Tensor
+    evidence: Tensor | None
+    magnitude: Tensor
+
+
+@torch.no_grad()
+def compare(
+    denoiser: NoisePredictor,
+    schedule: Schedule,
+    trajectory: Trajectory,
+    source: Condition,
+    target: Condition,
+    options: MaskOptions = MaskOptions(),
+    on_step: Callable[[int, int], None] | None = None,
+) -> Disagreement:
+    """Compare the noise that two conditions predict along one trajectory: ``D_t[f,y,x] = mean_c |eps_src - eps_trg|``.
+
+    Only ``branches``, ``weight``, ``steps`` and whether there is a ``union`` matter here. Raises :class:`MaskError` for
+    a batch of clips or another schedule's trajectory, :class:`OptionError` for a part of the schedule without a step.
     """
     levels, clips = trajectory.latents.shape[:2]
     if levels != schedule.steps + 1:
-        raise MaskError(f"trajectory has {levels - 1} steps, the schedule {schedule.steps}: use the one it was made with")
+        raise MaskError(
+            f"trajectory has {levels - 1} steps, the schedule {schedule.steps}: use the one it was made with"
+        )
     if clips != 1:
         raise MaskError(f"trajectory holds {clips} clips: find the mask of one clip at a time")
-    if options.union == "cross_attention" and evidence is None:
-        raise MaskError("mask.union=cross_attention has no evidence: pass tave.evidence.attention_evidence(...)")
-    check_holds("mask.steps", options.steps, schedule.steps)
+    check_part_holds("mask.steps", options.steps, schedule.steps)
     total = len(part_of(options.steps, schedule.steps))
     readings: list[_Reading] = []
-    for reading in _readings(denoiser, schedule, trajectory, source, target, options, evidence):
+    for reading in _readings(denoiser, schedule, trajectory, source, target, options):
         readings.append(reading)
         if on_step is not None:
             on_step(len(readings), total)
     magnitudes = torch.stack([reading.magnitude for reading in readings])
-    per_step = weigh([reading.disagreement for reading in readings], magnitudes, options.weight)
-    soft, binary = binarise(per_step.mean(0), options)
-    proof, own = None, binary
-    proofs = [reading.evidence for reading in readings if reading.evidence is not None]
-    if proofs:
-        # attention is no difference of two noises: any of it counts
-        floor = torch.zeros_like(magnitudes) if options.union == "cross_attention" else magnitudes
-        proof = weigh(proofs, floor, options.weight).mean(0)
-        if options.union == "disputed":
-            proof = (proof * per_step.mean(0)).sqrt()
-        proof, found = binarise(proof, options)
-        if per_step.any():
-            binary, own = torch.maximum(binary, found), found
-    return EditMask(
-        soft=soft[None, :, None],
-        binary=binary[None, :, None],
-        mask=dilate(binary, options.dilate)[None, :, None],
-        per_step=per_step,
-        evidence=None if proof is None else proof[None, :, None],
-        own=own[None, :, None],
+    evidence = [reading.evidence for reading in readings if reading.evidence is not None]
+    return Disagreement(
+        weigh([reading.disagreement for reading in readings], magnitudes, options.weight),
+        weigh(evidence, magnitudes, options.weight) if evidence else None,
     )
-
-
-def redrawn(found: EditMask, outline: Tensor, target: Tensor, options: MaskOptions) -> EditMask:
-    """``found`` with its region drawn anew around two objects that are known to the pixel, `f 1 H W` in [0, 1].
-
-    ``outline`` is the source object's, ``target`` the target object's in its place. A cell is edited where at least 30 % of its
-    pixels are an object's.
-    """
-    h, w = found.binary.shape[-2:]
-    objects = (torch.maximum(outline, target) > 0.5).float()
-    binary = (adaptive_avg_pool2d(objects, (h, w)) >= CHANGED)[:, 0].to(found.binary)
-    if not binary.any():  # objects of less than a third of a cell
-        return replace(found, outline=outline)
-    return replace(found, binary=binary[None, :, None], mask=dilate(binary, options.dilate)[None, :, None], outline=outline)
-
-
-def settle(mask: Tensor, edited: Tensor, source: Tensor, least: float) -> Tensor:
-    """What is left of ``mask`` `1 f 1 h w` once it is seen what the edit changed: the region of the composite.
-
-    The old object's room and the new one's are only known when the new one is painted. So sampling may have a generous mask,
-    and what it gave back as it was, returns to the source's own pixels. A cell has changed where at least 30 % of its
-    pixels differ in some channel by more than ``least`` of the range; two fifths of its 3 x 3 neighbourhood must agree.
-
-    Args:
-        edited, source: frames `f 3 H W` in [-1, 1].
-        least: 0 (the mask stays as it is) to 1.
-    """
-    if not least:
-        return mask
-    changed = ((edited - source.to(edited)).abs().amax(1, keepdim=True) > 2 * least).float()
-    h, w = mask.shape[-2:]
-    cells = (adaptive_avg_pool2d(changed, (h, w)) >= CHANGED).float()
-    crowd = avg_pool2d(cells, 3, 1, 1, count_include_pad=False)
-    return mask * (crowd > CROWD)[None].to(mask)
 
 
 def _readings(
@@ -236,58 +160,87 @@ def _readings(
     source: Condition,
     target: Condition,
     options: MaskOptions,
-    evidence: Evidence | None,
 ) -> Iterator[_Reading]:
     """Both branches, and the null branch of the evidence, in one batch per step; read at the chosen steps."""
     total, levels = schedule.steps, part_of(options.steps, schedule.steps)
-    branches = [source, target]
-    # eps(null) is asked at the source branch's latents: it has no trajectory of its own
-    if options.union in ("unconditional", "disputed"):
-        branches.append(source.null)
-    condition = stack(*branches)
-    origin, edited = trajectory.level(total), trajectory.level(total)
+    united = options.union != "none"
+    # eps(null) is evaluated at the source branch's latents: it has no trajectory of its own
+    condition = stack(source, target, source.null) if united else stack(source, target)
+    origin = edited = trajectory.level(total)
     walk = levels if options.branches == "shared" else range(total, levels[-1] - 1, -1)
     for level in walk:
         if options.branches == "shared":
             origin = edited = trajectory.level(level)
-        latents = torch.cat([origin, edited, *[origin] * (len(branches) - 2)])
-        noise = denoiser(latents, schedule.timesteps[level], condition, options.guidance_scale).noise
+        latents = torch.cat([origin, edited, origin] if united else [origin, edited])
+        noise = denoiser(latents, schedule.timesteps[level], condition).noise
         if level in levels:
             wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
-            proof = None
-            if options.union in ("unconditional", "disputed"):
-                proof = (wide[0] - wide[2]).abs().mean(1)
-            elif options.union == "cross_attention" and evidence is not None:
-                proof = evidence(origin, schedule.timesteps[level])[0, :, 0].to(wide)
-            yield _Reading((wide[0] - wide[1]).abs().mean(1), proof, wide[0].abs().mean())
+            evidence = (wide[0] - wide[2]).abs().mean(1) if united else None
+            yield _Reading((wide[0] - wide[1]).abs().mean(1), evidence, wide[0].abs().mean())
         if options.branches == "separate":
             stepped = ddim_step(latents, noise, schedule.alphas[level], schedule.alphas[level - 1])
             origin, edited = stepped[:1], stepped[1:2]
 
 
 def weigh(maps: Sequence[Tensor], magnitudes: Tensor, weight: str) -> Tensor:
-    """Maps `f h w` of each step, >= 0 -> `T' f h w`, those at rounding's size silenced to zero (METHOD 5).
+    """Maps `f h w` of each step, >= 0 -> `T' f h w`; those of rounding's size become zero.
 
-    ``magnitudes`` `T'` is mean |eps_src|. ``per_step`` divides each map by its own mean over the clip, so
-    that every step that speaks speaks as loudly. Both branches run in one batch, whose rows differ by
-    rounding even for one condition: so ``uniform`` is silenced by the same rule.
+    ``magnitudes`` `T'` is mean |eps_src|. ``per_step`` divides each map by its own mean over the clip, so that all
+    steps count alike. Both branches run in one batch, whose rows differ by rounding even under one condition, so
+    ``uniform`` follows the same rule.
     """
     stacked = torch.stack(list(maps))
     means = stacked.mean(dim=(1, 2, 3), keepdim=True)
-    heard = means > SILENCE * magnitudes.view(-1, 1, 1, 1)
+    counted = means > ROUNDING * magnitudes.view(-1, 1, 1, 1)
     scaled = stacked / means if weight == "per_step" else stacked
-    return torch.where(heard, scaled, torch.zeros_like(stacked))
+    return torch.where(counted, scaled, torch.zeros_like(stacked))
 
 
-def binarise(disagreement: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor]:
+# ---- from maps to a mask ---------------------------------------------------------------------------------------------
+
+
+def make_mask(disagreement: Disagreement, options: MaskOptions = MaskOptions()) -> EditMask:
+    """Average, smooth, normalise, binarise over the whole clip at once, unite, drop specks, dilate.
+
+    Equal conditions give an empty mask, whatever the evidence: with nothing to edit there is no old object to remove.
+    Sizes are shares of the grid's shorter side, so one setting serves every grid.
+    """
+    average = disagreement.per_step.mean(0)
+    soft, binary = binarise(average, options)
+    source_object, notes = binary, ()
+    if average.any():
+        notes = (separation_note(soft, binary),) if options.threshold == "otsu" else ()
+        if disagreement.evidence is not None:
+            evidence = disagreement.evidence.mean(0)
+            if options.union == "disputed":
+                evidence = (evidence * average).sqrt()
+            source_object = _without_specks(binarise(evidence, options)[1], options.min_piece)
+            binary = torch.maximum(binary, source_object)
+        binary = _without_specks(binary, options.min_piece)
+        notes = (*notes, *shape_notes(binary))
+    side = min(binary.shape[-2:])
+    cells = max(1, round(options.dilate * side)) if options.dilate else 0
+    planes = (soft, binary, dilate(binary, cells), source_object)
+    return EditMask(
+        *(plane[None, :, None] for plane in planes),
+        per_step=disagreement.per_step,
+        notes=tuple(note for note in notes if note),
+    )
+
+
+def _without_specks(binary: Tensor, least: float) -> Tensor:
+    return torch.from_numpy(without_specks(binary.cpu().numpy() > 0, least)).to(binary)
+
+
+def binarise(values: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor]:
     """Averaged map `f h w` >= 0 -> soft in [0, 1] and binary in {0, 1}; one threshold for the whole clip.
 
-    A map of zeros gives zeros. Soft is the smoothed map over its maximum, or, for ``fixed``, over 3x its mean
-    and clamped.
+    A map of zeros gives zeros. Soft is the smoothed map over its maximum, or, for ``fixed``, over 3x its mean and
+    clamped.
     """
-    if not disagreement.any():
-        return torch.zeros_like(disagreement), torch.zeros_like(disagreement)
-    soft = smooth(disagreement, options.smooth, options.smooth_time)
+    if not values.any():
+        return torch.zeros_like(values), torch.zeros_like(values)
+    soft = smooth(values, 2 * round((options.smooth * min(values.shape[-2:]) - 1) / 2) + 1)
     if options.threshold == "fixed":
         soft = (soft / (CLAMP * soft.mean())).clamp(max=1)
         threshold = options.fixed
@@ -297,17 +250,17 @@ def binarise(disagreement: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor
     return soft, (soft > threshold).to(soft)
 
 
-def smooth(maps: Tensor, side: int, frames: int) -> Tensor:
-    """Mean of `f h w` over boxes of ``frames`` x ``side`` x ``side``, odd; at an edge over what is inside."""
-    padding = (frames // 2, side // 2, side // 2)
-    return avg_pool3d(maps[None, None], (frames, side, side), 1, padding, count_include_pad=False)[0, 0]
+def smooth(maps: Tensor, side: int) -> Tensor:
+    """Mean of `f h w` over boxes of ``side`` x ``side`` (odd; below 3: unchanged); at an edge over what is inside."""
+    if side < 3:
+        return maps
+    return avg_pool2d(maps[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
 
 
 def otsu(values: Tensor, bins: int = 256) -> float:
     """The threshold in (0, 1] with most variance between the two classes of ``values`` in [0, 1] (Otsu 1979).
 
-    Values above it are foreground. Empty bins between two classes make a plateau of equal maxima: its middle
-    is taken.
+    Values above it are foreground. Empty bins between two classes make a plateau of equal maxima: its middle is taken.
     """
     index = (values.detach().flatten().double().cpu() * bins).long().clamp(0, bins - 1)
     count = torch.bincount(index, minlength=bins).double()
@@ -318,12 +271,69 @@ def otsu(values: Tensor, bins: int = 256) -> float:
     return (float(best[0] + best[-1]) / 2 + 1) / bins
 
 
-def prominent(say: Tensor, inside: Tensor, share: float = 1.0) -> Tensor:
-    """Where ``say`` `... h w` >= 0 is above a ``share`` of Otsu's threshold of its values ``inside``, alike, bool: bool."""
-    most = say[inside].max().clamp(min=1e-8)
-    return (say > share * otsu(say[inside] / most) * most) & inside
+def separation(values: Tensor, inside: Tensor) -> float:
+    """Distance of the means of two classes in units of their pooled standard deviation (Ashman's D); 0 for one class.
+
+    ``values`` and ``inside`` > 0 have one shape. Otsu's threshold splits any map; this says whether there were two
+    classes.
+    """
+    chosen = inside > 0
+    if chosen.all() or not chosen.any():
+        return 0.0
+    high, low = values[chosen].double(), values[~chosen].double()
+    pooled = ((high.var(correction=0) + low.var(correction=0)) / 2).sqrt().clamp(min=1e-12)
+    return float((high.mean() - low.mean()) / pooled)
+
+
+def separation_note(soft: Tensor, binary: Tensor) -> str:
+    """A warning if the map has no two classes for Otsu's threshold to separate, else ""."""
+    found = separation(soft, binary)
+    if found >= CLEAR_SEPARATION:
+        return ""
+    return (
+        f"the edit region is uncertain (separation {found:.1f}, clear from {CLEAR_SEPARATION:.0f}): both branches "
+        "predict nearly the same everywhere; name the objects in both prompts, or give video.mask=FILE"
+    )
+
+
+def shape_notes(binary: Tensor) -> tuple[str, ...]:
+    """Warnings for a mask `f h w` that covers over a third of the frame, or has many pieces."""
+    notes = []
+    if (share := float(binary.mean())) > LARGEST_SHARE:
+        notes.append(
+            f"the edit region covers {share:.0%} of the frame: the prompts may differ in more than the object; "
+            "describe the same place in both, give video.mask=FILE, or raise mask.quantile with mask.threshold=quantile"
+        )
+    pieces = int((pieces_over_time(binary.cpu().numpy() > 0)[1] > 0).sum())
+    if pieces > MOST_PIECES:
+        notes.append(
+            f"the edit region has {pieces} separate pieces: look at mask.mp4; raise mask.smooth or mask.min_piece, "
+            "or give video.mask=FILE"
+        )
+    return tuple(notes)
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
     """Grow the mask `f h w` by ``cells`` in the eight directions, each frame alone."""
     return max_pool2d(mask[:, None], 2 * cells + 1, 1, cells)[:, 0]
+
+
+def drop_unchanged(mask: Tensor, edited: Tensor, unedited: Tensor, least: float) -> Tensor:
+    """What remains of ``mask`` `1 f 1 h w` where the edit changed something: the region of the composite.
+
+    The new object's extent is known only once it is generated, so sampling gets a generous mask, and cells that came
+    back unchanged return to the source's pixels. A cell remains if a changed structure touches it: connected pixels
+    that differ in some channel by more than ``least`` of the range, and extend over 1.5 cells in one direction. Thin
+    structures (legs, poles) therefore remain; isolated specks do not.
+
+    Args:
+        edited, unedited: frames `f 3 H W` in [-1, 1]; ``unedited`` is the source through the autoencoder.
+        least: 0 (the mask is returned as it is) to 1.
+    """
+    if not least:
+        return mask
+    h, w = mask.shape[-2:]
+    cell = min(edited.shape[-2] / h, edited.shape[-1] / w)
+    changed = ((edited - unedited.to(edited)).abs().amax(1) > 2 * least).cpu().numpy()
+    kept = torch.from_numpy(np.stack([long_pieces(plane, SHORTEST * cell) for plane in changed]))
+    return mask * to_cells(kept[:, None].float(), h, w).to(mask)

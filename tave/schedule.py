@@ -1,4 +1,4 @@
-"""The noise levels of a run and the deterministic step between any two of them (METHOD 4).
+"""The noise levels of a run and the deterministic step between any two of them (docs/method.md, section 4).
 
 A level is an index: 0 is the clean latent, T the noisiest. ``alpha`` is the scheduler's ``alphas_cumprod`` at a level.
 """
@@ -13,7 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
-from tave.options import choice
+from tave.config import choice
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -26,8 +26,8 @@ class ScheduleError(ValueError):
 class Schedule:
     """T+1 levels, clean to noisy, the same list for inversion and for sampling.
 
-    timesteps: T+1 ascending ints; ``timesteps[k]`` is what the network is told at level k, and ``timesteps[0] = -1``
-        since the clean level is never shown to it.
+    timesteps: T+1 ascending ints; ``timesteps[k]`` is the network's timestep at level k, and ``timesteps[0] = -1``
+        since the clean level is never given to it.
     alphas: `T+1` float64 on the CPU; ``alphas[0]`` is the scheduler's ``final_alpha_cumprod`` (not always 1).
     """
 
@@ -57,16 +57,9 @@ class Schedule:
         """T, the number of steps between the clean level and the noisiest."""
         return len(self.timesteps) - 1
 
-    def thinned(self, steps: int) -> Schedule:
-        """At most ``steps`` steps over the same way, as even as they can be: enough for a sketch."""
-        if steps >= self.steps:
-            return self
-        kept = [round(self.steps * step / steps) for step in range(steps + 1)]
-        return Schedule([self.timesteps[level] for level in kept], self.alphas[kept])
-
 
 def to_noise(output: Tensor, z: Tensor, alpha: float | Tensor, prediction_type: str) -> Tensor:
-    """The network's output at ``z`` as noise: `eps = sqrt(a) v + sqrt(1-a) z`, the identity for epsilon (METHOD 4).
+    """The network's output at ``z`` as noise: `eps = sqrt(a) v + sqrt(1-a) z`, the identity for epsilon.
 
     output, z: `b ...` alike; alpha: a number, or one per `b`. Raises OptionError for an unknown parametrisation.
     """
@@ -84,18 +77,18 @@ def to_clean(z: Tensor, noise: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def ddim_step(z: Tensor, noise: Tensor, alpha_from: float | Tensor, alpha_to: float | Tensor) -> Tensor:
-    """Move ``z`` `b ...` to another level, up or down: `z_s = sqrt(a_s) x0 + sqrt(1-a_s) eps` (METHOD 4)."""
+    """Move ``z`` `b ...` to another level, up or down: `z_s = sqrt(a_s) x0 + sqrt(1-a_s) eps`."""
     return add_noise(to_clean(z, noise, alpha_from), noise, alpha_to)
 
 
 def add_noise(clean: Tensor, noise: Tensor, alpha: float | Tensor) -> Tensor:
-    """Lift ``clean`` `b ...` to the level of ``alpha``: `sqrt(a) x0 + sqrt(1-a) eps`; alpha as in to_noise."""
+    """Return ``clean`` `b ...` at the level of ``alpha``: `sqrt(a) x0 + sqrt(1-a) eps`; alpha as in to_noise."""
     signal, noise_share = _roots(alpha, clean)
     return signal * clean + noise_share * noise
 
 
 def training_target(clean: Tensor, noise: Tensor, alpha: float | Tensor, prediction_type: str) -> Tensor:
-    """What the network should answer for :func:`add_noise`: the noise, or `v = sqrt(a) eps - sqrt(1-a) x0` (METHOD 3).
+    """The network's target for :func:`add_noise`: the noise, or `v = sqrt(a) eps - sqrt(1-a) x0`.
 
     clean, noise: `b ...` alike; alpha: as in to_noise. Raises OptionError for an unknown parametrisation.
     """

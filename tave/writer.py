@@ -1,10 +1,10 @@
-"""The prediction writer: every edit becomes files in the run folder, whole or not at all."""
+"""The prediction writer: every edit becomes files in the run folder, complete or not at all."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,29 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from tave.cache import write_json
 from tave.correspondence import coarsen
-from tave.editor import Edit
-from tave.files import whole_file
+from tave.files import write_json
+from tave.pipeline import Edit
+from tave.progress import Progress
 from tave.sampling import resize_mask
-from tave.stages import Stages
-from tave.video import contact_sheet, side_by_side, write_image, write_mask_video, write_video
+from tave.video import contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
 
 log = logging.getLogger(__name__)
 
 
 class RunWriter(BasePredictionWriter):
-    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, placed.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz,
-    reference.png, edit.json.
+    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz, reference.png,
+    edit.json.
 
-    ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to
-    what ``edit.json`` keeps of how it was asked for.
+    ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to the
+    content of ``edit.json``: how it was requested.
     """
 
-    def __init__(self, folder: Path, truths: dict[str, str], about: dict[str, dict[str, Any]], stages: Stages):
+    def __init__(
+        self, folder: Path, truths: Mapping[str, str], about: Mapping[str, Mapping[str, Any]], progress: Progress
+    ) -> None:
         super().__init__(write_interval="batch")
-        self.folder, self.truths, self.about, self.stages = folder, truths, about, stages
+        self.folder, self.truths, self.about, self.progress = folder, truths, about, progress
 
     def write_on_batch_end(
         self,
@@ -47,18 +48,24 @@ class RunWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        with self.stages.stage("writing", f"writing {prediction.name}"):
-            name = prediction.name
+        name = prediction.target.name
+        with self.progress.stage("writing", f"writing {name}"):
             write_edit(self.folder / "edits" / name, prediction, self.about.get(name, {}), self.truths.get(name))
 
 
-def write_edit(folder: Path, edit: Edit, about: dict[str, Any], truth: str | None = None) -> None:
-    """Write one edit into ``folder`` under a temporary name, then move it there in one step."""
+def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | None = None) -> None:
+    """Write one edit into ``folder`` under a temporary name, then rename it."""
     waiting = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(waiting, ignore_errors=True)
     waiting.mkdir(parents=True)
     try:
-        _write_files(waiting, edit, about, truth)
+        _write_clips(waiting, edit)
+        _write_arrays(waiting, edit)
+        if truth is not None and _fits(Path(truth), edit.clip.frames):
+            shutil.copytree(truth, waiting / "truth")
+        notes = [*(reference.note for reference in edit.references), *edit.mask.notes]
+        recorded = {"name": edit.target.name, "target_prompt": edit.target.prompt, "notes": [n for n in notes if n]}
+        write_json(waiting / "edit.json", recorded | dict(about))
         if folder.exists():
             shutil.rmtree(folder)
         waiting.rename(folder)
@@ -66,53 +73,38 @@ def write_edit(folder: Path, edit: Edit, about: dict[str, Any], truth: str | Non
         shutil.rmtree(waiting, ignore_errors=True)
 
 
-def _write_files(folder: Path, edit: Edit, about: dict[str, Any], truth: str | None) -> None:
-    source, fps = edit.clip.frames.cpu(), edit.clip.fps
-    edited, alpha = edit.frames.cpu(), edit.alpha.cpu()
-    mask = resize_mask(edit.mask.mask, *source.shape[-2:]).cpu()
+def _write_clips(folder: Path, edit: Edit) -> None:
+    source, edited, fps = edit.clip.frames.cpu(), edit.frames.cpu(), edit.clip.fps
+    mask, soft = (resize_mask(plane, *source.shape[-2:]).cpu() for plane in (edit.mask.mask, edit.mask.soft))
     write_video(folder / "edited.mp4", edited, fps)
     write_mask_video(folder / "mask.mp4", mask, fps)
-    rows = [source, shaded(source, mask), edited]
-    write_video(folder / "side_by_side.mp4", side_by_side(rows), fps)
-    heat = resize_mask(edit.mask.soft, *source.shape[-2:]).cpu().expand(-1, 3, -1, -1) * 2 - 1
-    write_image(folder / "side_by_side.png", contact_sheet([source, heat, shaded(source, mask), edited]))
+    write_video(folder / "side_by_side.mp4", side_by_side([source, shaded(source, mask), edited]), fps)
+    write_image(folder / "side_by_side.png", contact_sheet([source, mask_frames(soft), shaded(source, mask), edited]))
     for number, reference in enumerate(edit.references, 1):
-        if (shown := reference.target) is not None:
+        if reference.pictures:
+            shown = reference.pictures[0]
             name = "reference.png" if number == 1 else f"reference-{number}.png"
             write_image(folder / name, shown[len(shown) // 2].cpu())
-    outline = edit.mask.outline
-    found: dict[str, Any] = {} if outline is None else {"outline": outline[:, 0].cpu().numpy().astype(np.uint8)}
-    with whole_file(folder / "soft_mask.npz") as waiting, waiting.open("wb") as sink:
-        np.savez_compressed(
-            sink,
-            soft=edit.mask.soft[0, :, 0].cpu().numpy().astype(np.float32),
-            binary=edit.mask.binary[0, :, 0].cpu().numpy().astype(np.uint8),
-            mask=edit.mask.mask[0, :, 0].cpu().numpy().astype(np.uint8),
-            per_step=edit.mask.per_step.cpu().numpy().astype(np.float16),
-            alpha=opacity_bytes(alpha[:, 0]),
-            **found,
-        )
-    if edit.placed is not None:
-        write_video(folder / "placed.mp4", edit.placed, fps)
+
+
+def _write_arrays(folder: Path, edit: Edit) -> None:
+    mask = edit.mask
+    np.savez_compressed(
+        folder / "soft_mask.npz",
+        soft=mask.soft[0, :, 0].cpu().numpy().astype(np.float32),
+        binary=mask.binary[0, :, 0].cpu().numpy().astype(np.uint8),
+        mask=mask.mask[0, :, 0].cpu().numpy().astype(np.uint8),
+        per_step=mask.per_step.cpu().numpy().astype(np.float16),
+        alpha=opacity_bytes(edit.alpha.cpu()[:, 0]),
+    )
     if edit.field is not None:
         grid = edit.field.following.shape[1:]
         np.savez_compressed(
             folder / "field.npz",
             previous=edit.field.previous.cpu().numpy().astype(np.int32),
             following=edit.field.following.cpu().numpy().astype(np.int32),
-            mask=coarsen(edit.mask.mask[0, :, 0].cpu(), *grid).numpy().astype(np.uint8),
+            mask=coarsen(mask.mask[0, :, 0].cpu(), *grid).numpy().astype(np.uint8),
         )
-    notes = "; ".join(dict.fromkeys(reference.note for reference in edit.references if reference.note))
-    told = {
-        "name": edit.name,
-        "target_prompt": edit.prompt,
-        "reference": edit.references[0].mode,
-        "note": notes,
-        "pose": None if edit.pose is None else edit.pose._asdict(),
-    }
-    write_json(folder / "edit.json", told | about)
-    if truth is not None and _fits(Path(truth), source):
-        shutil.copytree(truth, folder / "truth")
 
 
 def _fits(truth: Path, source: Tensor) -> bool:
@@ -121,16 +113,16 @@ def _fits(truth: Path, source: Tensor) -> bool:
         known = stored["source_mask"].shape
     same = known == (len(source), *source.shape[-2:])
     if not same:
-        log.warning("%s: drawn for frames %s, so there is nothing to measure this edit against", truth, known)
+        log.warning("%s: drawn for frames %s, so this edit can't be measured against it", truth, known)
     return same
 
 
 def opacity_bytes(alpha: Tensor) -> np.ndarray:
-    """Opacity in [0, 1] -> uint8 with 0 and 255 for exactly 0 and exactly 1 alone."""
+    """Opacity in [0, 1] -> uint8; 0 and 255 stand for exactly 0 and exactly 1 alone."""
     inner = (alpha * 255).round().clamp(1, 254)
     return torch.where(alpha <= 0, 0, torch.where(alpha >= 1, 255, inner)).to(torch.uint8).numpy()
 
 
 def shaded(frames: Tensor, mask: Tensor) -> Tensor:
-    """Frames with what lies outside the mask dimmed: shows at a glance what will be edited."""
+    """Frames `f 3 H W` with everything outside ``mask`` `f 1 H W` dimmed."""
     return torch.where(mask > 0.5, frames, (frames - 1) * 0.75 / 2 - 0.25)

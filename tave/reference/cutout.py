@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
-
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from tave.options import choice
-from tave.reference.regions import largest, without_holes, without_thin
+from tave.config import choice
+from tave.regions import largest, without_holes, without_thin
 from tave.video.frames import to_pixels
 
 MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
 
 _SIDE = 256  # longest side in pixels at which the object is looked for; its colours don't need more
 _ROUNDS = 5
-_BAND = 0.1  # share of the height within which the border speaks for a row: sky isn't evidence about road
+_BAND = 0.1  # share of the height within which border pixels are compared with a row: sky is no evidence about road
 _UNLIKE = 8.0  # Lab distance from which a colour no longer counts as the border's
 LEAST, MOST = 0.005, 0.9  # shares of the picture that an object may plausibly cover
 
 
 class MatteError(ValueError):
-    """A matte that can't be had from what was given; the message says what to give or set."""
-
-
-class MatteWarning(UserWarning):
-    """The automatic matte found nothing or everything, so that the whole picture stands for the object."""
+    """A matte that is missing or does not fit; the message names the remedy."""
 
 
 def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None, kind: str = "auto") -> Tensor:
     """The target object's matte `1 H W` in [0, 1], 1 = object.
 
-    ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's, or what a
-    :class:`tave.reference.Segmenter` cut out) `1 H W` in [0, 1] or None. ``kind``: given | segmented (the given one) |
-    alpha | colour (cut out by it; if that fails, the whole picture and a :class:`MatteWarning`) | none (the whole picture)
-    | auto: the given one, else alpha, else by colour.
+    ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's or a segmenter's) `1 H W` in
+    [0, 1] or None. ``kind``: given | segmented (both: the given one) | alpha | colour (if that fails, the whole
+    picture) | none (the whole picture) | auto: the given one, else alpha, else by colour.
 
     Raises:
         MatteError: the matte asked for isn't there, doesn't fit the picture or is empty.
@@ -53,15 +46,7 @@ def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None,
         return _checked(given, rgb, "the given matte")
     if alpha is not None and kind in ("alpha", "auto"):
         return _checked(alpha, rgb, "the target image's alpha")
-    by_colour = kind in ("auto", "colour")
-    found = cut_out(rgb) if by_colour else None
-    if by_colour and found is None:
-        warnings.warn(
-            "no object stands out from the target image's border, so the whole picture stands for it; "
-            "give a matte or a PNG with a transparent background",
-            MatteWarning,
-            stacklevel=2,
-        )
+    found = cut_out(rgb) if kind in ("auto", "colour") else None
     return torch.ones_like(rgb[:1]) if found is None else found
 
 
@@ -98,7 +83,8 @@ def cut_out(rgb: Tensor) -> Tensor | None:
 
 
 def grab_cut(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """GrabCut (Rother et al. 2004) of ``pixels`` `H W 3` uint8 from OpenCV's ``labels`` `H W`, which it changes: `H W` bool.
+    """GrabCut (Rother et al. 2004) of ``pixels`` `H W 3` uint8 from OpenCV's ``labels`` `H W`, which it changes: `H W`
+    bool.
 
     Deterministic.
     """
@@ -118,8 +104,8 @@ def _edge(height: int, width: int) -> np.ndarray:
 def _unlike_border(pixels: np.ndarray, edge: np.ndarray) -> np.ndarray:
     """`H W` bool: where the colour is far from every border pixel of about the same height.
 
-    GrabCut knows colours, not places. Started from the plain rectangle it keeps skylines that stand between
-    object and border; those mostly reach the border at their own height, which this tells it.
+    GrabCut models colours, not places. Started from a plain rectangle it keeps skylines between object and border;
+    those mostly reach the border at their own height, where they are recognised as background.
     """
     lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).astype(np.float64)
     border, heights = lab[edge], np.nonzero(edge)[0]

@@ -1,0 +1,103 @@
+"""The Python interface of a notebook: tune on a clip, edit it, look at the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tave.cli import changed, compose_options, typed
+from tave.config import ReadOptions, slug
+from tave.files import read_json
+from tave.keys import quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TunedClip:
+    """A clip that is tuned on, in its run folder."""
+
+    folder: Path
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """The source frames, ``f 3 H W`` in [-1, 1]."""
+        return _frames(self.folder / "source.mp4")
+
+
+@dataclass(frozen=True)
+class EditedClip:
+    """An edit, in its folder below the run folder."""
+
+    folder: Path
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """The edited frames as stored in edited.mp4, ``f 3 H W`` in [-1, 1]."""
+        return _frames(self.folder / "edited.mp4")
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Where the edit is, ``f 1 H W`` in {0, 1}."""
+        return (_frames(self.folder / "mask.mp4").mean(1, keepdim=True) > 0).float()
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """What was measured, by metric; empty if nothing was."""
+        return read_json(self.folder.parents[1] / "metrics.json").get("edits", {}).get(self.folder.name, {})
+
+
+def _frames(path: Path) -> Tensor:
+    from tave.video import read_clip
+
+    return read_clip(path, ReadOptions(frames=None, multiple=1)).frames
+
+
+def tune_clip(
+    clip: str | Path,
+    prompt: str,
+    *,
+    folder: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    show: bool = True,
+) -> TunedClip:
+    """Tune on ``clip``, described by ``prompt``.
+
+    ``overrides`` are those of the command line: ``["tuning.steps=300", "backbone=folder", "backbone.path=weights"]``.
+    Raises ValueError with one line that names the input and the remedy.
+    """
+    from tave.train import train
+
+    given = ["+video=custom", f"video.path={quoted(clip)}", f"video.source_prompt={quoted(prompt)}"]
+    options = compose_options("train", [*given, *overrides])
+    place = Path("outputs") / slug(Path(clip).stem) / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    return TunedClip(train(options, Path(folder) if folder is not None else place, show=show))
+
+
+def edit_clip(
+    run: TunedClip | str | Path,
+    target_image: str | Path | Sequence[str | Path],
+    prompt: str,
+    *,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    show: bool = True,
+) -> EditedClip:
+    """Edit the clip of ``run`` towards ``target_image``, described by ``prompt``.
+
+    Several images are pictures of one object. ``overrides`` are those of ``tave.edit``. Raises ValueError like
+    :func:`tune_clip`.
+    """
+    from tave.edit import edit, recorded
+
+    folder = run.folder if isinstance(run, TunedClip) else Path(run)
+    cfg = changed(recorded(folder), overrides)
+    images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
+    cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
+    *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
+    return EditedClip(folder / "edits" / made)

@@ -1,0 +1,88 @@
+"""From options to objects: backbone, inflated denoiser, pipeline, editor and trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from tave.backbone import Backbone, load_backbone
+from tave.cache import Cache
+from tave.config import OptionError, TrainOptions, within
+from tave.denoiser import Denoiser
+from tave.editor import Editor
+from tave.encoders import Encoders, image_levels
+from tave.inflate import compile_blocks, inflate, select_trainables
+from tave.memory import held, hold, use_tiles
+from tave.pipeline import Pipeline
+from tave.progress import Progress
+from tave.schedule import Schedule
+
+
+def build_editor(
+    options: TrainOptions,
+    frames: int,
+    *,
+    backbone: Backbone | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> Editor:
+    """The editor for clips of ``frames`` frames. ``backbone``, loaded from the options by default, is inflated in
+    place.
+
+    Raises OptionError or BackboneError, in one line, for what does not exist or does not fit.
+    """
+    backbone = backbone or load_backbone(options.backbone)
+    if options.tuning.image_noise is not None:
+        within("tuning.image_noise", options.tuning.image_noise, 0, image_levels(backbone) - 1)
+    schedule = Schedule.from_scheduler(backbone.scheduler, options.inversion.steps)
+    unet = inflate(backbone.unet, frames, options.inflation.kv_frames)
+    select_trainables(unet, options.tuning.trainables, options.tuning.lora_rank)
+    _save_memory(backbone, unet, options)
+    encoders = Encoders(backbone, options.condition, options.memory, seed=options.seed, device=device)
+    denoiser = Denoiser(unet, backbone.scheduler, options.memory.branches)
+    pipeline = Pipeline(
+        denoiser, schedule, encoders, options.editing, seed=options.seed, progress=progress, cache=cache
+    )
+    pipeline.check()
+    return Editor(pipeline, options.tuning, seed=options.seed, optimizer=options.memory.optimizer)
+
+
+def _save_memory(backbone: Backbone, unet: UNet2DConditionModel, options: TrainOptions) -> None:
+    """Apply ``memory`` to the parts, once it is known what trains."""
+    dtype = held(options.memory, options.precision)
+    if dtype != torch.float32:
+        hold(unet, dtype)
+        for encoder in (backbone.text_encoder, backbone.image_encoder):
+            encoder.to(dtype)  # type: ignore[arg-type]
+    if options.memory.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if options.compile:
+        compile_blocks(unet)
+    use_tiles(backbone.vae, options.memory.tile)
+
+
+def build_trainer(
+    options: TrainOptions, folder: str, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
+) -> L.Trainer:
+    """The Trainer of both loops. Raises OptionError, in one line, for arguments that it does not take."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        return L.Trainer(
+            max_steps=options.tuning.steps,
+            gradient_clip_val=options.tuning.gradient_clip or None,
+            callbacks=list(callbacks),
+            logger=list(loggers) or False,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options.trainer,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"trainer: {' '.join(str(error).split())}; see the arguments of lightning.Trainer") from error

@@ -1,0 +1,323 @@
+"""Hydra's side: conf/ and a command line to typed options, errors in one line, help, and the entry points."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
+from tave import __version__, config
+from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, unknown
+
+# Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
+UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
+TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable by which Hydra raises errors instead of printing them
+TRACEBACKS = os.environ.get(FULL_ERROR) == "1"  # a person asks for them
+OUT_OF_MEMORY = (
+    "the GPU's memory is full: set memory=16gb, 12gb or 8gb (python -m tave.doctor names the one that suits), fewer "
+    "video.frames, or a smaller video.width and video.height"
+)
+
+
+def schema(kind: type) -> DictConfig:
+    """A class of options as a config that can be filled: OmegaConf makes a read-only one of a frozen dataclass."""
+    made = OmegaConf.structured(kind)
+    _thaw(made)
+    return made
+
+
+def _thaw(node: Any) -> None:
+    if isinstance(node, DictConfig):
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            _thaw(node._get_node(key))
+
+
+def _clips(folder: str) -> str:
+    """All clips of a folder of conf/video, as the values of a sweep."""
+    return ",".join(name for name in choices_of("video") if name.startswith(f"{folder}/"))
+
+
+def _job(fact: str) -> str | None:
+    """A fact about the running Hydra job, for loggers: its ``study``, ``values``, ``backbone`` or ``method``."""
+    if not HydraConfig.initialized():
+        return "" if fact == "values" else None
+    job = HydraConfig.get()
+    experiment, sweeps = job.runtime.choices.get("experiment"), job.mode == RunMode.MULTIRUN
+    if fact == "study":
+        return experiment or (Path(job.sweep.dir).name if sweeps else None)
+    if fact == "values":
+        return "".join(
+            f" {word}" for word in job.overrides.task if re.split("[.=]", word.lstrip("+"))[0] not in UNNAMED
+        )
+    if fact == "backbone":
+        return job.runtime.choices.get("backbone")
+    return experiment if experiment and not sweeps else "tave"
+
+
+def _job_folder(values: str) -> str:
+    """The folder of a sweep's job: its values, readable and bounded, and a digest that keeps similar ones apart."""
+    return f"{slug(values)[:80]}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+for _resolver in (_clips, _job, _job_folder):
+    OmegaConf.register_new_resolver(_resolver.__name__[1:], _resolver, replace=True)
+for _name, _root in ROOTS.items():
+    ConfigStore.instance().store(name=f"{_name.split('/')[0]}_schema", node=schema(_root.kind))
+
+
+def compose_config(root_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """``conf/ROOT.yaml`` under ``overrides``, in a Hydra job or without one; ``root_name`` is a key of ROOTS.
+
+    Raises :class:`OptionError` with one line that names the key or the choice and the remedy.
+    """
+    folder, _, name = root_name.rpartition("/")
+    around = GlobalHydra.instance().hydra  # an entry point's, or a notebook's with other files
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF / folder), version_base="1.3"):
+            return hydra.compose(name, prepared(overrides, root_name))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise OptionError(one_line(error, ROOTS[root_name])) from error
+    finally:
+        GlobalHydra.instance().hydra = around
+
+
+def compose_options(root_name: str, overrides: Sequence[str] = ()) -> Any:
+    """:func:`compose_config` and :func:`typed`: the options of an entry point, from Python."""
+    return typed(compose_config(root_name, overrides))
+
+
+def typed(cfg: DictConfig) -> Any:
+    """A composed config as its dataclasses, checked: nothing is missing, every value is in its range.
+
+    Raises :class:`OptionError` with one line that names the key and the remedy.
+    """
+    root = Root(OmegaConf.get_type(cfg) or dict)
+    try:
+        if absent := sorted(OmegaConf.missing_keys(cfg)):
+            clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
+            about = option_at(root.kind, absent[0])
+            meaning = f" ({about[0].metadata['help']})" if about else ""
+            raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
+        options = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise OptionError(one_line(error, root)) from error
+    if type(options) is config.TrainOptions and not options.backbone.chosen:
+        raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
+    return options
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values, its interpolations resolved, for ``run.json``."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """The recorded config of a ``tave.train`` run under the ``overrides`` of another edit.
+
+    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets
+    what its file names. Raises :class:`OptionError` for other keys and for a record of another version.
+    """
+    root = ROOTS["edit"]
+    try:
+        cfg = OmegaConf.merge(schema(config.TrainOptions), recorded)
+    except OmegaConfBaseException as error:
+        raise OptionError(f"recorded by another version of tave ({one_line(error, root)}): tune again") from error
+    try:
+        for override in OverridesParser.create().parse_overrides(prepared(overrides, "edit")):
+            key, value = override.key_or_group, override.value()
+            if key not in root.groups or isinstance(value, Mapping):
+                _set(cfg, key, value)
+                continue
+            if key != "experiment":
+                OmegaConf.update(cfg, key, {} if key == "logger" else schema(config.MemoryOptions), merge=False)
+            for name in value if isinstance(value, list) else [value]:
+                if name not in choices_of(key):
+                    raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
+                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
+                for leaf, each in _leaves(file):
+                    _set(cfg, leaf, each)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise OptionError(one_line(error, root)) from error
+    return cfg  # type: ignore[return-value]
+
+
+def _set(cfg: Any, key: str, value: Any) -> None:
+    if key.split(".")[0] not in EDIT_GROUPS and not f"{key}.".startswith(tuple(f"{known}." for known in EDIT_KEYS)):
+        raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
+    OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def one_line(error: BaseException, root: Root) -> str:
+    """An error's text in one line; of Hydra's and OmegaConf's errors, the key and the remedy."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
+        return OUT_OF_MEMORY
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} can't be read: give KEY=VALUE, or 'KEY=\"VALUE\"' if the value has special characters"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        return f"{group}={name} is not known: {nearest(name, error.options)}"
+    inner = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(inner, OmegaConfBaseException):
+        error = inner
+    line = " ".join(str(error).split("\n    full_key:")[0].split("Config search path:")[0].split())
+    if word := re.match(r"Ambiguous value for argument '(.*?)'", line):
+        return f"{word[1]} has several values: add -m to run each of them, or give a list as [a,b]"
+    if not isinstance(error, OmegaConfBaseException) or not error.full_key:
+        return line
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return unknown(str(error.full_key), root)
+    if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
+        return f"{error.full_key}={match[1]}: give {TYPES.get(match[2], match[2])}"
+    return f"{error.full_key}: {line}"
+
+
+def help_text(root_name: str, overrides: Sequence[str] = ()) -> str:
+    """The page of ``--help``: the first comment of ``conf/ROOT.yaml``, groups, and every option under ``overrides``."""
+    root, cfg, group = ROOTS[root_name], compose_config(root_name, overrides), ""
+    comment = re.match(r"(#.*\n)*", (CONF / f"{root_name}.yaml").read_text(encoding="utf-8"))
+    lines = [f"tave {__version__}", "", *(line[2:] for line in comment[0].splitlines()), ""]  # type: ignore[index]
+    if root.groups:
+        lines += ["Groups (GROUP=CHOICE):", *(f"  {name}: {', '.join(choices_of(name))}" for name in root.groups), ""]
+    lines.append("Options (KEY=VALUE) and their values here; ... has to be given. -m KEY=A,B runs each value.")
+    for key, entry in options_of(root.kind):
+        top = key.split(".")[0]
+        if root.shown and key not in root.shown and top not in root.shown:
+            continue
+        if "." in key and top != group:
+            group = top
+            lines.append(f"{top}: {next(f.metadata['help'] for f in fields(root.kind) if f.name == top)}")
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        left = f"{key}={_shown('...' if value is None and entry.default == MISSING else value)}"
+        lines.append(f"  {left:<36} {entry.metadata['help']}{allowed(key, entry)}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, ListConfig):
+        return f"[{','.join(map(_shown, value))}]"
+    if isinstance(value, DictConfig):
+        return f"{{{','.join(f'{key}:{_shown(value[key])}' for key in value)}}}"
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else str(value)
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """How an entry point was called: Hydra's output folder, the config as plain values, experiment and overrides."""
+
+    folder: Path
+    config: dict[str, Any]
+    experiment: str | None
+    overrides: list[str]
+
+
+def entry_point(
+    name: str, root_name: str, work: Callable[[Any, Context], float | None], read: Callable[[DictConfig], Any] = typed
+) -> Callable[[], None]:
+    """The ``main`` of a module and of its console script.
+
+    A ``ValueError``, an ``OSError`` and a full GPU end in one line and exit code 1; in a sweep the next job runs.
+
+    Args:
+        name: What runs, for the line that is printed at once.
+        root_name: Its file in conf/, a key of ROOTS.
+        work: Gets the options and the :class:`Context`, and imports what is slow. Returns the value that a search
+            optimises, or None.
+        read: Makes the options of the composed config.
+    """
+    root, failed = ROOTS[root_name], []
+
+    def task(cfg: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+        try:
+            prepared(overrides, root_name)  # an experiment may bring more than the command line has
+            options = read(cfg)
+            return work(options, Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides))
+        except Exception as error:
+            if folder != Path.cwd():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # Hydra made it; it goes if it is empty
+            if job.mode == RunMode.RUN:
+                _leave(error, root)
+            failed.append(folder)
+            print(f"error: {' '.join(overrides)}: {one_line(error, root)}", file=sys.stderr)
+            raise
+
+    folder, _, file = root_name.rpartition("/")
+    run = hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=file)(task)
+
+    def main() -> None:
+        words = sys.argv[1:]
+        flags = {word for word in words if word.startswith("-")}
+        if "--version" in flags:
+            print(f"tave {__version__}")
+            return
+        if flags & {"-sc", "--shell-completion"}:
+            run()
+            return
+        os.environ[FULL_ERROR] = "1"
+        try:
+            if flags & {"-h", "--help"}:
+                print(help_text(root_name, [word for word in words if word not in flags]))
+                return
+            if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
+            sys.argv[1:] = prepared(words, root_name, sweep=bool(flags & {"-m", "--multirun"}))
+            run()
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            _leave(error, root, len(failed))
+        finally:
+            if not TRACEBACKS:
+                del os.environ[FULL_ERROR]
+
+    return main
+
+
+def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
+    """Exit in one line: 1 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        line, code = "stopped", 130
+    elif type(error).__name__ == "SIGTERMException":  # Lightning's
+        line, code = "stopped by SIGTERM", 143
+    elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
+        line, code = f"error: {f'{failed} jobs of the sweep failed' if failed else one_line(error, root)}", 1
+    else:
+        raise error
+    print(line, file=sys.stderr)
+    raise SystemExit(code)

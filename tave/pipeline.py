@@ -1,0 +1,242 @@
+"""The method on one page: values in, values out. Usable without Lightning, Hydra or a run folder (docs/method.md).
+
+clip -> latents -> trajectory -> mask -> sampled latents -> frames, composited over the source.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tave.cache import Cache
+from tave.config import EditingOptions, within
+from tave.correction import Background, Correction, InterFrame
+from tave.correspondence import Field
+from tave.denoiser import Denoiser
+from tave.encoders import Condition, Encoders
+from tave.inversion import Trajectory, inversion_condition, invert, reconstruct, reconstruction_note
+from tave.masking import (
+    Disagreement,
+    EditMask,
+    check_part_holds,
+    compare,
+    drop_unchanged,
+    given_mask,
+    make_mask,
+    to_cells,
+)
+from tave.progress import Progress
+from tave.reference import Reference, TargetImage, find_place, first_pass, second_pass, source_frames
+from tave.sampling import composite, composite_alpha, resize_mask, sample, start_latents
+from tave.schedule import Schedule
+from tave.seeds import generator_for
+from tave.video import Clip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The clip as the network sees it, encoded once.
+
+    ``latents`` `1 f c h w`; ``round_trip`` `f 3 H W`: the clip through the autoencoder, the best that a reconstruction
+    can be; ``condition``: source prompt and source frame(s).
+    """
+
+    clip: Clip
+    latents: Tensor
+    round_trip: Tensor
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A trajectory, and how well sampling back reconstructs the clip, in dB, beside the autoencoder's own figure."""
+
+    trajectory: Trajectory
+    reconstruction_psnr: float
+    autoencoder_psnr: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """A requested edit. ``region`` `f 1 H W`, 1 = edit, or None: it is found."""
+
+    name: str
+    prompt: str
+    images: Sequence[TargetImage]
+    region: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The result. ``frames`` `f 3 H W` in [-1, 1]; ``alpha`` `f 1 H W`: the edit's opacity in the composite.
+
+    ``references``: what the image encoder saw, one per target image; ``field``: the inter-frame field of the last step.
+    """
+
+    target: Target
+    clip: Clip
+    frames: Tensor
+    alpha: Tensor
+    mask: EditMask
+    references: Sequence[Reference]
+    inversion: Inversion
+    field: Field | None = None
+
+
+class Pipeline:
+    """Runs the method with one (tuned) denoiser. ``progress`` and ``cache`` are optional."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        encoders: Encoders,
+        options: EditingOptions = EditingOptions(),
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self.denoiser, self.schedule, self.encoders, self.options, self.seed = (
+            denoiser,
+            schedule,
+            encoders,
+            options,
+            seed,
+        )
+        self.progress = progress or Progress(show=False)
+        self.cache = cache or Cache()
+
+    def check(self) -> None:
+        """Raise OptionError for options that this network or schedule does not have."""
+        correction, blocks = self.options.correction, len(cast(nn.ModuleList, self.denoiser.unet.up_blocks))
+        check_part_holds("mask.steps", self.options.mask.steps, self.schedule.steps)
+        if correction.enabled:
+            within("correction.block", correction.block, -blocks, blocks - 1)
+            check_part_holds("correction.steps", correction.steps, self.schedule.steps)
+
+    def encode(self, clip: Clip, prompt: str) -> Source:
+        """Encode the clip and its condition."""
+        with self.progress.stage("encoding", "encoding the clip"):
+            latents = self.encoders.encode(clip.frames)
+            condition = self.encoders.condition(prompt, [source_frames(clip.frames, self.options.reference.frame)])
+            return Source(clip, latents, self.encoders.decode(latents), condition)
+
+    def invert(self, source: Source) -> Inversion:
+        """The clip's trajectory from clean latents to noise, and the reconstruction that it allows."""
+        found = self.cache.tensors("trajectory", [self.options.inversion], lambda: self._inverted(source))
+        psnrs = (round(float(found[name]), 4) for name in ("reconstruction_psnr", "autoencoder_psnr"))
+        inversion = Inversion(Trajectory(found["latents"].to(self.encoders.device)), *psnrs)
+        note = reconstruction_note(
+            inversion.reconstruction_psnr, inversion.autoencoder_psnr, self.options.inversion.gate
+        )
+        if note:
+            log.warning("%s", note)
+        return inversion
+
+    def _inverted(self, source: Source) -> Mapping[str, Tensor]:
+        options = self.options.inversion
+        condition = inversion_condition(source.condition, options.condition)
+        with self.progress.stage("inversion", "inverting the clip") as on_step:
+            trajectory = invert(
+                self.denoiser, self.schedule, source.latents, condition, options.refine, on_step=on_step
+            )
+        with self.progress.stage("reconstruction", "sampling the clip back") as on_step:
+            back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
+            frames = self.encoders.decode(back)
+        truth = source.clip.frames
+        psnrs = {"reconstruction_psnr": psnr(frames, truth), "autoencoder_psnr": psnr(source.round_trip, truth)}
+        return {"latents": trajectory.latents} | {name: torch.tensor(value) for name, value in psnrs.items()}
+
+    def edit(self, source: Source, inversion: Inversion, target: Target) -> Edit:
+        """Find the mask, sample inside it, decode, composite over the source."""
+        options, trajectory = self.options, inversion.trajectory
+        condition, references, mask = self._condition_and_mask(source, trajectory, target)
+        for note in dict.fromkeys((*(reference.note for reference in references if reference.note), *mask.notes)):
+            log.warning("edit %s: %s", target.name, note)
+        generator = generator_for(self.seed, "start noise")
+        noisiest = trajectory.level(self.schedule.steps)
+        start = start_latents(noisiest, mask.mask, mask.binary, options.sampler.fresh_noise, generator)
+        inter_frame = InterFrame(mask.mask, options.correction) if options.correction.enabled else None
+        background = Background(mask.mask, trajectory) if options.sampler.background == "latents" else None
+        corrections: list[Correction] = [each for each in (inter_frame, background) if each is not None]
+        with self.progress.stage("sampling", f"sampling {target.name}") as on_step:
+            latents = sample(
+                self.denoiser,
+                self.schedule,
+                start,
+                condition,
+                guidance_scale=options.sampler.guidance_scale,
+                corrections=corrections,
+                on_step=on_step,
+            )
+        with self.progress.stage("decoding", f"decoding {target.name}"):
+            frames = self.encoders.decode(latents)
+        if target.region is None and options.mask.region == "found":  # a given region stays as it was given
+            kept = drop_unchanged(mask.mask, frames, source.round_trip, options.mask.drop_unchanged)
+            mask = replace(mask, mask=kept)
+        alpha = composite_alpha(resize_mask(mask.mask, *frames.shape[-2:]).to(frames), options.sampler.feather)
+        if options.sampler.composite:
+            frames = composite(frames, source.clip.frames.to(frames), alpha)
+        field = inter_frame.field if inter_frame else None
+        return Edit(target, source.clip, frames, alpha, mask, references, inversion, field)
+
+    def _condition_and_mask(
+        self, source: Source, trajectory: Trajectory, target: Target
+    ) -> tuple[Condition, list[Reference], EditMask]:
+        """The target condition and the mask. Modes that show the target in place take two passes: the mask needs the
+        picture, and the picture needs the mask's place."""
+        options, size = self.options.reference, source.clip.frames.shape[-2:]
+        references = [first_pass(image, options) for image in target.images]
+        condition = self._condition(target, references)
+        mask = self._mask(source, trajectory, target, condition)
+        if options.mode not in ("in_context", "joint") or self.options.mask.region == "whole":
+            return condition, references, mask
+        place = find_place(source.clip.frames, resize_mask(mask.source_object, *size).cpu())
+        if place is None:
+            note = "the first pass found nothing to edit, so the target is shown on grey"
+            return condition, [replace(reference, note=reference.note or note) for reference in references], mask
+        references = [
+            second_pass(first, image, place, options) for first, image in zip(references, target.images, strict=True)
+        ]
+        # The mask is computed again from the object in its place: a picture on grey differs from the source frame
+        # everywhere. `joint` samples with the picture as it is too, whose own background must not reach the mask.
+        in_place = [replace(reference, pictures=reference.pictures[:1]) for reference in references]
+        mask = self._mask(source, trajectory, target, self._condition(target, in_place))
+        return self._condition(target, references), references, mask
+
+    def _condition(self, target: Target, references: Sequence[Reference]) -> Condition:
+        return self.encoders.condition(target.prompt, [p for reference in references for p in reference.pictures])
+
+    def _mask(self, source: Source, trajectory: Trajectory, target: Target, condition: Condition) -> EditMask:
+        options, latents = self.options.mask, trajectory.level(0)
+        if options.region == "whole":
+            return given_mask(torch.ones_like(latents[:, :, :1]))
+        if target.region is not None:
+            return given_mask(to_cells(target.region, *latents.shape[-2:]).to(latents))
+        origin = source.condition
+        if self.options.reference.mode == "none":  # words against words: a picture on one side alone differs everywhere
+            origin = replace(origin, image=origin.null_image)
+
+        def make() -> Mapping[str, Tensor]:
+            with self.progress.stage("masking", f"finding the region of {target.name}") as on_step:
+                found = compare(self.denoiser, self.schedule, trajectory, origin, condition, options, on_step)
+            return {name: maps for name, maps in vars(found).items() if maps is not None}
+
+        # Keyed by what the network evaluations depend on: another threshold needs no further evaluation.
+        parts = [options.branches, options.weight, options.steps, options.union == "none"]
+        maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make)
+        return make_mask(Disagreement(**{name: tensor.to(latents.device) for name, tensor in maps.items()}), options)
+
+
+def psnr(frames: Tensor, truth: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of ``f 3 H W`` in [-1, 1], capped at 100: JSON has no infinity."""
+    error = (frames.double().cpu() - truth.double().cpu()).square().mean() / 4
+    return min(100.0, float(-10 * torch.log10(error.clamp(min=1e-10))))
