@@ -18,18 +18,18 @@ from tave.config import BackboneOptions, DoctorOptions
 from tave.counting import SHAPES, footprint
 from tave.doctor import (
     Finding,
-    Report,
     device,
     examine,
     fitting,
-    lines_of,
     logging_,
     native_sides,
     packages,
+    report,
     room,
     small_edit,
     video,
     weights,
+    works,
 )
 from tave.footprint import GIB, preset
 from tave.memory import has_8bit
@@ -39,22 +39,18 @@ Put = Callable[[str, Path], Path]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
-def page_of(report: Report) -> str:
-    return "\n".join(lines_of(report))
-
-
 def found_weights(asked: BackboneOptions = BackboneOptions()) -> dict[str, Finding]:
     return {finding.name: finding for finding in weights(asked)}
 
 
 def test_the_default_run_works_here() -> None:
-    report = examine(DoctorOptions(edit=False))
-    assert report.works
-    page = page_of(report)
+    findings = list(examine(DoctorOptions(edit=False)))
+    assert works(findings)
+    page = "\n".join(report(findings))
     assert "The default run works here" in page and "python -m tave.train video=bus_to_suv" in page
     for name in ("torch", "backbone=roadside", "PyAV", "a shipped clip", "W&B"):
         assert name in page
-    (shipped,) = (finding for finding in report.findings if finding.name == "backbone=roadside")
+    (shipped,) = (finding for finding in findings if finding.name == "backbone=roadside")
     assert shipped.good and shipped.needed
 
 
@@ -78,9 +74,8 @@ def test_packages_are_compared_with_their_bounds() -> None:
         old.good is False and old.text == f"{version('torch')}, needed >=99" and old.remedy == "pip install 'torch>=99'"
     )
     assert missing.good is False and missing.text.startswith("missing")
-    report = Report([fine, missing])
-    assert not report.works
-    page = page_of(report)
+    assert not works([fine, missing])
+    page = "\n".join(report([fine, missing]))
     assert "does not work here" in page and "pip install 'no-such-thing>=1'" in page and "tave.train" not in page
 
 
@@ -232,13 +227,13 @@ def test_damaged_shipped_weights_stop_the_default_run(monkeypatch: pytest.Monkey
         raise BackboneError("vae/x.safetensors is damaged")
 
     monkeypatch.setattr("tave.backbone.load_backbone", refuse)
-    assert not Report(list(weights())).works
+    assert not works(list(weights()))
 
 
 def test_a_clip_that_does_not_decode_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no clip")
     findings = list(video(tmp_path / "clip.mp4"))
-    assert not Report(findings).works
+    assert not works(findings)
     assert all(finding.good is not True for finding in findings)
 
 
@@ -252,4 +247,4 @@ def test_a_key_is_found_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_optional_parts_do_not_decide() -> None:
-    assert Report([Finding("weights", "x", "broken", False)]).works
+    assert works([Finding("weights", "x", "broken", False)])

@@ -14,19 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.detr.configuration_detr import DetrConfig
 from transformers.models.eomt.configuration_eomt import EomtConfig
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor
 from transformers.models.eomt.modeling_eomt import EomtForUniversalSegmentation
-from transformers.models.eomt_dinov3.configuration_eomt_dinov3 import EomtDinov3Config
-from transformers.models.eomt_dinov3.modeling_eomt_dinov3 import EomtDinov3ForUniversalSegmentation
 from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 from transformers.models.mask2former.image_processing_mask2former import Mask2FormerImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentation
-from transformers.models.maskformer.configuration_maskformer import MaskFormerConfig
-from transformers.models.maskformer.configuration_maskformer_swin import MaskFormerSwinConfig
-from transformers.models.maskformer.image_processing_maskformer import MaskFormerImageProcessor
-from transformers.models.maskformer.modeling_maskformer import MaskFormerForInstanceSegmentation
 from transformers.models.swin.configuration_swin import SwinConfig
 
 from tave.doctor import segmenter as examined
@@ -36,7 +29,7 @@ from tave.reference.segmenter import Segmenter, choose, load_segmenter
 
 PROMPT = "a red car turning on a road"
 CLASSES = {0: "car", 1: "road"}
-KINDS = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
+KINDS = ("mask2former", "eomt")
 SIZE = {"shortest_edge": 64, "longest_edge": 128}
 
 
@@ -47,42 +40,19 @@ def small(kind: str) -> tuple[Any, Any]:
         "label2id": {name: i for i, name in CLASSES.items()},
         "num_queries": 16,
     }
-    swin: dict[str, Any] = {
-        "image_size": 64,
-        "embed_dim": 8,
-        "depths": [1] * 4,
-        "num_heads": [1, 1, 2, 2],
-        "window_size": 4,
-    }
-    swin["out_features"] = [f"stage{i}" for i in (1, 2, 3, 4)]
+    swin: dict[str, Any] = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2]}
+    swin |= {"window_size": 4, "out_features": [f"stage{i}" for i in (1, 2, 3, 4)]}
+    wide: dict[str, Any] = {"mask_feature_size": 32, "feature_size": 32, "hidden_dim": 32, "encoder_layers": 1}
+    wide |= {"encoder_feedforward_dim": 16, "dim_feedforward": 16, "decoder_layers": 2, "num_attention_heads": 2}
     vit: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64}
-    vit |= {"patch_size": 8}
-    vit |= {"num_blocks": 1, "num_upscale_blocks": 1, "num_register_tokens": 1}
-    wide: dict[str, Any] = {"mask_feature_size": 32}
+    vit |= {"patch_size": 8, "num_blocks": 1, "num_upscale_blocks": 1, "num_register_tokens": 1, "mlp_ratio": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if kind == "mask2former":
-            wide |= {"feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16, "dim_feedforward": 16}
-            wide |= {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2}
             config = Mask2FormerConfig(backbone_config=SwinConfig(**swin), **wide, **named)
             model, processor = Mask2FormerForUniversalSegmentation(config), Mask2FormerImageProcessor(size=SIZE)
-        elif kind == "maskformer":
-            decoder: dict[str, Any] = {
-                f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "ffn_dim")
-            }
-            decoder |= {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 16}
-            both: dict[str, Any] = {
-                "backbone_config": MaskFormerSwinConfig(**swin),
-                "decoder_config": DetrConfig(**decoder),
-            }
-            config = MaskFormerConfig(fpn_feature_size=32, **both, **wide, **named)
-            model, processor = MaskFormerForInstanceSegmentation(config), MaskFormerImageProcessor(size=SIZE)
         else:
-            model = (
-                EomtForUniversalSegmentation(EomtConfig(mlp_ratio=2, **vit, **named))
-                if kind == "eomt"
-                else EomtDinov3ForUniversalSegmentation(EomtDinov3Config(intermediate_size=16, **vit, **named))
-            )
+            model = EomtForUniversalSegmentation(EomtConfig(**vit, **named))
             processor = EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)
         model.class_predictor.weight.data.zero_()
         model.class_predictor.bias.data = torch.tensor([9.0, 0.0, 0.0])  # car, road, nothing
