@@ -165,7 +165,7 @@ def differences(found: list[dict[str, Any]], versus: str) -> list[dict[str, Any]
 
 def table(found: list[dict[str, Any]], metrics: list[str], facts: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line for each value, a column for each metric, the best in bold."""
-    cell = {(each["value"], each["metric"]): entry for each in found}
+    cell = {(each["value"], each["metric"]): each for each in found}
     best = {}
     for name in metrics:
         values, higher = [each["mean"] for each in found if each["metric"] == name], facts[name]["higher_is_better"]
@@ -186,7 +186,7 @@ def _shown(each: dict[str, Any] | None, best: float | None) -> str:
 
 def by_case(found: list[dict[str, Any]], metric: str) -> str:
     """Markdown: one metric, a line for each case, a column for each value."""
-    measured = [entry for each in found if each["metric"] == metric]
+    measured = [each for each in found if each["metric"] == metric]
     cases = sorted({name for each in measured for name in each["cases"]})
     body = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
     return "\n".join(markdown_table([metric, *(each["value"] for each in measured)], body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -18,12 +19,74 @@ from transformers import (
     Dinov2Model,
 )
 
-from eval.extras import Dino, PickScore, pickscore
-from eval.features import FeatureError, OpenClip, load_encoder
-from eval.perceptual import TRUNK, Lpips, background_lpips, find_trunk
-from eval.weights import Weights, WeightsError, verify
+from eval.alignment import pickscore
+from eval.background import background_lpips
+from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, load_encoder
+from eval.records import EvalError, WeightsError
+from eval.weights import Weights, verify
 from tave.backbone.tiny import byte_tokenizer
-from tests.test_eval_features import MODEL, folder  # noqa: F401 - a fixture
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+PICTURE = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from open_clip.model import CLIP
+
+    found = tmp_path_factory.mktemp("judge")
+    (found / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": PICTURE}))
+    torch.manual_seed(0)
+    model = CLIP(**MODEL)  # type: ignore[arg-type]
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, found / "open_clip_model.safetensors")
+    return found
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> OpenClip:
+    return OpenClip(folder)
+
+
+def test_pictures_and_captions_become_unit_vectors(encoder: OpenClip) -> None:
+    pictures = torch.rand(3, 3, encoder.size, encoder.size) * 2 - 1
+    found, said = encoder.images(pictures), encoder.texts(["a red car", "a blue bus"])
+    assert encoder.size == 32 and found.shape == (3, 16) and said.shape == (2, 16)
+    for vectors in (found, said):
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors)))
+        assert not vectors.requires_grad and vectors.dtype == torch.float32
+    assert not torch.allclose(said[0], said[1])
+
+
+def test_numbers_are_those_of_open_clip_itself(encoder: OpenClip, folder: Path) -> None:
+    import numpy as np
+    import open_clip
+    from PIL import Image
+
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")  # type: ignore[misc]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model.eval().encode_image(preprocess(Image.fromarray(pixels))[None], normalize=True)  # type: ignore[operator,index]
+    ours = encoder.images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_refuses_folders_without_a_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match=r"open_clip_config\.json"):
+        OpenClip(tmp_path / "nowhere")
+    (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
+    with pytest.raises(EvalError, match=r"open_clip_model\.safetensors"):
+        OpenClip(tmp_path)
+    save_file({"visual.proj": torch.zeros(2, 2)}, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(EvalError, match="isn't a model that open_clip can load"):
+        OpenClip(tmp_path)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(EvalError, match="isn't a model that open_clip can load"):
+        OpenClip(tmp_path)
 
 
 def kept(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
@@ -40,12 +103,12 @@ def kept(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
 
 
 @pytest.fixture
-def cache(folder: Path, tmp_path: Path) -> Path:  # noqa: F811
+def cache(folder: Path, tmp_path: Path) -> Path:
     kept(tmp_path, "here/tiny", {path.name: path.read_bytes() for path in folder.iterdir()})
     return tmp_path
 
 
-def test_a_cached_hub_name_loads_and_is_named_with_its_hash(folder: Path, cache: Path) -> None:  # noqa: F811
+def test_a_cached_hub_name_loads_and_is_named_with_its_hash(folder: Path, cache: Path) -> None:
     made, same = load_encoder("hf-hub:here/tiny", cache=cache), OpenClip(folder)
     digest = hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
     assert made.id == f"here/tiny@{digest[:12]}" and same.id == f"{folder.name}@{digest[:12]}"
@@ -60,12 +123,12 @@ def test_a_damaged_cache_is_refused(cache: Path) -> None:
     for blob in (cache / "models--here--tiny" / "blobs").iterdir():
         weights = blob if blob.stat().st_size > weights.stat().st_size else weights
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
-    with pytest.raises(WeightsError, match="damaged or another one"):
+    with pytest.raises(WeightsError, match="damaged or another file"):
         load_encoder("hf-hub:here/tiny", cache=cache)
 
 
 def test_a_file_for_an_architecture_of_open_clip(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -79,7 +142,7 @@ def test_a_file_for_an_architecture_of_open_clip(
     with pytest.raises(WeightsError, match="not 0123"):
         load_encoder(f"tiny-b-8:{file}", "0123")
     save_file({"visual.proj": torch.zeros(2, 2)}, file)
-    with pytest.raises(FeatureError, match=r"mine\.safetensors isn't a model that open_clip can load"):
+    with pytest.raises(EvalError, match=r"mine\.safetensors isn't a model that open_clip can load"):
         load_encoder(f"tiny-b-8:{file}")
 
 
@@ -89,12 +152,14 @@ def test_a_file_for_an_architecture_of_open_clip(
         ("vit-l-14", r"no weights of ViT-L-14 \(openai, .*in the local caches; .*nothing is downloaded"),
         ("ViT-B-32:laion2b_s34b_b79k", r"no weights of ViT-B-32 \(laion2b_s34b_b79k\)"),
         ("ViT-B-32:nowhere.pt", r"neither a file nor one of openai"),
-        ("hf-hub:nobody/nothing", r"not in the hub's local cache; put the weights there, nothing is downloaded"),
+        ("hf-hub:nobody/nothing", r"not in the hub's local cache; put it there, nothing is downloaded"),
         ("hf-hub:a/b/c", r"no name of the hub"),
-        ("my-clip", r"no folder, no hf-hub:OWNER/NAME and no architecture"),
+        ("my-clip", r"no folder, hf-hub:OWNER/NAME or architecture"),
     ],
 )
-def test_what_is_not_here_is_said_in_one_line(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_here_is_said_in_one_line(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match=message) as caught:
         load_encoder(name, cache=tmp_path)
@@ -102,7 +167,7 @@ def test_what_is_not_here_is_said_in_one_line(name: str, message: str, tmp_path:
 
 
 def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,7 +193,7 @@ def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
         load_encoder("tiny-b-8:two", cache=tmp_path)
 
 
-def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:
     encoder, key = OpenClip(folder), "vision_model.embeddings.patch_embedding.weight"
     patches = encoder._model.visual.conv1.weight
     assert not encoder.conditions(tmp_path)
@@ -169,7 +234,9 @@ def test_pickscore_is_the_models_own_logit(tmp_path: Path) -> None:
         projection_dim=8,
     )
     model = CLIPModel(config).eval()
-    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer)
+    processor = CLIPProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer
+    )
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     pictures = (torch.rand(3, 3, 16, 16) * 255).round() / 127.5 - 1
@@ -196,15 +263,17 @@ def test_optional_weights_that_are_missing_are_said_in_one_line(make: type, key:
         make(str(tmp_path))
 
 
-# ---- LPIPS -------------------------------------------------------------------------------------------------------------
-
-
-def test_lpips_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=f"{TRUNK}: no such weights; put the file there, nothing is downloaded"):
-        find_trunk(tmp_path)
-    (tmp_path / TRUNK).write_bytes(b"cut")
+def test_lpips_needs_weights_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(WeightsError, match=f"{ALEXNET}: no such weights; put the file there, nothing is downloaded"):
+        Lpips()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ALEXNET).write_bytes(b"cut")
     with pytest.raises(WeightsError, match="not 7be5be79"):
-        find_trunk(tmp_path)
+        Lpips()
+
+
+# ---- LPIPS -------------------------------------------------------------------------------------------------------------
 
 
 def test_lpips_of_the_background(tmp_path: Path) -> None:
