@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .alignment import object_crops
 from .background import require_region
-from .encoders import Encoder, OpenClip
+from .encoders import Encoder, load_folder
 from .records import EvalError, read_json
 
 KINDS = ("vehicle", "color", "pattern")
@@ -67,7 +67,7 @@ def load_judge(folder: str | Path) -> Judge:
     classes = read_json(path)
     if not isinstance(classes, dict) or not all(isinstance(named, dict) for named in classes.values()):
         raise EvalError(f"{path} must map vehicle, color and pattern each to class -> captions")
-    return Judge(OpenClip(folder), classes)
+    return Judge(load_folder(folder), classes)
 
 
 def judge_accuracies(

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tave.video import ReadOptions, read_clip, read_image
 
 from .records import EvalError
+from .tables import ALL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,14 +171,14 @@ def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dic
     down = -(-len(metrics) // across)
     figure = _figure(3.4 * across, 2.9 * down)
     for number, name in enumerate(metrics, 1):
-        panel, own = figure.add_subplot(down, across, number), [entry for entry in found if entry["metric"] == name]
+        panel, own = figure.add_subplot(down, across, number), [each for each in found if each["metric"] == name]
         places = list(range(len(own)))
-        for case in sorted({case for entry in own for case in entry["cases"]}):
-            values = [entry["cases"].get(case, np.nan) for entry in own]
+        for case in sorted({case for each in own for case in each["cases"]}):
+            values = [each["cases"].get(case, np.nan) for each in own]
             panel.plot(places, values, ".-", linewidth=0.7, alpha=0.7, label=case)
-        means, spreads = [entry["mean"] for entry in own], [entry["seeds_sd"] or 0 for entry in own]
+        means, spreads = [each["mean"] for each in own], [each["seeds_sd"] or 0 for each in own]
         panel.errorbar(places, means, spreads, marker="s", color="black", label="mean")
-        panel.set_xticks(places, [entry["value"] for entry in own], rotation=35, ha="right", fontsize=6)
+        panel.set_xticks(places, [each["value"] for each in own], rotation=35, ha="right", fontsize=6)
         panel.set_title(f"{name}\n{_better(facts[name])}", fontsize=8)
         panel.set_ylabel(facts[name]["unit"], fontsize=7)
         if number == 1:
@@ -186,15 +187,16 @@ def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dic
 
 
 def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
-    """A panel for each metric of :func:`eval.study.differences`: mean difference and 95 % interval."""
-    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({entry["value"] for entry in found}))
+    """A panel for each metric of :func:`eval.tables.paired`: mean of each method minus ``versus``, 95 % interval."""
+    found = [each for each in found if each["group"] == ALL]
+    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({each["method"] for each in found}))
     for panel, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        own = [entry for entry in found if entry["metric"] == name]
-        means = np.array([entry["difference"] for entry in own])
-        ends = np.array([[entry["low"], entry["high"]] for entry in own]).reshape(-1, 2)
+        own = [each for each in found if each["metric"] == name]
+        means = np.array([-each["difference"] for each in own])
+        ends = np.array([[-each["high"], -each["low"]] for each in own]).reshape(-1, 2)
         panel.errorbar(means, range(len(own)), xerr=np.abs(ends.T - means), fmt="s", color="black", capsize=3)
         panel.axvline(0, color="0.7", linewidth=0.8)
-        panel.set_yticks(range(len(own)), [entry["value"] for entry in own], fontsize=7)
+        panel.set_yticks(range(len(own)), [each["method"] for each in own], fontsize=7)
         panel.set_ylim(-0.6, max(len(own), 1) - 0.4)
         versus = own[0]["versus"] if own else ""
         panel.set_title(f"{name} minus {versus}'s\n{_better(facts[name])}", fontsize=8)
@@ -207,7 +209,7 @@ def edits(sweep: Sweep, case: str) -> Figure:
     found = sorted((result for result in sweep.results if result.case == case), key=lambda result: result.seed or 0)
     if not found:
         raise EvalError(f"case={case}: there are {', '.join(sorted({result.case for result in sweep.results}))}")
-    first = {sweep.value_of(result): result.edited for result in reversed(found)}
+    first = {result.method: result.edited for result in reversed(found)}
     return clips({"source": found[0].source} | {value: first[value] for value in sweep.values if value in first})
 
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from eval.alignment import pickscore
 from eval.background import background_lpips
-from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, load_encoder
+from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, load_encoder, load_folder
 from eval.records import EvalError, WeightsError
 from eval.weights import Weights, verify
 from tave.backbone.tiny import byte_tokenizer
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> OpenClip:
-    return OpenClip(folder)
+    return load_folder(folder)
 
 
 def test_pictures_and_captions_become_unit_vectors(encoder: OpenClip) -> None:
@@ -77,16 +77,16 @@ def test_numbers_are_those_of_open_clip_itself(encoder: OpenClip, folder: Path) 
 
 def test_refuses_folders_without_a_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=r"open_clip_config\.json"):
-        OpenClip(tmp_path / "nowhere")
+        load_folder(tmp_path / "nowhere")
     (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
     with pytest.raises(EvalError, match=r"open_clip_model\.safetensors"):
-        OpenClip(tmp_path)
+        load_folder(tmp_path)
     save_file({"visual.proj": torch.zeros(2, 2)}, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(EvalError, match="isn't a model that open_clip can load"):
-        OpenClip(tmp_path)
+        load_folder(tmp_path)
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut")
     with pytest.raises(EvalError, match="isn't a model that open_clip can load"):
-        OpenClip(tmp_path)
+        load_folder(tmp_path)
 
 
 def kept(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
@@ -109,7 +109,7 @@ def cache(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_cached_hub_name_loads_and_is_named_with_its_hash(folder: Path, cache: Path) -> None:
-    made, same = load_encoder("hf-hub:here/tiny", cache=cache), OpenClip(folder)
+    made, same = load_encoder("hf-hub:here/tiny", cache=cache), load_folder(folder)
     digest = hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
     assert made.id == f"here/tiny@{digest[:12]}" and same.id == f"{folder.name}@{digest[:12]}"
     picture = torch.rand(1, 3, 32, 32) * 2 - 1
@@ -183,7 +183,7 @@ def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
     kept(tmp_path, "here/tagged", {"open_clip_model.safetensors": content})
     made, picture = load_encoder("tiny-b-8", cache=tmp_path), torch.rand(1, 3, 32, 32)
     assert made.id == f"Tiny-B-8:one@{digest[:12]}"
-    assert torch.equal(made.images(picture), OpenClip(folder).images(picture))
+    assert torch.equal(made.images(picture), load_folder(folder).images(picture))
     own = tmp_path / ".cache" / "clip" / url.rpartition("/")[2]
     own.parent.mkdir(parents=True)
     own.write_bytes(content)
@@ -194,7 +194,7 @@ def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
 
 
 def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:
-    encoder, key = OpenClip(folder), "vision_model.embeddings.patch_embedding.weight"
+    encoder, key = load_folder(folder), "vision_model.embeddings.patch_embedding.weight"
     patches = encoder._model.visual.conv1.weight
     assert not encoder.conditions(tmp_path)
     save_file({key: patches.half()}, tmp_path / "model.safetensors")

@@ -49,7 +49,7 @@ def runs(tmp_path: Path) -> Path:
 
 def show(folder: Path, out: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
     """The page's path, and the content of leaderboard.json."""
-    page = leaderboard(LeaderboardOptions(**{"runs": str(folder), "out": str(out)} | options))
+    page = leaderboard(LeaderboardOptions(**{"runs": str(folder), "out": str(out), **options}))
     return page, json.loads(page.with_suffix(".json").read_text())
 
 

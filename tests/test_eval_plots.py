@@ -77,10 +77,9 @@ def test_what_was_not_made_is_named(edit: Path) -> None:
 
 
 def test_the_strip_of_a_sweep_has_the_source_then_each_value(edit: Path) -> None:
-    results = [
-        Result("bus", "tave", (), seed, {}, edit, options={"mask.dilate": value}) for seed in (1, 2) for value in (2, 0)
-    ]
-    sweep = Sweep(results, {}, [])
+    values = ["dilate=0", "dilate=2"]
+    results = [Result("bus", value, (), seed, {}, edit) for seed in (1, 2) for value in reversed(values)]
+    sweep = Sweep(results, ["mask.dilate"], values, {}, [])
     figure = plots.edits(sweep, "bus")
     labels = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
     assert labels == ["source", "dilate=0", "dilate=2"]
@@ -96,6 +95,8 @@ def test_a_sweep_has_a_panel_for_each_metric() -> None:
     ]
     (panel,) = plots.by_value(found, ["good"], facts).axes
     assert {line.get_label() for line in panel.lines} >= {"bus", "car", "van"}
-    differences = [{"value": "b", "versus": "a", "metric": "good", "difference": 1.0, "low": 0.5, "high": 2.0}]
+    differences = [
+        {"method": "b", "versus": "a", "metric": "good", "group": "all", "difference": 1.0, "low": 0.5, "high": 2}
+    ]
     (panel,) = plots.intervals(differences, ["good"], facts).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["b"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eval.records import EvalError
-from eval.study import StudyOptions, differences, read_sweep, study
+from eval.study import StudyOptions, read_sweep, study
 
 pytest.importorskip("matplotlib")
 
@@ -94,15 +94,3 @@ def test_two_ids_and_two_backbones_are_not_mixed(sweep: Path) -> None:
     written(sweep, "bike", 1, 2.0, {"good": 1.0}, weights={"unet/a": "v"})
     with pytest.raises(EvalError, match="UNets v, w"):
         read_sweep(sweep, "b*")
-
-
-def test_differences_are_paired_over_the_cases_that_both_have() -> None:
-    found = [
-        {"value": "a", "metric": "good", "cases": {"bus": 1.0, "car": 3.0}},
-        {"value": "b", "metric": "good", "cases": {"bus": 2.0, "car": 4.0, "van": 6.0}},
-    ]
-    (difference,) = differences(found, "a")
-    assert (difference["value"], difference["versus"], difference["n"]) == ("b", "a", 2)
-    assert difference["difference"] == difference["low"] == difference["high"] == 1.0
-    with pytest.raises(EvalError, match="versus=c"):
-        differences(found, "c")
