@@ -1,4 +1,4 @@
-"""Mask figures against torchmetrics and by hand, and on the masks that need no skill: nothing, everything, the truth."""
+"""Mask metrics against torchmetrics and by hand, and for trivial masks: nothing, everything, the truth."""
 
 from __future__ import annotations
 
