@@ -50,11 +50,6 @@ def _frames(clip: Path) -> np.ndarray:
     return _shown(read_clip(clip, ReadOptions(frames=None, multiple=1)).frames)
 
 
-def _pale(frame: np.ndarray) -> np.ndarray:
-    """A frame as a ground to draw on."""
-    return 0.4 * frame + 0.6
-
-
 def grid(
     lines: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = (), side: float = 1.5, **shown: Any
 ) -> Figure:
@@ -74,9 +69,6 @@ def grid(
                 panel.set_title(titles[place], fontsize=8)
         line[0].set_ylabel(label, fontsize=7)
     return figure
-
-
-# ---- one edit --------------------------------------------------------------------------------------------------------
 
 
 def clips(paths: dict[str, Path]) -> Figure:
@@ -129,26 +121,31 @@ def field(edit: Path) -> np.ndarray:
     return np.where(((cells >= 0) & mask)[..., None], (there - here).astype(float), np.nan)
 
 
+def _ground(edit: Path, moves: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The source's frames, pale, and a cell's height and width in pixels."""
+    frames = _frames(edit.parents[1] / "source.mp4")
+    return 0.4 * frames + 0.6, frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
+
+
 def arrows(edit: Path) -> Figure:
-    """The field as arrows over the source: where in the next frame each masked cell finds what looks like it."""
-    moves, frames = field(edit), _frames(edit.parents[1] / "source.mp4")
+    """The field as arrows over the source: where in the next frame each masked cell finds its match."""
+    moves = field(edit)
+    frames, tall, wide = _ground(edit, moves)
     chosen = _chosen(max(1, len(moves) - 1), most=4)
-    figure = grid([("", [_pale(frames[i]) for i in chosen])], [f"frame {i} to {i + 1}" for i in chosen], side=3)
-    tall, wide = frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
-    y, x = np.mgrid[: moves.shape[1], : moves.shape[2]]
+    figure = grid([("", [frames[i] for i in chosen])], [f"frame {i} to {i + 1}" for i in chosen], side=3)
     for panel, i in zip(figure.axes, chosen, strict=True):
-        right, down = moves[i, ..., 0] * wide, moves[i, ..., 1] * tall
-        there = ~np.isnan(right)
-        at = (x[there] + 0.5) * wide, (y[there] + 0.5) * tall
-        panel.quiver(*at, right[there], down[there], color="crimson", angles="xy", scale_units="xy", scale=1)
+        y, x = np.nonzero(~np.isnan(moves[i, ..., 0]))
+        right, down = (moves[i, y, x] * (wide, tall)).T
+        at = (x + 0.5) * wide, (y + 0.5) * tall
+        panel.quiver(*at, right, down, color="crimson", angles="xy", scale_units="xy", scale=1)
     return figure
 
 
 def tracks(edit: Path) -> Figure:
     """The field followed from the first frame on: a line for each masked cell, over the first and the last frame."""
-    moves, frames = field(edit), _frames(edit.parents[1] / "source.mp4")
-    tall, wide = frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
-    figure = grid([("", [_pale(frames[0]), _pale(frames[-1])])], ["first frame", "last frame"], side=3)
+    moves = field(edit)
+    frames, tall, wide = _ground(edit, moves)
+    figure = grid([("", [frames[0], frames[-1]])], ["first frame", "last frame"], side=3)
     for y, x in np.argwhere(~np.isnan(moves[0, ..., 0])):
         line = [(x, y)]
         for move in moves[:-1]:
@@ -160,9 +157,6 @@ def tracks(edit: Path) -> Figure:
         for panel in figure.axes:
             panel.plot(across * wide, down * tall, linewidth=0.8)
     return figure
-
-
-# ---- a sweep ---------------------------------------------------------------------------------------------------------
 
 
 def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from tave import files
 from tave.config import CONF
 
 from .entry import run_entry, schema
-from .records import EvalError, WeightsError, read_record, section, write_json
+from .records import EvalError, WeightsError, read_record, write_json
 
 if TYPE_CHECKING:
     from .cases import Case
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED, JUDGE = "shipped", "judge"
 FILES = ("edited", "source", "mask", "target_image", "matte", "source_prompt", "target_prompt")
-JUDGE_FOLDER = CONF.parent / "tave/roadside/weights/judge"
+JUDGE_FOLDER = Path(files.__file__).parent / "roadside/weights/judge"
 FOOTAGE = "give clip=vit-l-14 (a name, or a folder)"
 
 
@@ -188,7 +189,7 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
     A metric has one id in the file. If it gets another, its older values are dropped from all edits, with a warning.
     """
     record = read_record(path, optional=True)
-    known, facts = section(record, "edits", path), section(record, "metrics", path)
+    known, facts = record.get("edits", {}), record.get("metrics", {})
     changed = {name for name, about in metrics.items() if name in facts and facts[name]["id"] != about["id"]}
     dropped = [f"{edit}.{name}" for edit in known for name in sorted(changed & set(known[edit])) if edit not in edits]
     if dropped:

@@ -97,11 +97,7 @@ def test_refuses_what_the_judge_does_not_know() -> None:
 def test_refuses_a_judge_folder_without_sound_classes(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=r"no classes\.json"):
         load_judge(tmp_path)
-    for text, reason in (
-        ("{", "isn't JSON"),
-        (json.dumps(["car"]), "must map"),
-        (json.dumps({"color": []}), "must map"),
-    ):
+    for text, reason in (("{", "isn't JSON"), (json.dumps(["car"]), "JSON object")):
         (tmp_path / "classes.json").write_text(text)
         with pytest.raises(EvalError, match=reason):
             load_judge(tmp_path)

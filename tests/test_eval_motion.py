@@ -1,4 +1,4 @@
-"""Motion, warp error, sharpness and the mask's steadiness: by hand, by loops, and on clips whose answer is plain."""
+"""Motion, warp error, sharpness and the mask's steadiness: by hand, and on clips with a known answer."""
 
 from __future__ import annotations
 
