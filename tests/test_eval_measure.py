@@ -102,7 +102,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
     return float(cosine_similarity(one, other, dim=0))
 
 
-def test_each_encoder_measures_what_its_figure_says() -> None:
+def test_each_encoder_measures_what_its_figure_is_named_after() -> None:
     found = case()
     figures = values(found)
     eye, liking = Eye(""), Liking("")
@@ -141,8 +141,8 @@ def test_an_annotated_object_is_measured_without_a_mask() -> None:
     assert sum("place is unknown; give mask=... or annotations=..." in note for note in nowhere) == 2
 
 
-@pytest.mark.parametrize("whose", ["mask", "annotation", "truth"])
-def test_each_region_is_followed_along_its_own_motion(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["mask", "annotation", "truth"])
+def test_each_region_is_followed_along_its_own_motion(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside the object each clip's own flow, since an edit has another shape there; outside the source's for both."""
     noise = torch.Generator().manual_seed(0)
     source, edited = (torch.rand(FRAMES, 3, HEIGHT, WIDTH, generator=noise) * 2 - 1 for _ in range(2))
@@ -150,8 +150,8 @@ def test_each_region_is_followed_along_its_own_motion(whose: str, monkeypatch: p
     monkeypatch.setattr(
         eval.measure.motion, "optical_flow", lambda clip: flows["source" if clip is source else "edited"]
     )
-    found = case(source=source, edited=edited, annotation=ANNOTATED if whose == "annotation" else None)
-    if whose == "truth":
+    found = case(source=source, edited=edited, annotation=ANNOTATED if by == "annotation" else None)
+    if by == "truth":
         truth = drawn().truth
         assert truth is not None and truth.track
         track = track_motion(truth.track.places, HEIGHT, WIDTH)
@@ -163,12 +163,12 @@ def test_each_region_is_followed_along_its_own_motion(whose: str, monkeypatch: p
             f"{near}_source": warp_error(source, track, truth.source_mask),
         }
     else:
-        area = {"mask": MASK, "annotation": ANNOTATED}[whose]
-        near, far = f"warp_error_in_{whose}", f"warp_error_outside_{whose}"
+        area = {"mask": MASK, "annotation": ANNOTATED}[by]
+        near, far = f"warp_error_in_{by}", f"warp_error_outside_{by}"
         expected = {
             near: warp_error(edited, flows["edited"], area),
             f"{near}_source": warp_error(source, flows["source"], area),
-            f"gradient_energy_in_{whose}": gradient_energy(edited, area),
+            f"gradient_energy_in_{by}": gradient_energy(edited, area),
         }
     for name, clip in ((far, edited), (f"{far}_source", source)):
         expected[name] = warp_error(clip, flows["source"], ~grow(area, GUARD))
@@ -218,7 +218,7 @@ def test_an_encoder_that_conditions_the_model_is_noted(
     assert not any("favour" in note for note in measure(case(), replace(TOOLS, clip=eye)).notes)
 
 
-# ---- the controls, on a clip whose answer is known -------------------------------------------------------------------
+# ---- the controls, on a clip with a known answer -------------------------------------------------------------------
 
 
 def moving(height: int, width: int, colour: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
