@@ -1,4 +1,4 @@
-"""What all tests share: no network, and one tiny backbone."""
+"""Shared by all tests: no network, a tiny backbone, and small checkpoints in the real ones' formats."""
 
 from __future__ import annotations
 
@@ -24,34 +24,38 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tave.backbone import Backbone, load_ip_adapter, tiny_backbone
-from tave.conditions import Condition, encode_condition
+from tave.backbone import Backbone, load_backbone, tiny_backbone
+from tave.config import BackboneOptions
+from tave.encoders import Condition, Encoders
 from tave.roadside.cases import NAMED, write_case
+
+
+def random_picture() -> torch.Tensor:
+    """`1 3 32 32` in [-1, 1]."""
+    return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Backbone:
-    """Shared by the whole session, so left as it is: who inflates or tunes takes ``unet``."""
+    """Shared by all tests, so not to be changed: those that inflate or tune take ``unet``."""
     return tiny_backbone()
 
 
 @pytest.fixture
 def unet(tiny: Backbone) -> UNet2DConditionModel:
-    """A copy of the tiny image UNet, to do with as one likes."""
+    """A copy of the tiny image UNet."""
     return copy.deepcopy(tiny.unet)
 
 
 @pytest.fixture(scope="session")
 def condition(tiny: Backbone) -> Condition:
     """One prompt with one picture, b = 1."""
-    generator = torch.Generator().manual_seed(1)
-    picture = torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1
-    return encode_condition(tiny, "a white bus on the road", picture, generator=generator)
+    return Encoders(tiny).condition("a white bus on the road", [random_picture()])
 
 
 @pytest.fixture(scope="session")
 def pipeline(tiny: Backbone) -> StableUnCLIPImg2ImgPipeline:
-    """The library's own way from picture and prompt to condition, over the same parts."""
+    """The library's pipeline over the same parts."""
     assert tiny.noising is not None
     normalizer = StableUnCLIPImageNormalizer(embedding_dim=len(tiny.noising.mean))
     normalizer.mean = nn.Parameter(tiny.noising.mean[None])
@@ -71,7 +75,7 @@ def pipeline(tiny: Backbone) -> StableUnCLIPImg2ImgPipeline:
 
 @pytest.fixture(scope="session")
 def saved(tiny: Backbone, pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny parts as the library saves them, with the scheduler class of the real checkpoints. Left as it is."""
+    """The tiny parts as the library saves them, with the scheduler class of the real checkpoints. Not to be changed."""
     folder = tmp_path_factory.mktemp("saved")
     scheduler = PNDMScheduler.from_config(tiny.scheduler.config)
     StableUnCLIPImg2ImgPipeline(**{**pipeline.components, "scheduler": scheduler}).save_pretrained(folder)
@@ -80,7 +84,7 @@ def saved(tiny: Backbone, pipeline: StableUnCLIPImg2ImgPipeline, tmp_path_factor
 
 @pytest.fixture(scope="session")
 def saved_ip_adapter(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A small Stable Diffusion 1.5 as the library saves it, and beside it an adapter in its repository's own layout."""
+    """A small Stable Diffusion 1.5 as the library saves it, and an adapter in its repository's layout."""
     folder, adapter = tmp_path_factory.mktemp("sd15"), tmp_path_factory.mktemp("adapter")
     generator = torch.Generator().manual_seed(8)
     config = dict(tiny.unet.config) | {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
@@ -106,48 +110,49 @@ def saved_ip_adapter(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -
     for number, layer in enumerate(layers):
         inner = unet.get_submodule(f"{layer.removesuffix('.processor')}.to_k").out_features
         shapes |= {f"ip_adapter.{2 * number + 1}.to_{kind}_ip.weight": (inner, text) for kind in "kv"}
-    tensors = {name: torch.randn(shape, generator=generator).half() / shape[-1] ** 0.5 for name, shape in shapes.items()}
+    tensors = {
+        name: torch.randn(shape, generator=generator).half() / shape[-1] ** 0.5 for name, shape in shapes.items()
+    }
     save_file(tensors, adapter / "models/ip-adapter_sd15.safetensors")
     return folder, adapter
 
 
 @pytest.fixture(scope="session")
 def ip_adapter(saved_ip_adapter: tuple[Path, Path]) -> Backbone:
-    """The second family's small backbone, loaded. Shared, so left as it is."""
-    return load_ip_adapter(*saved_ip_adapter)
+    """The second family's small backbone. Shared, so not to be changed."""
+    path, adapter = map(str, saved_ip_adapter)
+    return load_backbone(BackboneOptions(family="ip_adapter", path=path, adapter=adapter))
 
 
 @pytest.fixture(params=["tiny", "ip_adapter"], ids=["sd_unclip", "ip_adapter"])
 def family(request: pytest.FixtureRequest) -> Backbone:
-    """Each family's small backbone in turn. Shared, so left as it is."""
+    """Each family's small backbone in turn. Shared, so not to be changed."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
-def told(family: Backbone) -> Condition:
+def family_condition(family: Backbone) -> Condition:
     """One prompt with one picture, b = 1, for ``family``."""
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    noise = torch.randn(1, family.image_width, generator=torch.Generator().manual_seed(2))
-    return encode_condition(family, "a white bus on the road", picture, noise=noise)
+    return Encoders(family).condition("a white bus on the road", [random_picture()])
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A named clip drawn at the tiny backbone's size, so that its truth fits: source.mp4, target.png, truth. Left as it is."""
+    """A named clip drawn at the tiny backbone's size, with its truth: source.mp4, target.png, truth. Not to be changed."""
     folder = tmp_path_factory.mktemp("clip")
     write_case(NAMED["bus_to_suv"], folder, 32)
     return folder
 
 
-UNSAID = ("timestep_spacing", "trained_betas")  # by the schedulers' files of that time
-
-
 def age(folder: Path) -> None:
-    """Turn what today's libraries saved into the format of their time: names of weights, of files and of classes."""
+    """Turn a saved folder into the published checkpoints' format: their names of weights, files and classes."""
     old_names: dict[str, Callable[[str], str]] = {
         "text_encoder/model": lambda name: f"text_model.{name}",
         "vae/diffusion_pytorch_model": lambda name: (
-            name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value").replace("to_out.0", "proj_attn")
+            name.replace("to_q", "query")
+            .replace("to_k", "key")
+            .replace("to_v", "value")
+            .replace("to_out.0", "proj_attn")
         ),
     }
     for stem, renamed in old_names.items():
@@ -155,22 +160,24 @@ def age(folder: Path) -> None:
         if stem.startswith("text"):
             tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
         save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
-    told = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
+    model = json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"]
     (folder / "tokenizer/tokenizer.json").unlink()
-    (folder / "tokenizer/vocab.json").write_text(json.dumps(told["vocab"]))
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in told["merges"]]
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(model["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "tokenizer/merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]))
     if (file := folder / "feature_extractor/preprocessor_config.json").is_file():
         config = json.loads(file.read_text()) | {"feature_extractor_type": "CLIPFeatureExtractor"}
         file.write_text(json.dumps(config | {"image_processor_type": "CLIPFeatureExtractor"}))
     file = folder / "scheduler/scheduler_config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps({key: config[key] for key in config if key not in UNSAID}))
+    file.write_text(
+        json.dumps({key: config[key] for key in config if key not in ("timestep_spacing", "trained_betas")})
+    )
 
 
 @pytest.fixture
 def checkpoint(saved: Path, tmp_path: Path) -> Path:
-    """A small SD-unCLIP checkpoint in the format of the real ones, to spoil."""
+    """A copy of a small SD-unCLIP checkpoint in the format of the real ones."""
     folder = Path(shutil.copytree(saved, tmp_path / "checkpoint"))
     age(folder)
     return folder
@@ -178,7 +185,7 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sd15(saved_ip_adapter: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A small Stable Diffusion 1.5 in the format of the real one, and its adapter, to spoil."""
+    """Copies of a small Stable Diffusion 1.5 in the format of the real one, and of its adapter."""
     folder, adapter = (Path(shutil.copytree(each, tmp_path / each.name)) for each in saved_ip_adapter)
     age(folder)
     return folder, adapter
@@ -186,7 +193,7 @@ def sd15(saved_ip_adapter: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Pat
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], Path]:
-    """An empty local hub cache; (`owner/name`, folder) puts a copy there in the cache's own layout -> its snapshot."""
+    """An empty hub cache; the function puts a copy of a folder there as `owner/name` and returns its snapshot."""
     cache = tmp_path / "hub"
     cache.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
