@@ -90,9 +90,7 @@ def test_what_can_not_be_inflated_is_refused(unet: UNet2DConditionModel):
         inflate(unet, 0)
 
 
-def test_gradient_reaches_a_zeroed_temporal_attention(
-    tiny: Backbone, unet: UNet2DConditionModel, condition: Condition
-):
+def test_gradient_reaches_a_zeroed_temporal_attention(tiny: Backbone, unet: UNet2DConditionModel, condition: Condition):
     """The output projection at step 0; Q, K, V and the norm behind it after one optimizer step."""
     select_trainables(inflate(unet, FRAMES), "patent")
     layers = [module.temporal for module in unet.modules() if isinstance(module, InflatedBlock)]

@@ -63,9 +63,7 @@ class Disagreeing:
     Its branches differ by rounding, as a real network's do.
     """
 
-    def __init__(
-        self, region: Tensor, old: Tensor | float = 0.0, size: Callable[[int], float] = lambda t: 1.0
-    ) -> None:
+    def __init__(self, region: Tensor, old: Tensor | float = 0.0, size: Callable[[int], float] = lambda t: 1.0) -> None:
         self.region, self.old, self.size, self.calls = region, old, size, 0
 
     def __call__(
@@ -164,7 +162,8 @@ def test_disputed_union_leaves_out_scenery_that_both_branches_share() -> None:
     differ = torch.maximum(old * 0.2, moving() * old)  # the old object's rim hardly differs from the new one
     predictor = Disagreeing(differ, torch.maximum(old, trees))
     none, unconditional, disputed = (
-        found(replace(EXACT, union=union), predictor, 0.5, 1.5).binary for union in ("none", "unconditional", "disputed")
+        found(replace(EXACT, union=union), predictor, 0.5, 1.5).binary
+        for union in ("none", "unconditional", "disputed")
     )
     assert (unconditional * trees).any() and not (disputed * trees).any()
     assert torch.equal(disputed, old) and not torch.equal(none, old)

@@ -1,4 +1,4 @@
-"""One frame through the inflated model is the library's own pipeline, step for step: each family against its reference."""
+"""One frame through the inflated model equals the library's pipeline, step by step, for each family."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from fakes import draw
 from PIL import Image
 from torch import Tensor
 
-from tave.backbone import Backbone, load_backbone, load_ip_adapter
-from tave.conditions import encode_condition
+from tave.backbone import Backbone, load_backbone
+from tave.config import BackboneOptions, ConditionOptions
 from tave.correction import Step
 from tave.denoiser import Denoiser, Tap
+from tave.encoders import Encoders
 from tave.inflate import inflate
 from tave.sampling import sample
 from tave.schedule import Schedule
 
-STEPS, PROMPT, NEGATIVE = 5, "a red bus on the road", "a white car"
+STEPS, PROMPT, NEGATIVE = 3, "a red bus on the road", "a white car"
+START = draw(1, 4, 8, 8, seed=4, dtype=torch.float32)
 
 
-class Spy:
-    """A correction that corrects nothing and keeps the latents `1 1 c h w` of every step."""
+class Watch:
+    """A correction that changes nothing and keeps the latents `1 1 c h w` of every step."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
 
-    def tap(self, level: int, total: int) -> Tap | None:
+    def tap(self, index: int, total: int) -> Tap | None:
         return None
 
     def __call__(self, step: Step) -> Tensor:
@@ -40,24 +43,23 @@ class Spy:
 
 
 @pytest.fixture
-def start() -> Tensor:
-    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-
-
-@pytest.fixture
 def picture() -> Image.Image:
-    pixels = np.random.default_rng(5).integers(256, size=(40, 48, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(np.random.default_rng(5).integers(256, size=(40, 48, 3), dtype=np.uint8))
 
 
-def ours(backbone: Backbone, start: Tensor, picture: Image.Image, scale: float, noise: Tensor, level: int = 0) -> list[Tensor]:
+def ours(backbone: Backbone, picture: Image.Image, scale: float, noise: Tensor, level: int = 0) -> list[Tensor]:
     """The latents after each step, by this package: inflated for a clip of one frame."""
     shown = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    condition = encode_condition(backbone, PROMPT, shown, level=level, noise=noise, negative_prompt=NEGATIVE)
+    encoders = Encoders(backbone, ConditionOptions(noise_level=level, negative_prompt=NEGATIVE))
+    encoders.noise = noise
     denoiser = Denoiser(inflate(copy.deepcopy(backbone.unet), 1), backbone.scheduler)
-    spy, schedule = Spy(), Schedule.from_scheduler(backbone.scheduler, STEPS)
-    sample(denoiser, schedule, start[None], condition, guidance_scale=scale, corrections=[spy])
-    return [latents[0] for latents in spy.latents]
+    watch, schedule, condition = (
+        Watch(),
+        Schedule.from_scheduler(backbone.scheduler, STEPS),
+        encoders.condition(PROMPT, [shown]),
+    )
+    sample(denoiser, schedule, START[None], condition, guidance_scale=scale, corrections=[watch])
+    return [latents[0] for latents in watch.latents]
 
 
 def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -67,9 +69,9 @@ def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("scale", "level"), [(1.0, 0), (7.5, 0), (7.5, 400)])
-def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Image.Image, scale: float, level: int) -> None:
-    """v-prediction, the picture as a vector added to the timestep."""
-    backbone = load_backbone(saved)
+def test_sd_unclip_equals_its_pipeline(saved: Path, picture: Image.Image, scale: float, level: int) -> None:
+    """v-prediction, the picture as a vector added to the timestep's embedding."""
+    backbone = load_backbone(BackboneOptions(path=str(saved)))
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(saved, local_files_only=True)
     pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(saved, subfolder="scheduler", clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
@@ -82,7 +84,7 @@ def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Imag
         num_inference_steps=STEPS,
         noise_level=level,  # type: ignore[arg-type]
         generator=torch.Generator().manual_seed(6),
-        latents=start,
+        latents=START,
         height=32,
         width=32,
         callback=lambda step, t, latents: theirs.append(latents),
@@ -90,25 +92,24 @@ def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Imag
     )
     noise = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))
     assert backbone.scheduler.config["prediction_type"] == "v_prediction"
-    check(ours(backbone, start, picture, scale, noise, level), theirs)
+    check(ours(backbone, picture, scale, noise, level), theirs)
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_ip_adapter_equals_its_pipeline(
-    saved_ip_adapter: tuple[Path, Path], start: Tensor, picture: Image.Image, scale: float
+    saved_ip_adapter: tuple[Path, Path], ip_adapter: Backbone, picture: Image.Image, scale: float
 ) -> None:
     """epsilon-prediction, the picture as tokens in cross-attention."""
     folder, adapter = saved_ip_adapter
-    backbone = load_ip_adapter(folder, adapter)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
     pipeline.load_ip_adapter(str(adapter), subfolder="models", weight_name="ip-adapter_sd15.safetensors")
     pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     theirs: list[Tensor] = []
 
-    def keep(_pipeline: object, step: int, t: int, told: dict[str, Tensor]) -> dict[str, Tensor]:
-        theirs.append(told["latents"])
-        return told
+    def keep(_pipeline: object, step: int, t: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        theirs.append(values["latents"])
+        return values
 
     pipeline(
         prompt=PROMPT,
@@ -116,14 +117,14 @@ def test_ip_adapter_equals_its_pipeline(
         ip_adapter_image=picture,
         guidance_scale=scale,
         num_inference_steps=STEPS,
-        latents=start,
+        latents=START,
         height=32,
         width=32,
         callback_on_step_end=keep,  # type: ignore[arg-type]
         output_type="latent",
     )
-    assert backbone.scheduler.config["prediction_type"] == "epsilon"
-    made = ours(backbone, start, picture, scale, torch.zeros(1, 24))
+    assert ip_adapter.scheduler.config["prediction_type"] == "epsilon"
+    made = ours(ip_adapter, picture, scale, torch.zeros(1, 24))
     check(made, theirs)
-    other = ours(backbone, start, picture.rotate(180), scale, torch.zeros(1, 24))
-    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture is seen at all
+    other = ours(ip_adapter, picture.rotate(180), scale, torch.zeros(1, 24))
+    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture matters at all
