@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit test test-slow check format sheet bench bench-quality clean
+.PHONY: help setup edit test test-slow check format sheet notebooks bench bench-quality clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,12 +26,12 @@ $(VENV)/.setup-done: pyproject.toml constraints.txt
 	@touch $@
 
 edit: setup ## set up and run the main job: the bus becomes a red SUV
-	@$(PY) -m tave.train +video=bus_to_suv
+	@$(PY) -m tave.train video=bus_to_suv
 
 test: setup ## set up and run the fast tests
 	$(TESTS)
 
-test-slow: setup ## the tests that run the Roadside backbone, and the notebooks with few steps
+test-slow: setup ## the tests that run the drawn world's backbone, and the notebooks with few steps
 	$(TESTS) -m slow
 	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
 
@@ -44,18 +44,20 @@ format: setup ## format and fix what can be fixed
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-sheet: setup ## edit all named clips and draw docs/contact_sheet.png
-	@rm -rf outputs/named
-	@$(PY) -m tave.train -m '+video=glob(*_to_*)' hydra.sweep.dir=outputs/named 'hydra.sweep.subdir=$${video.name}'
+sheet: setup ## edit all named clips; draws docs/contact_sheet.png and writes docs/named_clips.md
+	@$(PY) -m tave.train -m '+video=$${clips:named}' hydra.sweep.dir=outputs/named 'hydra.sweep.subdir=$${video.name}'
 	@$(PY) -m tave.roadside.sheet outputs/named docs
+
+notebooks: setup ## run the notebooks and keep their outputs
+	$(VENV)/bin/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb
 
 bench-quality: setup ## the small benchmark and its leaderboard, in outputs/benchmark_small
 	@$(PY) -m tave.benchmark set=small workers=$(WORKERS); failed=$$?; \
-	 $(PY) -m eval.leaderboard runs='outputs/benchmark_small/**' out=outputs/benchmark_small && exit $$failed
+	 $(PY) -m tave.eval.leaderboard runs='outputs/benchmark_small/**' out=outputs/benchmark_small && exit $$failed
 
 bench: setup ## the full benchmark and its leaderboard, in outputs/benchmark: hours on two cores, resumable
 	@$(PY) -m tave.benchmark workers=$(WORKERS); failed=$$?; \
-	 $(PY) -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark && exit $$failed
+	 $(PY) -m tave.eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark && exit $$failed
 
 clean: ## remove the environment and what tools left; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info

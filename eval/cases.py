@@ -1,33 +1,42 @@
-"""Files, read back: one :class:`Case` for each edit of a run folder, or for bare files of any system.
+"""Files -> one :class:`Case` for each edit of a run folder, or for bare files of any system.
 
-Everything is what the files hold. ``RUN/source.mp4`` holds the frames that were edited, ``RUN/edits/NAME/edited.mp4`` the
-result as anybody would play it, ``soft_mask.npz`` the mask in numbers, ``edit.json`` what was asked for; on drawn clips
-``truth/`` holds the known answer.
+A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/edited.mp4``, the result as it is played;
+``soft_mask.npz``, the mask in numbers; ``edit.json``, the request; and for drawn clips ``truth/``, the known answer.
 """
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.annotations import WHOLE, read_annotations, read_mask
-from eval.ideal import IdealLayers
-from eval.records import RunError, read_record, read_record_if_any, require_file
-from tave.video import Image4, ReadOptions, read_clip, read_image, read_matte
+from tave.config import ReadOptions
+from tave.files import file_digest
+from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
+
+from .ideal import IdealLayers
+from .records import EvalError, read_record, require_file, section
+
+WHOLE = ReadOptions(frames=None, multiple=1)
+
+
+class Track(NamedTuple):
+    """How a drawn clip moves."""
+
+    places: list[list[float]]  # for each frame x, y of the wheels' middle and the scale, in pixels
+    still_camera: bool  # whether the background stands still
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The known answer of a drawn clip. Frames are ``f 3 H W`` in [-1, 1] as drawn, before any video codec."""
+    """The known answer of a drawn clip. Frames are as drawn, before any video codec."""
 
     source: Tensor
     ideal: Tensor
@@ -35,182 +44,210 @@ class Truth:
     target_mask: Tensor  # f H W bool, the ideal target's visible pixels
     layers: IdealLayers
     target: dict[str, str]  # vehicle, color, pattern, accent, place
-    inside: list[float]  # f, share of the target's silhouette inside the picture
-    track: list[list[float]] | None  # f, x and y of the wheels' middle and the scale, in pixels; None in older truths
-    still_camera: bool  # whether the background stands still
+    inside: list[float]  # for each frame the share of the target's silhouette inside the picture
+    track: Track
+
+    @property
+    def union(self) -> Tensor:
+        """``f H W`` bool, source-or-target pixels."""
+        return self.source_mask | self.target_mask
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the edit was asked for, as far as the files say."""
+class Masks:
+    """The edit's mask; None where the system recorded none."""
+
+    final: Tensor | None = None  # f h w bool on the latent grid, or f H W
+    binary: Tensor | None = None  # f h w bool on the latent grid, before dilation
+    alpha: Tensor | None = None  # f H W uint8, the composite's: 255 all edit, 0 all source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the edit was asked for, as far as it is recorded."""
 
     source_prompt: str | None = None
     target_prompt: str | None = None
     image: Image4 | None = None  # the target image; alpha is its matte
     missing: str = ""  # why there is no image
+    conditioner: Path | None = None  # folder of the image encoder that conditioned the edit
 
 
 @dataclass(frozen=True)
 class Case:
-    """One edit. Frames are ``f 3 H W`` in [-1, 1], decoded from the videos."""
+    """One edit, its frames decoded from the videos."""
 
     name: str
     source: Tensor
     edited: Tensor
-    alpha: Tensor | None  # f H W uint8, the composite's: 255 all edit, 0 all source; None where nobody has kept it
-    binary: Tensor | None  # f h w bool at the latent grid, before dilation
-    mask: Tensor | None  # f h w bool at the latent grid (or f H W), final
+    masks: Masks = Masks()
+    request: Request = Request()
     truth: Truth | None = None
-    asked: Asked = Asked()
-    annotation: Tensor | None = None  # f H W bool, the source object as a person has drawn it
-    round_trip: Tensor | None = None  # the source as the backbone's autoencoder returns it
-    conditioner: Path | None = None  # the folder of the image encoder that steered the edit
+    annotation: Tensor | None = None  # f H W bool, the source object as annotated by hand
+    round_trip: Tensor | None = None  # the source after the backbone's autoencoder
 
 
 def read_files(
     edited: Path,
     source: Path,
     mask: Path | None = None,
-    target_image: Path | None = None,
-    matte: Path | None = None,
-    source_prompt: str | None = None,
-    target_prompt: str | None = None,
+    request: Request | None = None,
     annotations: Path | None = None,
 ) -> Case:
-    """Bare files of any system as a case, named after the edited clip.
+    """Bare files of any system as a case that is named after the edited clip.
 
     Args:
-        edited: the edited clip: a video, or a folder of numbered pictures.
-        source: the source clip, with the same frames at the same size.
-        mask: where the edit is: a video or a folder of pictures, white inside.
-        target_image: the image of the target object; its alpha is its matte.
-        matte: the object's silhouette in the target image.
-        source_prompt: what the source shows.
-        target_prompt: what the edit should show.
-        annotations: folder of the source object's masks, one a frame.
-
-    Raises:
-        ValueError: one line that names the file and what is wrong with it.
+        edited: A video, or a folder of numbered pictures.
+        source: The same frames at the same size.
+        mask: A video or a folder of pictures, white inside; see :func:`read_mask`.
+        request: Prompts and target image.
+        annotations: Folder of the source object's masks, one picture a frame.
     """
     frames, before = read_clip(edited, WHOLE).frames, read_clip(source, WHOLE).frames
     if frames.shape != before.shape:
-        raise RunError(
+        raise EvalError(
             f"{source} is {_size(before[:, 0].shape)}, but {edited} is {_size(frames[:, 0].shape)}:"
             " give the frames that were edited, at the edit's size"
         )
-    return Case(
-        name=edited.stem,
-        source=before,
-        edited=frames,
-        alpha=None,
-        binary=None,
-        mask=read_mask(mask, frames) if mask else None,
-        asked=Asked(
-            source_prompt,
-            target_prompt,
-            _picture(target_image, matte) if target_image else None,
-            "" if target_image else "give target_image=...",
-        ),
-        annotation=read_annotations(annotations, frames) if annotations else None,
-    )
+    masks = Masks(read_mask(mask, frames) if mask else None)
+    annotation = read_annotations(annotations, frames) if annotations else None
+    return Case(edited.stem, before, frames, masks, request or Request(), annotation=annotation)
 
 
 def read_cases(run: Path, names: Collection[str] | None = None, annotations: Path | None = None) -> Iterator[Case]:
-    """The edits of a run folder in the order of their names, only those in ``names`` if it is given.
+    """The edits of a run folder, or those in ``names``, sorted by name.
 
-    ``annotations``: folder of the source object's masks in the clip as it was before the run has cut it to size.
-
-    Raises:
-        RunError: the folder, an edit, a file or an array is missing, unreadable or of another size than the clip.
+    ``annotations``: folder of the source object's masks in the clip as it was before the run cropped it.
     """
     if not run.is_dir():
-        raise RunError(f"there is no run folder {run}: give one that a run has written")
-    # A dot marks an edit that is still being written.
+        raise EvalError(f"there is no run folder {run}: give one that a run has written")
+    # A leading dot marks an edit that is still being written.
     found = sorted(path.name for path in run.glob("edits/*") if path.is_dir() and not path.name.startswith("."))
     if not found:
-        raise RunError(f"{run} holds no edits/NAME folder: is it a run folder, and did its run get as far as an edit?")
+        raise EvalError(f"{run} has no edits/NAME folder: is it a run folder, and did its run reach an edit?")
     if unknown := sorted(set(names or ()) - set(found)):
-        raise RunError(f"{run} has no edit {', '.join(unknown)}: it has {', '.join(found)}")
+        raise EvalError(f"{run} has no edit {', '.join(unknown)}: it has {', '.join(found)}")
     for name in found:
         if names is None or name in names:
             yield _read_case(run, run / "edits" / name, annotations)
 
 
 def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
+    record = read_record(run / "run.json", optional=True)
     path = folder / "soft_mask.npz"
-    record = read_record_if_any(run / "run.json")
-    config = record.get("config", {})
     arrays = _arrays(path, ("binary", "mask", "alpha"))
     if any(array.ndim != 3 or len(array) != len(arrays["alpha"]) for array in arrays.values()):
-        raise RunError(f"{path}: binary, mask and alpha must have three axes and as many frames each")
-    edited = _video(folder / "edited.mp4")
-    if edited[:, 0].shape != arrays["alpha"].shape:
-        raise RunError(
-            f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but alpha in {path.name} is"
-            f" {_size(arrays['alpha'].shape)}: they must be of one edit"
-        )
-    source = _video(run / "source.mp4")
-    if source.shape != edited.shape:
-        raise RunError(
-            f"{run / 'source.mp4'} is {_size(source[:, 0].shape)}, but {folder / 'edited.mp4'} is"
-            f" {_size(edited[:, 0].shape)}: they must be of one run"
-        )
+        raise EvalError(f"{path}: binary, mask and alpha must have three axes and as many frames each")
+    source, edited = _video(run / "source.mp4"), _video(folder / "edited.mp4")
+    for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
+        if shape != edited[:, 0].shape:
+            raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
+    binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
+    config = section(record, "config", run / "run.json")
     return Case(
         name=folder.name,
         source=source,
         edited=edited,
-        alpha=torch.from_numpy(arrays["alpha"]),
-        binary=torch.from_numpy(arrays["binary"] > 0),
-        mask=torch.from_numpy(arrays["mask"] > 0),
+        masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
+        request=_read_request(folder / "edit.json", record.get("image_encoder"), config),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
-        asked=_read_asked(folder, config),
         annotation=read_annotations(annotations, edited, _cut(run, config)) if annotations else None,
         round_trip=_video(run / "round_trip.mp4") if (run / "round_trip.mp4").is_file() else None,
-        conditioner=_conditioner(record),
     )
 
 
-def _read_asked(folder: Path, config: dict[str, Any]) -> Asked:
-    """``edit.json``, where there is one; the target image counts if it is still the one that was used."""
-    if not (folder / "edit.json").is_file():
-        return Asked(missing=f"{folder / 'edit.json'} is missing")
-    told = read_record(folder / "edit.json")
-    source_prompt = told.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
-    path, image, missing = told.get("target_image"), None, "edit.json names no target image"
-    if path and not Path(path).is_file():
-        missing = f"the target image {path} is no longer there"
-    elif path and hashlib.sha256(Path(path).read_bytes()).hexdigest() != told.get("sha256"):
-        missing = f"the target image {path} is another one today"
-    elif path:
-        matte = told.get("matte")
-        image, missing = _picture(Path(path), Path(matte) if matte and Path(matte).is_file() else None), ""
-    return Asked(source_prompt, told.get("target_prompt"), image, missing)
+def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -> Request:
+    """``edit.json``; the target image counts if it is still the one that was used."""
+    folder = Path(conditioner) if conditioner else None
+    if not path.is_file():
+        return Request(missing=f"{path} is missing", conditioner=folder)
+    record = read_record(path)
+    source_prompt = record.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
+    image, missing, at = None, "", record.get("target_image")
+    if not at:
+        missing = "edit.json names no target image"
+    elif not Path(at).is_file():
+        missing = f"the target image {at} is no longer there"
+    elif file_digest(at) != record.get("sha256"):
+        missing = f"the target image {at} has changed since the edit"
+    else:
+        matte = record.get("matte")
+        image = read_picture(Path(at), Path(matte) if matte and Path(matte).is_file() else None)
+    return Request(source_prompt, record.get("target_prompt"), image, missing, folder)
 
 
-def _picture(path: Path, matte: Path | None) -> Image4:
+def read_picture(path: Path, matte: Path | None = None) -> Image4:
+    """A target image; a ``matte`` file of the same size replaces its alpha."""
     rgb, alpha = read_image(path)
     if matte is None:
         return Image4(rgb, alpha)
     given = read_matte(matte)
     if given.shape[1:] != rgb.shape[1:]:
-        raise RunError(f"{matte} isn't as large as {path}: a matte belongs to its image pixel by pixel")
+        raise EvalError(f"{matte} isn't as large as {path}: a matte belongs to its image pixel by pixel")
     return Image4(rgb, given)
 
 
+# ---- masks drawn by hand ---------------------------------------------------------------------------------------------
+
+
+def read_annotations(folder: Path, like: Tensor, options: ReadOptions = WHOLE) -> Tensor:
+    """The annotated objects (all that isn't black), with the frames and size of a clip.
+
+    Args:
+        folder: Numbered pictures, palette or RGB, as in DAVIS.
+        like: The clip ``f 3 H W`` that the masks must fit.
+        options: The frames and the crop with which the clip was read.
+
+    Returns:
+        ``f H W`` bool.
+    """
+    if not folder.is_dir():
+        raise EvalError(f"annotations={folder}: no such folder; give one with a numbered picture a frame, as in DAVIS")
+    pictures = read_clip(folder, replace(options, width=None, height=None, multiple=1)).frames
+    inside = _not_black(pictures)  # before resampling mixes an object's palette colour with black
+    height, width = like.shape[2:]
+    sized, block = bool(options.width or options.height), options.multiple
+    if not sized and [side // block * block for side in inside.shape[1:]] == [height, width]:
+        return _checked(folder, centre(inside, width, height), like)  # trimmed like the clip, not resampled
+    fit = options.fit if sized else "crop"
+    return _checked(folder, fit_frames(inside[:, None] * 2.0 - 1, width, height, fit)[:, 0] > 0, like)
+
+
+def read_mask(path: Path, like: Tensor) -> Tensor:
+    """A mask clip of the size of ``like``, white inside -> ``f H W`` bool.
+
+    In a folder of pictures of object numbers (coloured, or all of them dark) whatever isn't black is inside.
+    """
+    pictures = read_clip(path, WHOLE).frames
+    white = pictures.mean(dim=1) > 0
+    coloured = (pictures.amax(dim=1) - pictures.amin(dim=1) > 0.5).any()
+    numbers = path.is_dir() and bool(coloured or not white.any())  # a video codec leaves no exact black
+    return _checked(path, _not_black(pictures) if numbers else white, like)
+
+
+def _not_black(pictures: Tensor) -> Tensor:
+    return (pictures > -1).any(dim=1)
+
+
+def _checked(path: Path, masks: Tensor, like: Tensor) -> Tensor:
+    if masks.shape != like[:, 0].shape:
+        found, wanted = ("x".join(map(str, reversed(shape))) for shape in (masks.shape[1:], like.shape[2:]))
+        clip = f"a clip of {len(like)} frames of {wanted}"
+        raise EvalError(f"{path}: {len(masks)} masks of {found} for {clip}; give one a frame, of the clip's size")
+    if not masks.any():
+        raise EvalError(f"{path}: all {len(masks)} masks are empty; give masks that are white where the object is")
+    return masks
+
+
 def _cut(run: Path, config: dict[str, Any]) -> ReadOptions:
-    """How the run has cut its clip from the file, from ``run.json``."""
-    video = config.get("video")
-    if not isinstance(video, dict):
-        raise RunError(f"{run / 'run.json'} doesn't say how the clip was cut, so annotations can't be fitted to it")
+    """How the run cropped its clip."""
+    if not (video := section(config, "video", run / "run.json")):
+        raise EvalError(f"{run / 'run.json'} doesn't record how the clip was cropped, so annotations can't be fitted")
     names = {field.name for field in fields(ReadOptions)}
     return ReadOptions(**{name: value for name, value in video.items() if name in names})
 
 
-def _conditioner(record: dict[str, Any]) -> Path | None:
-    if told := record.get("image_encoder"):
-        return Path(told)
-    path = (record.get("config", {}).get("backbone") or {}).get("path")  # of runs that did not tell yet
-    return Path(path, "image_encoder") if path else None
+# ---- the known answer ------------------------------------------------------------------------------------------------
 
 
 def _read_truth(folder: Path, edited: Tensor) -> Truth:
@@ -223,42 +260,31 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
         "target_layer": wide,
         "occluder": (*picture, 4),
     }
-    path = folder / "truth.npz"
-    arrays = _arrays(path, tuple(shapes))
+    arrays = _arrays(folder / "truth.npz", tuple(shapes))
     for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise RunError(f"{path}: {name} has shape {arrays[name].shape}, but the edited clip needs {shape}")
-    told = read_record(folder / "truth.json")
+        if (found := arrays[name].shape) != shape:
+            raise EvalError(f"{folder / 'truth.npz'}: {name} has shape {found}, but the edited clip needs {shape}")
+    record = read_record(folder / "truth.json")
     try:
-        target = {str(key): str(value) for key, value in told["target"].items()}
-        inside = [float(share) for share in told["target_inside"]]
-        track = [[float(number) for number in place] for place in told["track"]] if "track" in told else None
-        if track is not None and (len(track) != frames or any(len(place) != 3 for place in track)):
-            raise ValueError("one place a frame")
+        target = {str(key): str(value) for key, value in record["target"].items()}
+        inside = [float(share) for share in record["target_inside"]]
+        places = [[float(number) for number in place] for place in record["track"]]
+        if not len(inside) == len(places) == frames or any(len(place) != 3 for place in places):
+            raise ValueError("one entry a frame")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder / 'truth.json'} lacks a sound target, target_inside or track: write it again") from error
-    return Truth(
-        source=from_pixels(arrays["source"]),
-        ideal=from_pixels(arrays["ideal"]),
-        source_mask=torch.from_numpy(arrays["source_mask"] > 0),
-        target_mask=torch.from_numpy(arrays["target_mask"] > 0),
-        layers=IdealLayers(
-            background=from_pixels(arrays["background"]),
-            target=_layer(arrays["target_layer"]),
-            occluder=_layer(arrays["occluder"]),
-        ),
-        target=target,
-        inside=inside,
-        track=track,
-        still_camera=bool(told.get("still_camera", False)),
-    )
+        raise EvalError(f"{folder / 'truth.json'} lacks target, target_inside or track of this clip") from error
+    layers = IdealLayers(from_pixels(arrays["background"]), _layer(arrays["target_layer"]), _layer(arrays["occluder"]))
+    old, new = (torch.from_numpy(arrays[name] > 0) for name in ("source_mask", "target_mask"))
+    source, ideal = from_pixels(arrays["source"]), from_pixels(arrays["ideal"])
+    track = Track(places, bool(record.get("still_camera", False)))
+    return Truth(source, ideal, old, new, layers, target, inside, track)
 
 
 def _layer(array: np.ndarray) -> Tensor:
     """``f H W 4`` uint8 -> ``f 4 H W`` float32: colours in [-1, 1], alpha in [0, 1]."""
-    colours_and_alpha = from_pixels(array)
-    colours_and_alpha[:, 3] = (colours_and_alpha[:, 3] + 1) / 2
-    return colours_and_alpha
+    layer = from_pixels(array)
+    layer[:, 3] = (layer[:, 3] + 1) / 2
+    return layer
 
 
 def _video(path: Path) -> Tensor:
@@ -269,14 +295,13 @@ def _video(path: Path) -> Tensor:
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     require_file(path)
     try:
-        # np.load leaves a broken archive open when it opens the file itself.
+        # np.load leaves a damaged archive open when it opens the file itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in names if name in archive}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} can't be read as an npz archive: {error}") from error
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise RunError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(names)}")
+        raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
+    if missing := [name for name in names if name not in found]:
+        raise EvalError(f"{path} lacks {', '.join(missing)}")
     return found
 
 

@@ -1,9 +1,14 @@
-"""Where each pixel was one frame earlier: known exactly, or estimated by an optical flow."""
+"""Motion between frames, exact or by optical flow, and what is measured along it: steadiness, and sharpness beside it.
+
+A blur lowers the warp error, and :func:`gradient_energy` shows the blur.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -13,47 +18,39 @@ from torch.nn import functional
 
 from tave.video.frames import to_pixels
 
+from .background import require_region, require_same_shape
+
 
 @dataclass(frozen=True)
 class Motion:
-    """Backward motion between neighbouring frames.
+    """Backward motion between neighbouring frames."""
 
-    Attributes:
-        flow: ``f-1 2 H W``, (x, y) in pixels: what is at p in frame i+1 was at p + flow[i, :, p] in frame i.
-        seen: ``f-1 H W`` bool, pixels of frame i+1 that were inside the picture and not covered in frame i.
-        by: whose word it is, for the metric's id.
-    """
-
-    flow: Tensor
-    seen: Tensor
-    by: str
+    flow: Tensor  # f-1 2 H W, (x, y) in pixels: the content at p of frame i+1 was at p + flow[i, :, p] in frame i
+    visible: Tensor  # f-1 H W bool: pixels of frame i+1 that were inside the picture and not covered in frame i
 
 
 def still(frames: int, height: int, width: int) -> Motion:
-    """Nothing moves: the background under a camera that stands still."""
-    flow = torch.zeros(frames - 1, 2, height, width)
-    return Motion(flow, torch.ones(frames - 1, height, width, dtype=torch.bool), "true motion")
+    """No motion: the background under a camera that stands still."""
+    return Motion(torch.zeros(frames - 1, 2, height, width), torch.ones(frames - 1, height, width, dtype=torch.bool))
 
 
 def track_motion(track: Sequence[Sequence[float]], height: int, width: int) -> Motion:
-    """The motion of a rigid object that is moved and scaled, held everywhere as if it filled the picture.
+    """The motion of a rigid object that is moved and scaled, continued over the whole picture.
 
-    Args:
-        track: for each frame x, y of the object's anchor and its scale, in pixels; pixel p covers p to p + 1.
-        height, width: of the picture.
+    ``track``: for each frame x, y of the object's anchor and its scale, in pixels; pixel p covers p to p + 1.
     """
     places = torch.tensor(track, dtype=torch.float64)
     grid = _grid(height, width).double() + 0.5
     zoom = (places[:-1, 2] / places[1:, 2])[:, None, None, None]
     earlier, later = places[:-1, :2, None, None], places[1:, :2, None, None]
     flow = earlier + (grid - later) * zoom - grid
-    return Motion(flow.float(), _inside(flow), "true motion")
+    return Motion(flow.float(), _inside(flow))
 
 
 def optical_flow(frames: Tensor) -> Motion:
-    """DIS optical flow (Kroeger et al. 2016, OpenCV's medium preset at its finest scale) of ``f 3 H W`` in [-1, 1].
+    """DIS optical flow (Kroeger et al. 2016, OpenCV's medium preset at its finest scale).
 
-    A pixel counts as covered where the flow there and back don't cancel: |w + w'|^2 > 0.01 (|w|^2 + |w'|^2) + 0.5
+    A pixel counts as covered where the flows of both directions don't cancel: |w + w'|^2 > 0.01 (|w|^2 + |w'|^2) + 0.5
     (Sundaram et al. 2010).
     """
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in to_pixels(frames)]
@@ -64,20 +61,64 @@ def optical_flow(frames: Tensor) -> Motion:
         empty = np.zeros((*one.shape, 2), dtype=np.float32)
         return torch.from_numpy(estimator.calc(one, other, empty)).permute(2, 0, 1).clone()
 
-    height, width = frames.shape[2:]
     if len(frames) < 2:
-        return Motion(torch.zeros(0, 2, height, width), torch.zeros(0, height, width, dtype=torch.bool), "DIS flow")
-    back = torch.stack([between(grey[i + 1], grey[i]) for i in range(len(grey) - 1)])
-    forth = torch.stack([between(grey[i], grey[i + 1]) for i in range(len(grey) - 1)])
-    returned = _sampled(forth, back)
-    lengths = back.square().sum(dim=1) + returned.square().sum(dim=1)
-    cancels = (back + returned).square().sum(dim=1) <= 0.01 * lengths + 0.5
-    return Motion(back, cancels & _inside(back), "DIS flow")
+        return still(1, *frames.shape[2:])
+    backward = torch.stack([between(later, earlier) for earlier, later in pairwise(grey)])
+    forward = torch.stack([between(earlier, later) for earlier, later in pairwise(grey)])
+    returned = _sampled(forward, backward)
+    lengths = backward.square().sum(dim=1) + returned.square().sum(dim=1)
+    cancels = (backward + returned).square().sum(dim=1) <= 0.01 * lengths + 0.5
+    return Motion(backward, cancels & _inside(backward))
 
 
 def warp(frames: Tensor, motion: Motion) -> Tensor:
-    """``f c H W`` -> ``f-1 c H W``: each frame but the last, brought to the next one's place (bilinear; edges repeat)."""
+    """``f c H W`` -> ``f-1 c H W``: each frame but the last, moved to the next one's place (bilinear; edges repeat)."""
     return _sampled(frames[:-1], motion.flow)
+
+
+def warp_error(frames: Tensor, motion: Motion, region: Tensor) -> float | None:
+    """Root mean square difference between each frame and the warped one before it, in 8-bit levels (0 to 255).
+
+    The square of it, over 255^2, is the warping error of Lai et al. 2018, here over ``region`` and pooled over all
+    pairs: a pixel counts if it was visible one frame earlier and lies in the region in both frames.
+    """
+    require_region(region, frames)
+    require_same_shape(later_frames=region[1:], motion=motion.visible)
+    stayed = warp(region[:, None].float(), motion)[:, 0] > 0.99  # all pixels of the bilinear sample lie in the region
+    counted = region[1:] & stayed & motion.visible
+    if not counted.any():
+        return None
+    error = (frames[1:] - warp(frames, motion)).square().mean(dim=1)[counted]
+    return 127.5 * math.sqrt(float(error.mean(dtype=torch.float64)))
+
+
+def gradient_energy(frames: Tensor, region: Tensor) -> float | None:
+    """Mean squared difference of adjacent pixels that both lie in ``region``, in squared 8-bit levels: sharpness.
+
+    No direction is better: a blur lowers it, noise raises it. Compare with the source's or the ideal clip's.
+    """
+    require_region(region, frames)
+    total, pairs = 0.0, 0
+    for axis in (1, 2):
+        length = region.shape[axis] - 1
+        both = region.narrow(axis, 0, length) & region.narrow(axis, 1, length)
+        steps = frames.narrow(axis + 1, 1, length) - frames.narrow(axis + 1, 0, length)
+        total += float(steps.square().mean(dim=1)[both].sum(dtype=torch.float64))
+        pairs += int(both.sum())
+    return 127.5**2 * total / pairs if pairs else None
+
+
+def temporal_iou(mask: Tensor, motion: Motion) -> float | None:
+    """Intersection over union of the mask with the warped mask before it, mean over neighbouring frames, in [0, 1].
+
+    Only pixels that were visible one frame earlier count; a pair of empty masks doesn't.
+    """
+    require_same_shape(later_frames=mask[1:], motion=motion.visible)
+    moved = warp(mask[:, None].float(), motion)[:, 0] >= 0.5
+    both = (mask[1:] & moved & motion.visible).flatten(1).sum(dim=1)
+    either = ((mask[1:] | moved) & motion.visible).flatten(1).sum(dim=1)
+    shares = both[either > 0] / either[either > 0]
+    return float(shares.mean()) if len(shares) else None
 
 
 def _sampled(pictures: Tensor, flow: Tensor) -> Tensor:
@@ -94,8 +135,7 @@ def _grid(height: int, width: int) -> Tensor:
 
 
 def _inside(flow: Tensor) -> Tensor:
-    """``n 2 H W`` -> ``n H W``: whether the place of origin lies in the picture, with a hundredth of a pixel's grace."""
+    """``n 2 H W`` -> ``n H W`` bool: whether the origin lies in the picture, with a tolerance of 0.01 pixels."""
     height, width = flow.shape[2:]
     x, y = (_grid(height, width) + flow).unbind(dim=1)
-    grace = 0.01
-    return (x >= -grace) & (x <= width - 1 + grace) & (y >= -grace) & (y <= height - 1 + grace)
+    return (x >= -0.01) & (x <= width - 1 + 0.01) & (y >= -0.01) & (y <= height - 1 + 0.01)

@@ -1,6 +1,6 @@
-const T=JSON.parse(document.getElementById('told').textContent),arrow={true:' \u2191',false:' \u2193'};
+const T=JSON.parse(document.getElementById('data').textContent),arrow={true:' \u2191',false:' \u2193'};
 let group=T.groups[0],sorted=null,up=false;
-const at=(g,m,k)=>T.rows.find(r=>r.group===g&&r.method===m&&r.metric===k);
+const at=(g,m,k)=>T.means.find(r=>r.group===g&&r.method===m&&r.metric===k);
 const versus=(g,m,k)=>T.paired.find(r=>r.group===g&&r.versus===m&&r.metric===k);
 const num=x=>Math.abs(x)>=100?x.toFixed(0):Math.abs(x)>=10?x.toFixed(1):x.toFixed(3);
 function draw(){
@@ -31,10 +31,10 @@ function draw(){
       else td.textContent='\u2013';
       tr.append(td)}
     return tr});
-  const beside=T.beside.filter(r=>r.group===group);
-  for(const f of new Set(beside.map(r=>r.reference))){const tr=document.createElement('tr');tr.className='beside';
+  const compared=T.references.filter(r=>r.group===group);
+  for(const f of new Set(compared.map(r=>r.reference))){const tr=document.createElement('tr');tr.className='reference';
     const name=document.createElement('td');name.textContent=f;tr.append(name);
-    for(const k of names){const td=document.createElement('td'),r=beside.find(r=>r.reference===f&&r.metric===k);
+    for(const k of names){const td=document.createElement('td'),r=compared.find(r=>r.reference===f&&r.metric===k);
       td.textContent=r?num(r.mean):'';tr.append(td)}
     body.push(tr)}
   document.querySelector('#board thead').replaceChildren(head);

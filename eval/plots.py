@@ -6,27 +6,32 @@ Each function returns a matplotlib ``Figure``, which is in tave[notebooks].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file
 
-from eval.records import RunError
-from eval.sweep import Sweep
-from tave.video import ReadOptions, read_clip, read_image
+from tave.config import ReadOptions
+from tave.video import read_clip, read_image
+
+from .records import EvalError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ACROSS = 8  # pictures in a row, at most
+    from .study import Sweep
+
+ACROSS = 8  # pictures side by side, at most
 
 
 def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RunError("the figure needs matplotlib, which is in tave[notebooks]: run make setup") from error
+        raise EvalError("the figure needs matplotlib, which is in tave[notebooks]: run make setup") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -51,13 +56,13 @@ def _pale(frame: np.ndarray) -> np.ndarray:
 
 
 def grid(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = (), side: float = 1.5, **shown: Any
+    lines: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = (), side: float = 1.5, **shown: Any
 ) -> Figure:
-    """Rows of pictures `H W` or `H W 3`, each with its label; ``side`` in inches; ``shown`` is what ``imshow`` takes."""
-    across = max(len(pictures) for _, pictures in rows)
-    figure = _figure(side * across + 0.4, (side + 0.1) * len(rows))
-    panels = figure.subplots(len(rows), across, squeeze=False)
-    for line, (label, pictures) in zip(panels, rows, strict=True):
+    """Lines of pictures `H W` or `H W 3`, each with its label; ``side`` in inches; ``shown`` as for ``imshow``."""
+    across = max(len(pictures) for _, pictures in lines)
+    figure = _figure(side * across + 0.4, (side + 0.1) * len(lines))
+    panels = figure.subplots(len(lines), across, squeeze=False)
+    for line, (label, pictures) in zip(panels, lines, strict=True):
         for place, panel in enumerate(line):
             panel.set_xticks([], [])
             panel.set_yticks([], [])
@@ -75,33 +80,32 @@ def grid(
 
 
 def clips(paths: dict[str, Path]) -> Figure:
-    """Clips by their labels, a row each: up to eight frames."""
+    """Clips by their labels: up to eight frames."""
     found = {label: _frames(path) for label, path in paths.items()}
     return grid([(label, [frames[i] for i in _chosen(len(frames))]) for label, frames in found.items()])
 
 
 def pictures(paths: dict[str, Path]) -> Figure:
-    """Picture files by their titles, in one row."""
+    """Picture files by their titles."""
     return grid([("", [_shown(read_image(path).rgb) for path in paths.values()])], list(paths))
 
 
 def step_maps(edit: Path) -> Figure:
-    """The mask's map of each step as heat, noisiest first, in the first, the middle and the last frame; one scale for all."""
+    """The mask's map of each step as heat, noisiest first, in the first, middle and last frame; one scale for all."""
     with np.load(edit / "soft_mask.npz") as stored:
-        maps = stored["per_step"].astype(np.float32)
+        maps = stored["per_step"].astype(np.float32) if "per_step" in stored else np.zeros((0, 0))
     if not len(maps):
-        raise RunError(f"{edit}: its mask was given, not found, so there are no maps")
+        raise EvalError(f"{edit}: no maps of single steps are stored, as for a mask that was given")
     steps, frames = _chosen(len(maps)), sorted({0, maps.shape[1] // 2, maps.shape[1] - 1})
-    rows = [(f"frame {frame}", [maps[step, frame] for step in steps]) for frame in frames]
-    return grid(rows, [f"step {step + 1}" for step in steps], cmap="magma", vmin=0, vmax=max(float(maps.max()), 1e-12))
+    lines = [(f"frame {frame}", [maps[step, frame] for step in steps]) for frame in frames]
+    return grid(lines, [f"step {step + 1}" for step in steps], cmap="magma", vmin=0, vmax=max(float(maps.max()), 1e-12))
 
 
 def masks(edit: Path) -> Figure:
-    """The averaged map, the old object's outline if it was asked for, and the mask made of them, up to eight frames."""
+    """The averaged map and the mask made of it, up to eight frames."""
     with np.load(edit / "soft_mask.npz") as stored:
-        names = [name for name in ("soft", "outline", "mask") if name in stored]
-        rows = [(name, [stored[name][i] for i in _chosen(len(stored[name]))]) for name in names]
-    return grid(rows, cmap="magma", vmin=0, vmax=1)
+        lines = [(name, [stored[name][i] for i in _chosen(len(stored[name]))]) for name in ("soft", "mask")]
+    return grid(lines, cmap="magma", vmin=0, vmax=1)
 
 
 def latents(run: Path) -> Figure:
@@ -114,14 +118,10 @@ def latents(run: Path) -> Figure:
 
 
 def field(edit: Path) -> np.ndarray:
-    """The correction's field of its last step: `f h w 2`, right and down in cells to the following frame; NaN: no neighbour.
-
-    Raises:
-        RunError: the edit was made without a correction.
-    """
+    """The correction's field of its last step: `f h w 2`, right and down in cells to the next frame; NaN: none."""
     path = edit / "field.npz"
     if not path.is_file():
-        raise RunError(f"{path} is missing: the edit was made without the inter-frame correction")
+        raise EvalError(f"{path} is missing: the edit was made without the inter-frame correction")
     with np.load(path) as stored:
         cells, mask = stored["following"], stored["mask"] > 0
     here = np.stack(np.meshgrid(np.arange(cells.shape[2]), np.arange(cells.shape[1])), axis=-1)
@@ -165,57 +165,59 @@ def tracks(edit: Path) -> Figure:
 # ---- a sweep ---------------------------------------------------------------------------------------------------------
 
 
-def by_value(rows: Sequence[dict[str, Any]], metrics: Sequence[str], about: dict[str, dict[str, Any]]) -> Figure:
-    """A panel for each metric, of :func:`eval.study.rows_of`: values across, a thin line for each clip, their mean thick."""
+def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
+    """A panel for each metric of :func:`eval.study.means`: values across, a thin line for each clip, the mean thick."""
     across = min(4, len(metrics))
     down = -(-len(metrics) // across)
     figure = _figure(3.4 * across, 2.9 * down)
     for number, name in enumerate(metrics, 1):
-        panel, found = figure.add_subplot(down, across, number), [row for row in rows if row["metric"] == name]
-        places = list(range(len(found)))
-        for case in sorted({case for row in found for case in row["cases"]}):
-            values = [row["cases"].get(case, np.nan) for row in found]
+        panel, own = figure.add_subplot(down, across, number), [entry for entry in found if entry["metric"] == name]
+        places = list(range(len(own)))
+        for case in sorted({case for entry in own for case in entry["cases"]}):
+            values = [entry["cases"].get(case, np.nan) for entry in own]
             panel.plot(places, values, ".-", linewidth=0.7, alpha=0.7, label=case)
-        means, spreads = [row["mean"] for row in found], [row["seeds_sd"] or 0 for row in found]
+        means, spreads = [entry["mean"] for entry in own], [entry["seeds_sd"] or 0 for entry in own]
         panel.errorbar(places, means, spreads, marker="s", color="black", label="mean")
-        panel.set_xticks(places, [row["value"] for row in found], rotation=35, ha="right", fontsize=6)
-        panel.set_title(f"{name}\n{_better(about[name])}", fontsize=8)
-        panel.set_ylabel(about[name]["unit"], fontsize=7)
+        panel.set_xticks(places, [entry["value"] for entry in own], rotation=35, ha="right", fontsize=6)
+        panel.set_title(f"{name}\n{_better(facts[name])}", fontsize=8)
+        panel.set_ylabel(facts[name]["unit"], fontsize=7)
         if number == 1:
             panel.legend(fontsize=5, framealpha=0.4)
     return figure
 
 
-def intervals(rows: Sequence[dict[str, Any]], metrics: Sequence[str], about: dict[str, dict[str, Any]]) -> Figure:
-    """A panel for each metric, of :func:`eval.study.paired_rows`: mean difference, 95 % interval."""
-    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({row["value"] for row in rows}))
+def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
+    """A panel for each metric of :func:`eval.study.differences`: mean difference and 95 % interval."""
+    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({entry["value"] for entry in found}))
     for panel, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        found = [row for row in rows if row["metric"] == name]
-        means = np.array([row["difference"] for row in found])
-        ends = np.array([[row["low"], row["high"]] for row in found]).reshape(-1, 2)
-        panel.errorbar(means, range(len(found)), xerr=np.abs(ends.T - means), fmt="s", color="black", capsize=3)
+        own = [entry for entry in found if entry["metric"] == name]
+        means = np.array([entry["difference"] for entry in own])
+        ends = np.array([[entry["low"], entry["high"]] for entry in own]).reshape(-1, 2)
+        panel.errorbar(means, range(len(own)), xerr=np.abs(ends.T - means), fmt="s", color="black", capsize=3)
         panel.axvline(0, color="0.7", linewidth=0.8)
-        panel.set_yticks(range(len(found)), [row["value"] for row in found], fontsize=7)
-        panel.set_ylim(-0.6, max(len(found), 1) - 0.4)
-        versus = found[0]["versus"] if found else ""
-        panel.set_title(f"{name} minus {versus}'s\n{_better(about[name])}", fontsize=8)
-        panel.set_xlabel(about[name]["unit"], fontsize=7)
+        panel.set_yticks(range(len(own)), [entry["value"] for entry in own], fontsize=7)
+        panel.set_ylim(-0.6, max(len(own), 1) - 0.4)
+        versus = own[0]["versus"] if own else ""
+        panel.set_title(f"{name} minus {versus}'s\n{_better(facts[name])}", fontsize=8)
+        panel.set_xlabel(facts[name]["unit"], fontsize=7)
     return figure
 
 
 def edits(sweep: Sweep, case: str) -> Figure:
-    """The source of one clip, then its edit under each value (first seed), a row each.
-
-    Raises:
-        RunError: the sweep has no such clip.
-    """
-    found = sorted((outcome for outcome in sweep.outcomes if outcome.case == case), key=lambda outcome: outcome.seed)
+    """The source of one clip, then its edit under each value (first seed)."""
+    found = sorted((result for result in sweep.results if result.case == case), key=lambda result: result.seed or 0)
     if not found:
-        raise RunError(f"case={case}: there are {', '.join(sorted({outcome.case for outcome in sweep.outcomes}))}")
-    first = {sweep.value_of(outcome): outcome.edit / "edited.mp4" for outcome in reversed(found)}
-    shown = {value: first[value] for value in sweep.values if value in first}
-    return clips({"source": found[0].edit.parents[1] / "source.mp4"} | shown)
+        raise EvalError(f"case={case}: there are {', '.join(sorted({result.case for result in sweep.results}))}")
+    first = {sweep.value_of(result): result.edited for result in reversed(found)}
+    return clips({"source": found[0].source} | {value: first[value] for value in sweep.values if value in first})
 
 
-def _better(about: dict[str, Any]) -> str:
-    return {True: "higher is better", False: "lower is better", None: ""}[about["higher_is_better"]]
+def save_small(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as a PNG with 64 colours: a third of the bytes, since figures are committed."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110)
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _better(facts: dict[str, Any]) -> str:
+    return {True: "higher is better", False: "lower is better", None: ""}[facts["higher_is_better"]]

@@ -1,4 +1,4 @@
-"""The JSON files of a run folder, read back: ``run.json``, ``metrics.json``, ``edit.json`` and the like."""
+"""JSON files of a run folder, and the errors of this package."""
 
 from __future__ import annotations
 
@@ -6,36 +6,53 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.metric import MetricError
+from tave.files import whole_file
 
 
-class RunError(MetricError):
-    """A run folder that can't be read; the message names the file and what is wrong with it."""
+class EvalError(ValueError):
+    """Inputs that can't be measured; the message is one line that names the file or argument and the remedy."""
+
+
+class WeightsError(EvalError):
+    """Weights that are missing, damaged or of another model."""
+
+
+def require_file(path: Path) -> None:
+    """Raise :class:`EvalError` if ``path`` isn't a file."""
+    if not path.is_file():
+        raise EvalError(f"{path} is missing: the run folder isn't complete")
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds. Raises :class:`RunError` if it is missing or isn't JSON."""
+    """Parse a JSON file; raises :class:`EvalError` if it is missing or isn't JSON."""
     require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} isn't JSON: {error}") from error
+        raise EvalError(f"{path} isn't JSON: {error}") from error
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object that the file holds. Raises :class:`RunError` if it is missing or holds anything else."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise RunError(f"{path} must hold a JSON object")
-    return found
+def read_record(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Parse a JSON file that holds an object; with ``optional``, a missing file is an empty object."""
+    if optional and not path.is_file():
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise EvalError(f"{path} must hold a JSON object")
+    return record
 
 
-def read_record_if_any(path: Path) -> dict[str, Any]:
-    """:func:`read_record`, or nothing where there is no file."""
-    return read_record(path) if path.is_file() else {}
+def section(record: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """The object ``record[key]`` of the file ``path``; empty if there is none."""
+    found = record.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise EvalError(f"{path}: {key} must be a JSON object")
+    return found or {}
 
 
-def require_file(path: Path) -> None:
-    """Raise :class:`RunError` if the file isn't there."""
-    if not path.is_file():
-        raise RunError(f"{path} is missing: the run folder isn't complete")
+def write_json(path: Path, content: Any) -> None:
+    """Write ``path`` as a whole; its folder must exist. Raises ValueError for NaN and infinity."""
+    if not path.parent.is_dir():
+        raise EvalError(f"{path} can't be written: there is no folder {path.parent}")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

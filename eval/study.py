@@ -1,4 +1,4 @@
-"""Door: the run folders of a sweep -> experiments/NAME: question, command, table, figure.
+"""The run folders of a sweep -> a study: README.md with question, command and tables, study.json, figure.png.
 
 python -m tave.train -m experiment=blend_weights
 python -m eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
@@ -7,175 +7,239 @@ python -m eval.study sweep=outputs/studies/blend_weights out=experiments/blend_w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from io import BytesIO
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from PIL import Image
+from omegaconf import OmegaConf
 
-from eval.plots import by_value
-from eval.records import RunError
-from eval.score import conf_folder
-from eval.sweep import Sweep, read_sweep
-from eval.table import interval
+from tave.cli import entry_point
+from tave.config import CONF, StudyOptions
+
+from .records import EvalError, read_record
+from .runs import PICTURES, Result, find, read_results
+from .tables import ARROWS, interval, markdown_table
 
 LEARNT = "## What was learnt"
+EDIT_SECONDS = "edit_seconds/-/masking, placing and sampling/clip/v2"
+# Measured of the run and not of an edit.
+RUN_METRICS = {
+    "reconstruction_psnr": {"id": "reconstruction_psnr/-/whole frames/clip/v1", "higher_is_better": True, "unit": "dB"},
+    "edit_seconds": {"id": EDIT_SECONDS, "higher_is_better": False, "unit": "s"},
+}
 
 
 @dataclass
-class StudyOptions:
-    """Keys of ``conf/study/study.yaml``."""
+class Sweep:
+    """Results of a sweep; ``metrics``: name -> id, direction and unit; ``records``: every run's ``run.json``."""
 
-    sweep: str = MISSING
-    out: str = MISSING
-    cases: str = "*"
-    metrics: list[str] = field(default_factory=list)
+    results: list[Result]
+    metrics: dict[str, dict[str, Any]]
+    records: list[dict[str, Any]]
+
+    @property
+    def axes(self) -> list[str]:
+        """The options that differ between runs; the target's picture if it differs within a clip."""
+        keys = dict.fromkeys(key for result in self.results for key in result.options or {})
+        return [key for key in keys if self._differs(key)]
+
+    def _differs(self, key: str) -> bool:
+        values: dict[str, set[str]] = {}
+        for result in self.results:
+            value = json.dumps((result.options or {}).get(key))
+            values.setdefault(result.case if key == PICTURES else "", set()).add(value)
+        return any(len(found) > 1 for found in values.values())
+
+    def value_of(self, result: Result) -> str:
+        """The values of the axes as text, each after the last part of its key."""
+        options = result.options or {}
+        values = (f"{key.rpartition('.')[2]}={json.dumps(options.get(key))}" for key in self.axes)
+        return ", ".join(value.replace('"', "") for value in values) or "as it is"
+
+    @property
+    def values(self) -> list[str]:
+        """Each value once, numbers in ascending order."""
+        found = sorted(self.results, key=lambda result: [_rank((result.options or {}).get(key)) for key in self.axes])
+        return list(dict.fromkeys(self.value_of(result) for result in found))
 
 
-ConfigStore.instance().store(name="study_schema", node=StudyOptions)
+def _rank(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, list):
+        return (1, [_rank(part) for part in value])
+    return (0, float(value)) if isinstance(value, (int, float)) else (2, str(value))
 
 
-def rows_of(sweep: Sweep, metrics: list[str]) -> list[dict[str, Any]]:
-    """Value x metric: ``mean`` over cases of their means over seeds, ``seeds_sd`` of one seed's mean, ``cases``, ``n``."""
-    rows = []
-    for value in sweep.values:
-        members = [outcome for outcome in sweep.outcomes if sweep.value_of(outcome) == value]
-        for metric in metrics:
-            measured = [outcome for outcome in members if metric in outcome.figures]
-            if not measured:
-                continue
-            cases = {name: fmean(o.figures[metric] for o in measured if o.case == name) for name in {o.case for o in measured}}
-            seeds = [fmean(o.figures[metric] for o in measured if o.seed == seed) for seed in {o.seed for o in measured}]
-            spread = stdev(seeds) if len(seeds) > 1 else None
-            told = {"value": value, "metric": metric, "mean": fmean(cases.values()), "seeds_sd": spread}
-            rows.append(told | {"cases": dict(sorted(cases.items())), "n": len(measured)})
-    return rows
+def read_sweep(folder: Path, cases: str = "*") -> Sweep:
+    """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
+    results: list[Result] = []
+    measured, records = [], []
+    for path in find(str(folder)):
+        record = read_record(path.with_name("run.json"), optional=True)
+        if record and fnmatch(str(record["config"]["video"]["name"]), cases):
+            measured.append(path)
+            records.append(record)
+    found = read_results(measured)
+    for path, record in zip(measured, records, strict=True):
+        own = [result for result in found.results if result.folder.parents[1] == path.parent]
+        more = _run_figures(read_record(path))
+        for result in own:
+            case = record["config"]["video"]["name"] if len(own) == 1 else result.case
+            results.append(replace(result, case=case, figures=more | result.figures))
+    if not results:
+        raise EvalError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
+    unets = {_unet(record) for record in records}
+    if len(unets) > 1:
+        raise EvalError(f"sweep={folder}: its runs used UNets {', '.join(sorted(unets))}; delete the older runs, go on")
+    for result in results:
+        (result.options or {}).pop("weights")
+    return Sweep(results, RUN_METRICS | found.metrics, records)
 
 
-def paired_rows(rows: list[dict[str, Any]], versus: str) -> list[dict[str, Any]]:
-    """Every value minus the value ``versus``, over the cases that both have: mean difference and 95 % bootstrap interval.
+def _run_figures(record: dict[str, Any]) -> dict[str, float]:
+    stages = record.get("stages", {})
+    parts = [stages[name] for name in ("masking", "placing", "sampling") if name in stages]
+    spent = sum(float(part["seconds"]) + float(part.get("remembered", 0)) for part in parts)  # as if nothing was cached
+    known = {"reconstruction_psnr": record.get("reconstruction_psnr"), "edit_seconds": spent or None}
+    return {key: float(value) for key, value in known.items() if value is not None}
 
-    Raises:
-        RunError: no value is called so.
-    """
-    ours = {row["metric"]: row for row in rows if row["value"] == versus}
-    if not ours:
-        raise RunError(f"versus={versus}: there are {'; '.join(dict.fromkeys(row['value'] for row in rows))}")
+
+def _unet(record: dict[str, Any]) -> str:
+    hashes = sorted(sha for file, sha in record.get("weights", {}).items() if file.partition("/")[0] == "unet")
+    return "+".join(sha[:12] for sha in hashes) or "unknown"
+
+
+def means(sweep: Sweep, metrics: list[str]) -> list[dict[str, Any]]:
+    """For each value and metric: ``mean`` over ``cases`` of their means over seeds, ``seeds_sd`` of one seed's mean."""
     made = []
-    for row in rows:
-        before = ours[row["metric"]]["cases"] if row["metric"] in ours and row["value"] != versus else {}
-        if both := [figure - before[case] for case, figure in row["cases"].items() if case in before]:
-            told = dict(zip(("difference", "low", "high"), interval(both), strict=True))
-            made.append({"value": row["value"], "versus": versus, "metric": row["metric"], **told, "n": len(both)})
+    for value in sweep.values:
+        members = [result for result in sweep.results if sweep.value_of(result) == value]
+        for metric in metrics:
+            found = [result for result in members if metric in result.figures]
+            if not found:
+                continue
+            cases, seeds = _means_by("case", found, metric), _means_by("seed", found, metric)
+            spread = stdev(seeds.values()) if len(seeds) > 1 else None
+            numbers = {"mean": fmean(cases.values()), "seeds_sd": spread, "cases": cases, "n": len(found)}
+            made.append({"value": value, "metric": metric} | numbers)
     return made
 
 
-def table(rows: list[dict[str, Any]], metrics: list[str], about: dict[str, dict[str, Any]]) -> str:
+def _means_by(key: str, results: list[Result], metric: str) -> dict[Any, float]:
+    """Value of the attribute ``key`` -> mean of ``metric``."""
+    grouped: dict[Any, list[float]] = {}
+    for result in results:
+        grouped.setdefault(getattr(result, key), []).append(result.figures[metric])
+    return {name: fmean(values) for name, values in sorted(grouped.items())}
+
+
+def differences(found: list[dict[str, Any]], versus: str) -> list[dict[str, Any]]:
+    """Every value's :func:`means` minus those of ``versus`` over the cases that both have, with 95 % intervals."""
+    base = {each["metric"]: each["cases"] for each in found if each["value"] == versus}
+    if not base:
+        raise EvalError(f"versus={versus}: there are {'; '.join(dict.fromkeys(each['value'] for each in found))}")
+    made = []
+    for each in found:
+        before = base.get(each["metric"], {}) if each["value"] != versus else {}
+        if both := [figure - before[case] for case, figure in each["cases"].items() if case in before]:
+            numbers = dict(zip(("difference", "low", "high"), interval(both), strict=True))
+            names = {"value": each["value"], "versus": versus, "metric": each["metric"]}
+            made.append(names | numbers | {"n": len(both)})
+    return made
+
+
+def table(found: list[dict[str, Any]], metrics: list[str], facts: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line for each value, a column for each metric, the best in bold."""
-    signs = {True: " ↑", False: " ↓", None: ""}
-    heads = [f"{name}{signs[about[name]['higher_is_better']]}" for name in metrics]
-    lines = [f"| value | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
-    cell = {(row["value"], row["metric"]): row for row in rows}
+    cell = {(each["value"], each["metric"]): each for each in found}
     best = {}
     for name in metrics:
-        means, higher = [row["mean"] for row in rows if row["metric"] == name], about[name]["higher_is_better"]
-        best[name] = None if higher is None or len(means) < 2 else max(means) if higher else min(means)
-    for value in dict.fromkeys(row["value"] for row in rows):
-        shown = [_shown(cell.get((value, name)), best[name]) for name in metrics]
-        lines.append(f"| {value} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+        values, higher = [each["mean"] for each in found if each["metric"] == name], facts[name]["higher_is_better"]
+        best[name] = None if higher is None or len(values) < 2 else max(values) if higher else min(values)
+    body = []
+    for value in dict.fromkeys(each["value"] for each in found):
+        body.append([value, *(_shown(cell.get((value, name)), best[name]) for name in metrics)])
+    heads = [name + ARROWS[facts[name]["higher_is_better"]] for name in metrics]
+    return "\n".join(markdown_table(["value", *heads], body))
 
 
-def _shown(row: dict[str, Any] | None, best: float | None) -> str:
-    if row is None:
+def _shown(each: dict[str, Any] | None, best: float | None) -> str:
+    if each is None:
         return ""
-    text = f"{row['mean']:.4g}" + ("" if row["seeds_sd"] is None else f" ± {row['seeds_sd']:.2g}")
-    return f"**{text}**" if row["mean"] == best else text
+    text = f"{each['mean']:.4g}" + ("" if each["seeds_sd"] is None else f" ± {each['seeds_sd']:.2g}")
+    return f"**{text}**" if each["mean"] == best else text
 
 
-def by_case(rows: list[dict[str, Any]], metric: str) -> str:
+def by_case(found: list[dict[str, Any]], metric: str) -> str:
     """Markdown: one metric, a line for each case, a column for each value."""
-    measured = [row for row in rows if row["metric"] == metric]
-    cases = sorted({name for row in measured for name in row["cases"]})
-    lines = [f"| {metric} | {' | '.join(row['value'] for row in measured)} |", "| --- " * (len(measured) + 1) + "|"]
-    for name in cases:
-        found = [f"{row['cases'][name]:.4g}" if name in row["cases"] else "" for row in measured]
-        lines.append(f"| {name} | {' | '.join(found)} |")
-    return "\n".join(lines)
+    measured = [each for each in found if each["metric"] == metric]
+    cases = sorted({name for each in measured for name in each["cases"]})
+    body = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
+    return "\n".join(markdown_table([metric, *(each["value"] for each in measured)], body))
 
 
-def question_of(folder: Path) -> tuple[str, list[str], str]:
+def _question(folder: Path) -> tuple[str, list[str], str]:
     """The study's name, the comment of its file and the command, from the sweep's ``multirun.yaml``."""
     path = folder / "multirun.yaml"
     if not path.is_file():
         return folder.name, [], "unknown"
-    told: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # as it was typed, interpolations and all
-    name = told["hydra"]["runtime"]["choices"].get("experiment") or folder.name
-    file = conf_folder() / "experiment" / f"{name}.yaml"
+    record: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["hydra"]  # type: ignore[index]
+    name = record["runtime"]["choices"].get("experiment") or folder.name
+    file = CONF / "experiment" / f"{name}.yaml"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     comment = [line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line]
-    given = [f"'{word}'" if set(word) & set(' []{}$*()"') else word for word in told["hydra"]["overrides"]["task"]]
+    given = [f"'{word}'" if set(word) & set(' []{}$*()"') else word for word in record["overrides"]["task"]]
     return str(name), comment, " ".join(["python -m tave.train -m", *given])
 
 
-def readme(sweep: Sweep, rows: list[dict[str, Any]], metrics: list[str], folder: Path, learnt: str) -> str:
-    """The whole README; ``learnt`` is what people wrote under its last heading."""
-    name, comment, command = question_of(folder)
-    seeds = ", ".join(str(seed) for seed in sorted({outcome.seed for outcome in sweep.outcomes}))
-    cases = ", ".join(sorted({outcome.case for outcome in sweep.outcomes}))
+def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folder: Path, learnt: str) -> str:
+    name, comment, command = _question(folder)
+    hardware = {
+        f"{h.get('machine', '?')}, {h.get('threads', '?')} threads, {'a GPU' if h.get('cuda') else 'no GPU'}"
+        for h in (record.get("hardware", {}) for record in sweep.records)
+    }
     facts = [
         f"- Command: `{command}`",
-        f"- Commit {', '.join(sorted(sweep.commits))}; UNet {', '.join(sorted(sweep.weights))}",
-        f"- Hardware: {'; '.join(sorted(sweep.hardware))}",
-        f"- {len(sweep.outcomes)} edits of {cases}; seeds {seeds}",
+        f"- Commit {', '.join(sorted({str(record.get('commit') or 'unknown') for record in sweep.records}))};"
+        f" UNet {_unet(sweep.records[0])}",
+        f"- Hardware: {'; '.join(sorted(hardware))}",
+        f"- {len(sweep.results)} edits of {', '.join(sorted({result.case for result in sweep.results}))};"
+        f" seeds {', '.join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))}",
         f"- Axes: {', '.join(f'`{axis}`' for axis in sweep.axes) or 'none'}",
     ]
     ids = [f"- `{metric}`: `{sweep.metrics[metric]['id']}`, {sweep.metrics[metric]['unit']}" for metric in metrics]
     return "\n".join(
         [
-            *(f"# {name}", "", *comment, "", *facts, "", table(rows, metrics, sweep.metrics), ""),
-            *("Means over the cases; ± is the standard deviation of that mean from seed to seed.", ""),
-            *("![Every clip as a thin line, the mean as a thick one](figure.png)", "", by_case(rows, metrics[0]), ""),
-            *("What the numbers are:", "", *ids, "", LEARNT, "", learnt, ""),
+            *(f"# {name}", "", *comment, "", *facts, "", table(found, metrics, sweep.metrics), ""),
+            *("Means over the cases; ± is the standard deviation of that mean between seeds.", ""),
+            *("![Every clip as a thin line, the mean as a thick one](figure.png)", "", by_case(found, metrics[0]), ""),
+            *("Ids and units:", "", *ids, "", LEARNT, "", learnt, ""),
         ]
     )
 
 
 def study(options: StudyOptions) -> Path:
-    """Summarise a sweep into ``out``; returns its README. Raises ValueError with one line for the user."""
+    """Summarise a sweep into ``out``; returns its README, whose text under :data:`LEARNT` is kept."""
+    from .plots import by_value, save_small
+
     sweep, out = read_sweep(Path(options.sweep), options.cases), Path(options.out)
-    measured = {name for outcome in sweep.outcomes for name in outcome.figures}
+    measured = {name for result in sweep.results for name in result.figures}
     metrics = [name for name in options.metrics if name in measured]
     if not metrics:
-        raise RunError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
-    path, rows = out / "README.md", rows_of(sweep, metrics)
+        raise EvalError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
+    path, found = out / "README.md", means(sweep, metrics)
     out.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
-    drawn = BytesIO()
-    by_value(rows, metrics, sweep.metrics).savefig(drawn, dpi=110)
-    small = Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE)  # a third of the bytes, to be committed
-    small.save(out / "figure.png", optimize=True)
-    about = {name: sweep.metrics[name] for name in metrics}
-    (out / "study.json").write_text(json.dumps({"axes": sweep.axes, "metrics": about, "rows": rows}, indent=1) + "\n")
-    path.write_text(readme(sweep, rows, metrics, Path(options.sweep), before or "Not written yet."), encoding="utf-8")
+    save_small(by_value(found, metrics, sweep.metrics), out / "figure.png")
+    facts = {name: sweep.metrics[name] for name in metrics}
+    content = {"axes": sweep.axes, "metrics": facts, "means": found}
+    (out / "study.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(_readme(sweep, found, metrics, Path(options.sweep), before or "Not written yet."), encoding="utf-8")
+    print(path)
     return path
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_folder() / "study"), config_name="study")
-def main(config: DictConfig) -> None:
-    """The door: what a user can mend ends in one line."""
-    try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise RunError(f"{', '.join(missing)} not set: say sweep=outputs/studies/NAME out=experiments/NAME")
-        print(study(OmegaConf.to_object(config)))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-
+main = entry_point("summarise a study", "study/study", lambda options, _: study(options))
 
 if __name__ == "__main__":
     main()

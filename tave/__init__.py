@@ -61,9 +61,9 @@ _ROOT = Path(__file__).parent.parent
 
 # `python -m tave.X` puts the working folder first on sys.path: a clip's folder with an eval.py, wandb.py or random.py
 # would replace the module of that name.
-if sys.argv[0] == "-m" and any(word.removeprefix("-m").split(".")[0] == "tave" for word in sys.orig_argv):
-    if sys.path and sys.path[0] in ("", str(Path.cwd())):
-        del sys.path[0]
+_AS_MODULE = sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").split(".")[0] == "tave" for word in sys.orig_argv)
+if _AS_MODULE and sys.path[0] in ("", str(Path.cwd())):
+    del sys.path[0]
 
 # In a checkout the package tave.eval is the folder eval/ beside tave/; a wheel carries it inside.
 if (_ROOT / "eval").is_dir() and (_ROOT / "pyproject.toml").is_file():

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tave.cli import changed, compose_options, quoted, typed
+from tave.cli import changed, compose_options, typed
 from tave.config import ReadOptions, slug
 from tave.files import read_json
+from tave.keys import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -37,7 +37,9 @@ class SparseCausalAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """`(b f) n d` -> `(b f) n d`. The other arguments belong to the processor interface and are unused in `attn1`."""
+        """`(b f) n d` -> `(b f) n d`. The other arguments belong to the processor interface and are unused in
+        `attn1`.
+        """
         to_q, to_k, to_v, to_out, dropout = projections(attn)
         # projected once, gathered after: no frame is projected twice
         key, value = self._gather(to_k(hidden_states)), self._gather(to_v(hidden_states))

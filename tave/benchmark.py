@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -18,9 +18,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tave.cli import Context, changed, compose_options, entry_point, quoted, typed
+from tave.cli import Context, changed, compose_options, entry_point, typed
 from tave.config import CONF, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
 from tave.files import read_json, write_json
+from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def _home(options: BenchmarkOptions, case: ListedCase, seed: int) -> Path:
 
 
 def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[str, Any]]]]:
-    """Run the jobs, in this process or in ``workers`` processes with an equal share of the threads; yield them as they end."""
+    """Run the jobs, in this process or in ``workers`` processes with an equal share of the threads; yield them as they
+    end.
+    """
     if workers == 1 or len(jobs) == 1:
         yield from ((job, run_case(job)) for job in jobs)
         return
@@ -94,7 +97,9 @@ def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[st
             try:
                 yield job, future.result()
             except BrokenProcessPool:
-                error = "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
+                error = (
+                    "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
+                )
                 yield job, [{"case": job.case.name, "seed": job.seed, "method": "worker", "error": error}]
 
 
@@ -198,7 +203,13 @@ def edit_by(job: Job, name: str, method: MethodOptions) -> None:
         entry = replace(entry, mask=str(true_region(job.home, case, options.video)))
     options = replace(options, video=replace(options.video, edits={name: entry}))
     about = {"benchmark": job.label | {"method": name}}
-    edit(job.home, replace(options, metrics=replace(options.metrics, enabled=False)), about=about, overwrite=True, show=False)
+    edit(
+        job.home,
+        replace(options, metrics=replace(options.metrics, enabled=False)),
+        about=about,
+        overwrite=True,
+        show=False,
+    )
     _measure(job, options, name)
 
 
@@ -222,8 +233,8 @@ def control(job: Job, name: str) -> None:
 def _edit_frame(job: Job, options: TrainOptions, clip: Any) -> Any:
     """One frame `1 3 H W` edited alone by the untuned image model, by the method otherwise."""
     from tave.build import build_editor
-    from tave.reference import TargetImage
     from tave.pipeline import Target
+    from tave.reference import TargetImage
     from tave.video import read_image, read_matte
 
     case = job.case

@@ -33,7 +33,8 @@ def build_editor(
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Editor:
-    """The editor for clips of ``frames`` frames. ``backbone``, loaded from the options by default, is inflated in place.
+    """The editor for clips of ``frames`` frames. ``backbone``, loaded from the options by default, is inflated in
+    place.
 
     Raises OptionError or BackboneError, in one line, for what does not exist or does not fit.
     """
@@ -85,4 +86,3 @@ def build_trainer(
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(f"trainer: {' '.join(str(error).split())}; see the arguments of lightning.Trainer") from error
-

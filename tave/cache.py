@@ -1,7 +1,7 @@
 """The one place that decides what is already made: keys, stored tensors, and the cache of stages.
 
-A product's key is a digest of everything that it depends on. A product counts as made if it is stored with the same key;
-every stage of a run, an edit, a benchmark or a sweep asks :func:`is_made` or :class:`Cache`, and nothing else.
+A product's key is a digest of everything that it depends on. A product counts as made if it is stored with the same
+key; every stage of a run, an edit, a benchmark or a sweep asks :func:`is_made` or :class:`Cache`, and nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class StoredError(ValueError):
 
 
 def key_of(*parts: Any) -> str:
-    """Twelve hexadecimal characters for ``parts``: plain values, dataclasses, mappings, lists of these; tensors or None."""
+    """Twelve hexadecimal characters for ``parts``: plain values, dataclasses, mappings, lists of these; tensors or
+    None.
+    """
     sha = hashlib.sha256(f"format {FORMAT}".encode())
     for part in parts:
         if isinstance(part, Tensor):
@@ -120,7 +122,9 @@ class Cache:
         self.folder, self.scope, self.progress = folder, scope, progress or Progress(show=False)
         self.copies = dict(copies or {})
 
-    def tensors(self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    def tensors(
+        self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
         """The tensors of stage ``name`` under a key of ``parts``: stored ones, else ``make()``, which are then stored.
 
         0-dim tensors are also written into the file's description, under their names.

@@ -1,8 +1,4 @@
-"""The command line: conf/ and overrides to typed options, errors in one line, help, entry points. All that uses Hydra.
-
-Words are Hydra's ``KEY=VALUE``, made easier in three ways: a path or a prompt is taken as it is typed, a misspelt key is
-refused with the nearest one, and ``video=NAME`` needs no plus (:func:`prepared`).
-"""
+"""Hydra's side: conf/ and a command line to typed options, errors in one line, help, and the entry points."""
 
 from __future__ import annotations
 
@@ -11,10 +7,10 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -27,8 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
-from tave.config import BACKBONE_KEYS, CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, unknown
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
 UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
@@ -40,28 +38,6 @@ OUT_OF_MEMORY = (
     "the GPU's memory is full: set memory=16gb, 12gb or 8gb (python -m tave.doctor names the one that suits), fewer "
     "video.frames, or a smaller video.width and video.height"
 )
-
-
-@dataclass(frozen=True)
-class Root:
-    """An entry point's options, the groups of conf/ that it takes, and what --help lists (empty: all)."""
-
-    kind: type
-    groups: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
-
-
-ROOTS = {
-    "train": Root(config.TrainOptions, ("video", "backbone", "memory", "logger", "experiment")),
-    "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
-    "benchmark": Root(config.BenchmarkOptions, ("set",)),
-    "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
-    "footprint": Root(config.FootprintOptions),
-    "pretrain": Root(config.PretrainOptions),
-    "score/score": Root(config.ScoreOptions),
-    "leaderboard/leaderboard": Root(config.LeaderboardOptions),
-    "study/study": Root(config.StudyOptions),
-}
 
 
 def schema(kind: type) -> DictConfig:
@@ -76,11 +52,6 @@ def _thaw(node: Any) -> None:
         OmegaConf.set_readonly(node, None)
         for key in node:
             _thaw(node._get_node(key))
-
-
-def choices_of(group: str) -> list[str]:
-    """The files of a group of conf/; those of its folders as ``FOLDER/NAME``."""
-    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
 
 
 def _clips(folder: str) -> str:
@@ -117,72 +88,6 @@ for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=f"{_name.split('/')[0]}_schema", node=schema(_root.kind))
 
 
-def options_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """Dotted key and field of every option in a class of options and in its groups."""
-    hints = get_type_hints(kind)
-    for entry in fields(kind):
-        if is_dataclass(hint := hints[entry.name]):
-            yield from options_of(hint, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{entry.name}", entry
-
-
-def option_at(kind: Any, key: str) -> tuple[Field[Any], bool] | None:
-    """The field of a dotted key and whether the key lies in a dict, of options by name or of anything; else None."""
-    entry, free = None, False
-    for part in key.split("."):
-        if is_dataclass(kind):
-            entry = next((entry for entry in fields(kind) if entry.name == part), None)
-            if entry is None:
-                return None
-            kind = get_type_hints(kind)[part]
-        elif get_origin(kind) is dict:
-            free, kind = True, get_args(kind)[1]
-        elif kind is not Any:
-            return None
-    return entry and (entry, free)
-
-
-def _unknown(key: str, root: Root) -> str:
-    keys = [*(name for name, _ in options_of(root.kind)), *root.groups]
-    same = [name for name in keys if name.split(".")[-1] == key.split(".")[-1]]
-    return f"unknown option {key}: " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
-
-
-def quoted(value: str | Path) -> str:
-    """A value as Hydra's grammar reads it back unchanged."""
-    text = re.sub(r'(\\*)("|$)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), str(value))
-    return f'"{text}"'
-
-
-def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> list[str]:
-    """The words of a command line as Hydra needs them; those that aren't ``KEY=VALUE`` stay as they are.
-
-    The value of an option marked ``text`` is quoted, unless it is null, begins with a quote, ``[``, ``{``, ``glob(`` or
-    ``choice(``, or holds a comma in a sweep. Raises :class:`OptionError` for an unknown key.
-    """
-    root, words, made = ROOTS[root_name], list(words), []
-    brings_groups = any(re.match(r"--config-dir|-cd|hydra\.searchpath", word) for word in words)
-    for word in words:
-        match = re.fullmatch(r"(\+{0,2}|~)([\w./]+)(=?)(.*)", word, re.DOTALL)
-        if match is None or match[2].split(".")[0] == "hydra" or not (match[1] or match[3]):
-            made.append(word)
-            continue
-        plus, key, equals, value = match.groups()
-        at = option_at(root.kind, key)
-        if at is None and key not in root.groups and not (brings_groups and "." not in key):
-            raise OptionError(_unknown(key, root))
-        special = (
-            value == "null" or value.startswith(("'", '"', "[", "{", "glob(", "choice(")) or (sweep and "," in value)
-        )
-        if at and at[0].metadata["text"] and equals and not special:
-            value = quoted(value)
-        if not plus and (key == "video" or (at and at[1])):
-            plus = "+" if key == "video" else "++"  # Hydra's, for what the configuration doesn't hold before
-        made.append(f"{plus}{key}{equals}{value}")
-    return made
-
-
 def compose_config(root_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """``conf/ROOT.yaml`` under ``overrides``, in a Hydra job or without one; ``root_name`` is a key of ROOTS.
 
@@ -215,11 +120,14 @@ def typed(cfg: DictConfig) -> Any:
         if absent := sorted(OmegaConf.missing_keys(cfg)):
             clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
             about = option_at(root.kind, absent[0])
-            meaning = f" ({about[0].metadata['help']})" if about else ""
+            meaning = f" ({about.entry.metadata['help']})" if about else ""
             raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
-        return OmegaConf.to_object(cfg)
+        options = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise OptionError(one_line(error, root)) from error
+    if type(options) is config.TrainOptions and not options.backbone.chosen:
+        raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
+    return options
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -230,8 +138,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
     """The recorded config of a ``tave.train`` run under the ``overrides`` of another edit.
 
-    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets what
-    its file names. Raises :class:`OptionError` for other keys, a record of another version, and as :func:`typed` does.
+    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets
+    what its file names. Raises :class:`OptionError` for other keys and for a record of another version.
     """
     root = ROOTS["edit"]
     try:
@@ -245,11 +153,12 @@ def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig
                 _set(cfg, key, value)
                 continue
             if key != "experiment":
-                cfg[key] = {} if key == "logger" else schema(config.MemoryOptions)
+                OmegaConf.update(cfg, key, {} if key == "logger" else schema(config.MemoryOptions), merge=False)
             for name in value if isinstance(value, list) else [value]:
                 if name not in choices_of(key):
                     raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
-                for leaf, each in _leaves(OmegaConf.load(CONF / key / f"{name}.yaml")):
+                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
+                for leaf, each in _leaves(file):
                     _set(cfg, leaf, each)
     except (HydraException, OmegaConfBaseException) as error:
         raise OptionError(one_line(error, root)) from error
@@ -262,13 +171,12 @@ def _set(cfg: Any, key: str, value: Any) -> None:
     OmegaConf.update(cfg, key, value, force_add=True)
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key in tree:
-        node = tree._get_node(key)
-        if isinstance(node, DictConfig) and len(node):
-            yield from _leaves(node, f"{prefix}{key}.")
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", node
+            yield f"{prefix}{key}", value
 
 
 def one_line(error: BaseException, root: Root) -> str:
@@ -276,25 +184,27 @@ def one_line(error: BaseException, root: Root) -> str:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
         return OUT_OF_MEMORY
     if isinstance(error, OverrideParseException):
-        return f"{error.override} can't be read: give KEY=VALUE, in quotes if the value has special characters (KEY='\"...\"')"
+        return f"{error.override} can't be read: give KEY=VALUE, or 'KEY=\"VALUE\"' if the value has special characters"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).partition("/")
         return f"{group}={name} is not known: {nearest(name, error.options)}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    line = " ".join(str(cause).split("\n    full_key:")[0].split("Config search path:")[0].split())
+    inner = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(inner, OmegaConfBaseException):
+        error = inner
+    line = " ".join(str(error).split("\n    full_key:")[0].split("Config search path:")[0].split())
     if word := re.match(r"Ambiguous value for argument '(.*?)'", line):
         return f"{word[1]} has several values: add -m to run each of them, or give a list as [a,b]"
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-            return _unknown(str(cause.full_key), root)
-        if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
-            return f"{cause.full_key}={match[1]}: give {TYPES.get(match[2], match[2])}"
-        return f"{cause.full_key}: {line}"
-    return line
+    if not isinstance(error, OmegaConfBaseException) or not error.full_key:
+        return line
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return unknown(str(error.full_key), root)
+    if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
+        return f"{error.full_key}={match[1]}: give {TYPES.get(match[2], match[2])}"
+    return f"{error.full_key}: {line}"
 
 
 def help_text(root_name: str, overrides: Sequence[str] = ()) -> str:
-    """The page of ``--help``: the first comment of ``conf/ROOT.yaml``, its groups, and every option under ``overrides``."""
+    """The page of ``--help``: the first comment of ``conf/ROOT.yaml``, groups, and every option under ``overrides``."""
     root, cfg, group = ROOTS[root_name], compose_config(root_name, overrides), ""
     comment = re.match(r"(#.*\n)*", (CONF / f"{root_name}.yaml").read_text(encoding="utf-8"))
     lines = [f"tave {__version__}", "", *(line[2:] for line in comment[0].splitlines()), ""]  # type: ignore[index]
@@ -310,17 +220,8 @@ def help_text(root_name: str, overrides: Sequence[str] = ()) -> str:
             lines.append(f"{top}: {next(f.metadata['help'] for f in fields(root.kind) if f.name == top)}")
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         left = f"{key}={_shown('...' if value is None and entry.default == MISSING else value)}"
-        lines.append(f"  {left:<36} {entry.metadata['help']}{_allowed(key, entry)}")
+        lines.append(f"  {left:<36} {entry.metadata['help']}{allowed(key, entry)}")
     return "\n".join(lines)
-
-
-def _allowed(key: str, entry: Field[Any]) -> str:
-    low, high, above, choices = (entry.metadata[name] for name in ("low", "high", "above", "choices"))
-    facts = [" | ".join(choices)] if choices and not all(each in entry.metadata["help"] for each in choices) else []
-    facts += [f"{low} to {high}" if high is not None else f"{low} or more"] if low is not None else []
-    facts += [f"above {above}"] if above is not None else []
-    facts += ["set by backbone="] if key in BACKBONE_KEYS else []
-    return f" ({'; '.join(facts)})" if facts else ""
 
 
 def _shown(value: Any) -> str:
@@ -337,7 +238,7 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """How an entry point was called: Hydra's output folder, the config as plain values, the experiment, the overrides."""
+    """How an entry point was called: Hydra's output folder, the config as plain values, experiment and overrides."""
 
     folder: Path
     config: dict[str, Any]
@@ -409,13 +310,13 @@ def entry_point(
 
 
 def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
-    """Exit with one line for what a person can mend or did: 1, 130 after Ctrl-C, 143 after SIGTERM. Else raise ``error``."""
+    """Exit in one line: 1 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         line, code = "stopped", 130
     elif type(error).__name__ == "SIGTERMException":  # Lightning's
         line, code = "stopped by SIGTERM", 143
     elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
-        line, code = f"error: {f'{failed} jobs of the sweep failed' if failed else one_line(error, root)}", 1
+        line, code = "error: " + (f"{failed} of the sweep's jobs failed" if failed else one_line(error, root)), 1
     else:
         raise error
     print(line, file=sys.stderr)

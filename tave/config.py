@@ -25,16 +25,37 @@ EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.
 EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
 
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
+KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
+PREDICTIONS = ("v_prediction", "epsilon")
+REFERENCES = ("as_is", "neutral", "in_context", "joint", "none")
+MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
+UNIONS = ("none", "unconditional", "disputed")
 PRESETS = ("full", "80gb", "24gb", "16gb", "12gb", "8gb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 HALF_PRECISIONS = PRECISIONS[1:]
 FULL_SIZE = ("sd21_unclip", "sd21_unclip_small", "sd15_ip_adapter")
 STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
-# Arguments of lightning.Trainer that tave leaves to the user; the others follow from its own options.
-TRAINER_ARGUMENTS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "deterministic", "benchmark")
-TRAINER_ARGUMENTS += ("log_every_n_steps", "detect_anomaly", "profiler", "plugins", "fast_dev_run", "barebones")
-FITS = ("crop", "stretch", "pad")
-LOGGERS = ("csv", "tensorboard", "wandb")
+TRAINER = {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5}
+# Further arguments of lightning.Trainer that are the user's; the others follow from tave's own options.
+TRAINER_ARGUMENTS = (*TRAINER, "strategy", "num_nodes", "benchmark", "detect_anomaly", "profiler", "plugins")
+# Loggers and their arguments; None: whatever the library takes.
+LOGGERS: dict[str, tuple[str, ...] | None] = {
+    "csv": ("name", "version", "prefix", "flush_logs_every_n_steps"),
+    "tensorboard": ("name", "version", "prefix", "sub_dir", "log_graph", "default_hp_metric"),
+    "wandb": None,
+}
+STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue", "object_presence")
+STUDY_METRICS += ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object")
+STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds")
+
+IMAGE = "picture of the target, or [several] of one object"
+MATTE = "silhouette in the picture, white inside, or [several]; null: none"
+MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
+AGREEMENT = "largest error of a match there and back, share of the grid's shorter side; null: unchecked"
+JUDGE_HELP = (
+    "classifier of drawn vehicles: auto (where the backbone is of the drawn world), shipped, FOLDER; null: none"
+)
+CLIP_HELP = "CLIP encoder: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
 
 
 class OptionError(ValueError):
@@ -62,6 +83,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"choose one of {', '.join(among)}" if len(among) < 20 else "--help lists all"
 
 
+def _known(option: str, word: str, words: Iterable[str]) -> None:
+    if word not in words:
+        raise OptionError(f"unknown option {option}: {nearest(word, words)}")
+
+
 def option(
     default: Any,
     help: str,  # noqa: A002
@@ -70,7 +96,6 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-    optional: bool = False,
     text: bool = False,
 ) -> Any:
     """A dataclass field with what is checked of it and printed about it.
@@ -81,11 +106,9 @@ def option(
         choices: All values, or all elements of a list.
         low, high: The range, both included; of a list, for each element.
         above: A lower bound that is not included.
-        optional: ``None`` is allowed. It is always where it is the default.
         text: A path or a prompt, which the command line takes as it is typed (see :mod:`tave.cli`).
     """
     about = {"help": help, "choices": choices, "low": low, "high": high, "above": above, "text": text}
-    about["optional"] = optional or default is None
     if isinstance(default, type):
         return field(default_factory=default, metadata=about)
     if isinstance(default, list | dict):
@@ -108,9 +131,9 @@ class Options:
 
 def _check(name: str, value: Any, entry: Field[Any]) -> None:
     about = entry.metadata
+    if value is None and not str(entry.type).endswith(("None", "Any")):
+        raise OptionError(f"{name} is null: give a value")
     if value is None or value == MISSING:
-        if value is None and not about["optional"]:
-            raise OptionError(f"{name} is null: give a value")
         return
     for each in value if isinstance(value, list | tuple) else [value]:
         if about["choices"] is not None:
@@ -137,7 +160,7 @@ def slug(text: str) -> str:
 class ReadOptions(Options, group="video"):
     """Which frames of a clip to read, and at what size."""
 
-    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000, optional=True)
+    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000)
     start: int = option(0, "index of the first frame", low=0, high=10_000_000)
     stride: int = option(1, "take every n-th frame", low=1, high=10_000)
     width: int | None = option(None, "width in px; null: by height and aspect, or the clip's own", low=1, high=16_384)
@@ -162,10 +185,10 @@ class ReadOptions(Options, group="video"):
 class EditEntry(Options, group="video.edits.NAME"):
     """One edit of a clip."""
 
-    target_image: Any = option(MISSING, "picture of the target, or [several] of one object", text=True)
+    target_image: Any = option(MISSING, IMAGE, text=True)
     target_prompt: str = option(MISSING, "description of the edited clip", text=True)
-    matte: Any = option(None, "silhouette in the picture, white inside, or [several]; null: none", text=True)
-    mask: str | None = option(None, "where to edit, a clip or a folder, white inside; null: found", text=True)
+    matte: Any = option(None, MATTE, text=True)
+    mask: str | None = option(None, MASK, text=True)
     truth: str | None = option(None, "folder of a drawn clip's known answer, for metrics alone", text=True)
 
     @property
@@ -193,10 +216,10 @@ class VideoOptions(ReadOptions):
     name: str = option("clip", "name of the clip, and of its output folder")
     path: str = option(MISSING, "the clip: a video, or a folder of numbered pictures (8 frames/s)", text=True)
     source_prompt: str = option(MISSING, "description of the clip", text=True)
-    target_image: Any = option(None, "picture of the target, or [several] of one object", text=True)
+    target_image: Any = option(None, IMAGE, text=True)
     target_prompt: str | None = option(None, "description of the edited clip", text=True)
-    matte: Any = option(None, "silhouette in the picture, white inside, or [several]; null: none", text=True)
-    mask: str | None = option(None, "where to edit, a clip or a folder, white inside; null: found", text=True)
+    matte: Any = option(None, MATTE, text=True)
+    mask: str | None = option(None, MASK, text=True)
     edit: str | None = option(None, "name of the edit; null: from the picture's file name")
     edits: dict[str, EditEntry] = option({}, "edits by name, each with the keys of an edit: see docs/configuration.md")
 
@@ -240,9 +263,7 @@ class BackboneOptions(Options, group="backbone"):
     adapter: str | None = option(None, "ip_adapter: its folder; null: first of adapter_mirrors in the cache", text=True)
     adapter_mirrors: list[str] = option([], "ip_adapter: hub repositories of the adapter")
     name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path")
-    prediction_type: str | None = option(
-        None, "what the UNet predicts; null: as its scheduler's config states", choices=("v_prediction", "epsilon")
-    )
+    prediction_type: str | None = option(None, "what the UNet predicts; null: as its files state", choices=PREDICTIONS)
     sha256: dict[str, Any] = option({}, "known hashes of the weights, by part and precision")
     licence: str | None = option(None, "licence of the weights, copied to run.json", text=True)
     seed: int = option(0, "tiny: seed of its random weights", low=0, high=2**31 - 1)
@@ -271,19 +292,11 @@ class ConditionOptions(Options, group="condition"):
 class ReferenceOptions(Options, group="reference"):
     """The pictures that the image encoder sees: of the target, and of the source."""
 
-    mode: str = option(
-        "joint",
-        "target as_is, on neutral grey, in_context (in a source frame), joint (mean of as_is and in_context), or none",
-        choices=("as_is", "neutral", "in_context", "joint", "none"),
-    )
+    mode: str = option("joint", "picture of the target; joint: mean of as_is and in_context", choices=REFERENCES)
     frame: str = option("per_frame", "source frame of the source condition", choices=("middle", "first", "per_frame"))
     height_scale: float = option(1.0, "in_context: target's height as a multiple of the source's", low=0.05, high=20)
     heading: str = option("as_is", "in_context: target as it is shown, or mirrored", choices=("as_is", "mirrored"))
-    matte: str = option(
-        "auto",
-        "how the target is cut out; auto: the first that is there of given, alpha, colour",
-        choices=("auto", "alpha", "given", "colour", "segmented", "none"),
-    )
+    matte: str = option("auto", "the target's cut-out; auto: given, else alpha, else by colour", choices=MATTES)
     segmenter: str | None = option(None, "matte=segmented: folder or cached hub name of the network", text=True)
     feather: float = option(0.02, "in_context: softness of the target's edge, share of its height", low=0, high=0.5)
 
@@ -300,11 +313,7 @@ class ReferenceOptions(Options, group="reference"):
 class InflationOptions(Options, group="inflation"):
     """How the image network becomes a video network."""
 
-    kv_frames: str = option(
-        "first_previous",
-        "frames that sparse-causal attention takes keys and values from",
-        choices=("first_previous", "previous_current", "first_previous_current"),
-    )
+    kv_frames: str = option("first_previous", "frames that give keys and values to ST-Attn", choices=KV_FRAMES)
 
 
 @dataclass(frozen=True)
@@ -318,9 +327,12 @@ class TuningOptions(Options, group="tuning"):
     trainables: str = option("patent", "which parameters train", choices=TRAINABLES)
     lora_rank: int = option(4, "trainables=lora: rank", low=1, high=1024)
     image_dropout: float = option(0.1, "probability of a step without the image condition", low=0, high=1)
-    image_noise: int | None = option(
-        None, "noise level of the image embedding, in scheduler steps; null: drawn each step", low=0, high=999
+    reference: str = option(
+        "random_frame",
+        "source frame shown in a step: one at random for all frames, or each frame its own",
+        choices=("random_frame", "own_frame"),
     )
+    image_noise: int | None = option(None, "noise level of the image embedding; null: drawn each step", low=0, high=999)
 
 
 @dataclass(frozen=True)
@@ -329,23 +341,15 @@ class InversionOptions(Options, group="inversion"):
 
     steps: int = option(50, "denoising steps, of inversion, mask and sampling", low=1, high=1000)
     refine: int = option(1, "fixed-point refinements of each step", low=0, high=100)
-    gate: str = option(
-        "warn", "on a poor reconstruction: warn, stop (strict), or nothing", choices=("warn", "strict", "off")
-    )
-    condition: str = option(
-        "source",
-        "prompt and frame (source), prompt alone (text), or neither (empty)",
-        choices=("source", "text", "empty"),
-    )
+    gate: str = option("warn", "on a poor reconstruction: warn, stop, nothing", choices=("warn", "strict", "off"))
+    condition: str = option("source", "prompt and frame, prompt alone, neither", choices=("source", "text", "empty"))
 
 
 @dataclass(frozen=True)
 class MaskOptions(Options, group="mask"):
     """The region of the edit, from the disagreement of two branches (docs/method.md, section 5)."""
 
-    branches: str = option(
-        "shared", "both branches read the inverted latents, or separate trajectories", choices=("shared", "separate")
-    )
+    branches: str = option("shared", "read the inversion's latents, or their own", choices=("shared", "separate"))
     weight: str = option("per_step", "each step's map divided by its mean, or not", choices=("per_step", "uniform"))
     steps: list[float] = option([0.0, 0.5], "part of the schedule to average: 0 noisy, 1 clean")
     threshold: str = option("otsu", "kind of threshold", choices=("otsu", "fixed", "quantile"))
@@ -354,14 +358,8 @@ class MaskOptions(Options, group="mask"):
     smooth: float = option(0.125, "side of the box filter, share of the latent grid's shorter side", low=0, high=0.5)
     dilate: float = option(0.04, "margin around the mask, share of the latent grid's shorter side", low=0, high=0.5)
     min_piece: float = option(0.05, "smallest piece to keep, share of the largest piece's area", low=0, high=1)
-    union: str = option(
-        "disputed",
-        "add the source object by its own response (unconditional), or by that and the disagreement (disputed)",
-        choices=("none", "unconditional", "disputed"),
-    )
-    drop_unchanged: float = option(
-        0.075, "pixels that changed less return to the source, share of the value range; 0: off", low=0, high=1
-    )
+    union: str = option("disputed", "add the source object's own response (disputed: times the map)", choices=UNIONS)
+    drop_unchanged: float = option(0.075, "least change of an edited pixel, share of the value range", low=0, high=1)
     region: str = option("found", "the mask as found, or the whole frame", choices=("found", "whole"))
 
     def __post_init__(self) -> None:
@@ -378,17 +376,9 @@ class CorrectionOptions(Options, group="correction"):
     block: int = option(-2, "index of the UNet's up block whose features are matched", low=-16, high=15)
     steps: list[float] = option([0.2, 1.0], "part of the schedule to correct: 0 noisy, 1 clean")
     space: str = option("latent", "what is blended", choices=("latent", "x0", "noise", "features"))
-    when: str = option(
-        "after_step", "space=latent: blend after or before the scheduler's step", choices=("after_step", "before_step")
-    )
+    when: str = option("after_step", "space=latent: when it is blended", choices=("after_step", "before_step"))
     candidates: str = option("masked", "cells of the neighbour to match with", choices=("masked", "all"))
-    agreement: float | None = option(
-        0.04,
-        "largest error of the match there and back, share of the grid's shorter side; null: unchecked",
-        low=0,
-        high=1,
-        optional=True,
-    )
+    agreement: float | None = option(0.04, AGREEMENT, low=0, high=1)
     restore_variance: bool = option(False, "space=latent: restore the noise's variance after blending")
 
     def __post_init__(self) -> None:
@@ -403,16 +393,10 @@ class SamplerOptions(Options, group="sampler"):
     """Sampling of the edit (docs/method.md, section 6)."""
 
     guidance_scale: float = option(7.5, "classifier-free guidance; 1: none", low=0, high=100)
-    fresh_noise: float = option(
-        0.5, "start inside the mask: 0 inverted latents, 1 new noise moving with the object", low=0, high=1
-    )
-    background: str = option(
-        "latents", "outside the mask: the source's latents at each step, or sampled", choices=("latents", "none")
-    )
+    fresh_noise: float = option(0.5, "share of new noise in the mask at the start; 0: as inverted", low=0, high=1)
+    background: str = option("latents", "outside the mask: the source's latents, or none", choices=("latents", "none"))
     composite: bool = option(True, "outside the mask: the source's own pixels")
-    feather: float = option(
-        0.02, "composite: width of the soft edge, share of the frame's shorter side", low=0, high=0.5
-    )
+    feather: float = option(0.02, "composite's soft edge, share of the frame's shorter side", low=0, high=0.5)
 
 
 @dataclass(frozen=True)
@@ -434,9 +418,7 @@ class MemoryOptions(Options, group="memory"):
     gradient_checkpointing: bool = option(False, "tuning recomputes activations instead of storing them")
     chunk: int = option(8, "frames that autoencoder and image encoder process at once", low=1, high=10_000)
     tile: int | None = option(None, "side of the autoencoder's tiles in px; null: whole frames", low=64, high=8192)
-    branches: str = option(
-        "together", "branches of one step as one batch, or one after another", choices=("together", "alone")
-    )
+    branches: str = option("together", "a step's branches in one batch, or in turn", choices=("together", "alone"))
     offload: bool = option(False, "encoders and autoencoder wait in the CPU's memory")
     optimizer: str = option("adamw", "AdamW; 8bit needs bitsandbytes", choices=("adamw", "fused", "8bit"))
 
@@ -453,21 +435,18 @@ class MemoryOptions(Options, group="memory"):
             )
 
 
+def judge_folder(name: str | None) -> Path | None:
+    """The folder of a judge: the shipped one, or a folder by its path; None for none."""
+    return JUDGE if name == "shipped" else Path(name) if name else None
+
+
 @dataclass(frozen=True)
 class MetricsOptions(Options, group="metrics"):
     """What is measured of the edits."""
 
     enabled: bool = option(True, "measure every edit")
-    judge: str | None = option(
-        "auto",
-        "classifier of drawn vehicles: auto (for a drawn-world backbone), shipped, FOLDER; null: none",
-        text=True,
-    )
-    clip: str | None = option(
-        "auto",
-        "CLIP of the alignment metrics: auto (the judge's), judge, vit-l-14, FOLDER, hf-hub:NAME; null: none",
-        text=True,
-    )
+    judge: str | None = option("shipped", JUDGE_HELP, text=True)
+    clip: str | None = option(None, CLIP_HELP, text=True)
     objective: str | None = option(None, "figure of metrics.json that a search optimises, e.g. ideal_psnr_aligned")
 
 
@@ -487,11 +466,8 @@ class TrainOptions(Options):
     sampler: SamplerOptions = option(SamplerOptions, "sampling of the edit")
     memory: MemoryOptions = option(MemoryOptions, "what is done to save memory")
     metrics: MetricsOptions = option(MetricsOptions, "what is measured of the edits")
-    trainer: dict[str, Any] = option(
-        {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5},
-        "arguments of lightning.Trainer",
-    )
-    logger: dict[str, Any] = option({"csv": {}}, f"loggers by name ({', '.join(LOGGERS)}) with their arguments")
+    trainer: dict[str, Any] = option(TRAINER, "arguments of lightning.Trainer")
+    logger: dict[str, Any] = option({}, f"loggers by name ({', '.join(LOGGERS)}), each with its arguments")
     compile: bool = option(False, "torch.compile of the UNet's transformer blocks: slow to start, then faster")
     seed: int = option(33, "seed of all random numbers", low=0, high=2**31 - 1)
     cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
@@ -499,14 +475,14 @@ class TrainOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in self.trainer:
-            if key not in TRAINER_ARGUMENTS:
-                raise OptionError(f"unknown option trainer.{key}: {nearest(key, TRAINER_ARGUMENTS)}")
+            _known(f"trainer.{key}", key, TRAINER_ARGUMENTS)
         choice("trainer.precision", self.precision, PRECISIONS)
         for name, arguments in self.logger.items():
-            if name not in LOGGERS and "_target_" not in (arguments or {}):
-                raise OptionError(
-                    f"unknown option logger.{name}: {nearest(name, LOGGERS)} Or give logger.{name}._target_"
-                )
+            arguments = arguments if isinstance(arguments, dict) else {}
+            if "_target_" not in arguments:
+                _known(f"logger.{name}", name, LOGGERS)
+                for key in arguments:
+                    _known(f"logger.{name}.{key}", key, LOGGERS[name] or (key,))
         self.memory.check(self.precision)
 
     @property
@@ -522,10 +498,7 @@ class TrainOptions(Options):
     @property
     def judge(self) -> Path | None:
         """Folder of the judge that ``metrics.judge`` names; None for none."""
-        name = self.metrics.judge
-        if name == "auto":
-            return JUDGE if self.backbone.knows else None
-        return JUDGE if name == "shipped" else Path(name) if name else None
+        return judge_folder(self.metrics.judge)
 
 
 @dataclass(frozen=True)
@@ -548,14 +521,8 @@ class ScoreOptions(Options):
     source_prompt: str | None = option(None, "description of the source", text=True)
     target_prompt: str | None = option(None, "description of the edit", text=True)
     annotations: str | None = option(None, "folder of the source object's masks, a picture a frame (DAVIS)", text=True)
-    judge: str | None = option(
-        "auto", "classifier of drawn vehicles: auto (the run's; files: none), shipped, FOLDER; null: none", text=True
-    )
-    clip: str | None = option(
-        "auto",
-        "CLIP: auto (the judge's), judge, FOLDER, hf-hub:OWNER/NAME, vit-l-14, ViT-B-32:TAG; null: none",
-        text=True,
-    )
+    judge: str | None = option("shipped", JUDGE_HELP, text=True)
+    clip: str | None = option(None, CLIP_HELP, text=True)
     clip_sha256: str | None = option(None, "hash that the CLIP's weights must have")
     dino: str | None = option(None, "DINO: folder or cached hub name; null: none", text=True)
     pickscore: str | None = option(None, "PickScore: folder or cached hub name; null: none", text=True)
@@ -582,14 +549,7 @@ class StudyOptions(Options):
     sweep: str = option(MISSING, "folder of the sweep (its hydra.sweep.dir)", text=True)
     out: str = option(MISSING, "folder for README.md, study.json and figure.png", text=True)
     cases: str = option("*", "clips by name; * stands for any letters", text=True)
-    metrics: list[str] = option(
-        [
-            *("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue", "object_presence"),
-            *("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object"),
-            *("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds"),
-        ],
-        "columns, if they were measured; the first is also shown case by case",
-    )
+    metrics: list[str] = option(list(STUDY_METRICS), "columns, if measured; the first also case by case")
 
 
 @dataclass
@@ -607,9 +567,7 @@ class SetOptions(Options, group="set"):
 
     kind: str = option("drawn", "cases of the drawn world, or a folder of your own", choices=("drawn", "folder"))
     which: str = option("full", "drawn: which list", choices=("full", "small", "study"))
-    folder: str | None = option(
-        None, "drawn: where it is drawn (null: FOLDER/cases); folder: where cases.json lies", text=True
-    )
+    folder: str | None = option(None, "where cases.json is, or is drawn; null: FOLDER/cases", text=True)
     size: int = option(96, "drawn: side of the frames in px", low=32, high=1024)
 
     def __post_init__(self) -> None:
@@ -630,7 +588,7 @@ class BenchmarkOptions(Options):
     seeds: list[int] = option([33], "seeds; each case runs under each", low=0, high=2**31 - 1)
     only: list[str] = option([], "cases by name; empty: all")
     workers: int = option(1, "cases side by side, each in a process with its share of the threads", low=1, high=1024)
-    clip: str | None = option("auto", "CLIP of the alignment metrics, as metrics.clip", text=True)
+    clip: str | None = option(None, CLIP_HELP, text=True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""One small object per correction of the running latents; the sampling loop knows none of them (docs/method.md, section 6)."""
+"""One small object per correction of the running latents; the sampling loop knows none of them (docs/method.md, section
+6).
+"""
 
 from __future__ import annotations
 

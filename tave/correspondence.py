@@ -62,21 +62,26 @@ def _nearest(similarity: Tensor, here: Tensor, there: Tensor) -> Tensor:
 
 
 def agreeing(field: Field, tolerance: int) -> Field:
-    """The same field with -1 for a neighbour whose own neighbour back is over ``tolerance`` cells away, by row or column.
+    """The same field with -1 for a neighbour whose own neighbour back is over ``tolerance`` cells away, by row or
+    column.
 
-    The forward-backward check of optical flow (Sundaram et al. 2010). Every cell has a nearest other one, occluded cells
-    and mere noise included; only cells visible in both frames map back to themselves. On a clip that moves by whole
-    cells the two directions are each other's inverse, and all are kept.
+    The forward-backward check of optical flow (Sundaram et al. 2010). Every cell has a nearest other one, occluded
+    cells and mere noise included; only cells visible in both frames map back to themselves. On a clip that moves by
+    whole cells the two directions are each other's inverse, and all are kept.
     """
     rows, columns = field.previous.shape[1:]
     here = torch.arange(rows * columns, device=field.previous.device).view(rows, columns)
 
-    def kept(there: Tensor, back: Tensor) -> Tensor:  # both f h w; ``back`` is that of the frame that ``there`` points into
+    def kept(
+        there: Tensor, back: Tensor
+    ) -> Tensor:  # both f h w; ``back`` is that of the frame that ``there`` points into
         home = back.flatten(1).gather(1, there.clamp(min=0).flatten(1)).view_as(there)
         off = torch.maximum((home // columns - here // columns).abs(), (home % columns - here % columns).abs())
         return torch.where((home >= 0) & (off <= tolerance), there, -1)
 
-    return Field(kept(field.previous, field.following.roll(1, dims=0)), kept(field.following, field.previous.roll(-1, dims=0)))
+    return Field(
+        kept(field.previous, field.following.roll(1, dims=0)), kept(field.following, field.previous.roll(-1, dims=0))
+    )
 
 
 def upsample(field: Field, h: int, w: int) -> Field:

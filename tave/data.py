@@ -34,7 +34,9 @@ class VideoData(L.LightningDataModule):
     ``steps``: how often ``train_dataloader`` repeats the clip. Everything lies on the pipeline's device.
     """
 
-    def __init__(self, pipeline: Pipeline, clip: Clip, prompt: str, targets: Sequence[Target] = (), steps: int = 0) -> None:
+    def __init__(
+        self, pipeline: Pipeline, clip: Clip, prompt: str, targets: Sequence[Target] = (), steps: int = 0
+    ) -> None:
         super().__init__()
         self.pipeline, self.clip, self.prompt, self.steps = pipeline, clip, prompt, steps
         self.targets = list(targets)

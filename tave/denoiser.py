@@ -23,7 +23,9 @@ class DenoiserError(ValueError):
 
 
 class Prediction(NamedTuple):
-    """noise: `b f c h w`, always epsilon; features: `b f d h' w'`, the tapped block's output in the conditional branch."""
+    """noise: `b f c h w`, always epsilon; features: `b f d h' w'`, the tapped block's output in the conditional
+    branch.
+    """
 
     noise: Tensor
     features: Tensor | None = None
@@ -58,7 +60,9 @@ class Denoiser(nn.Module):
     alphas_cumprod: Tensor  # `num_train_timesteps` float64; no buffer, which a cast of the module would round
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, branches: str = "together") -> None:
-        """``branches``: all of a call in one batch (together), or one after another (alone), which needs less memory."""
+        """``branches``: all of a call in one batch (together), or one after another (alone), which needs less
+        memory.
+        """
         super().__init__()
         choice("memory.branches", branches, ("together", "alone"))
         self.unet, self.branches = unet, branches
@@ -94,7 +98,8 @@ class Denoiser(nn.Module):
         return Prediction(noise, torch.cat(features)[-len(latents) :] if features else None)
 
     def output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`, as the training loss needs it.
+        """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`, as the training loss needs
+        it.
 
         Raises :class:`DenoiserError` if frames or branches of latents and condition don't fit.
         """
@@ -121,7 +126,9 @@ class Denoiser(nn.Module):
         if condition.text.shape[0] not in (1, b):
             raise DenoiserError(f"{condition.text.shape[0]} conditions for {b} latents: give one, or one for each")
         if condition.image.shape[1] not in (1, f):
-            raise DenoiserError(f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one a frame")
+            raise DenoiserError(
+                f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one a frame"
+            )
 
     @contextmanager
     def _tapped(self, tap: Tap | None, b: int, f: int) -> Iterator[list[Tensor]]:
@@ -142,7 +149,9 @@ class Denoiser(nn.Module):
                 return None
             rewritten = tap.rewrite(conditional, whole)
             if rewritten.shape != whole.shape:
-                raise DenoiserError(f"tap.rewrite made {tuple(rewritten.shape)} of {tuple(whole.shape)}: keep the shape")
+                raise DenoiserError(
+                    f"tap.rewrite made {tuple(rewritten.shape)} of {tuple(whole.shape)}: keep the shape"
+                )
             return rewritten.to(output.dtype).flatten(0, 1)
 
         handle = blocks[tap.block].register_forward_hook(hook)

@@ -1,10 +1,10 @@
-"""What is here and what is missing: packages, device, weights, video, logging; and what to do next.
+"""What is installed and what is missing: packages, device, weights, video, logging; and what to do next.
 
-    python -m tave.doctor
-    python -m tave.doctor backbone=sd21_unclip backbone.path=FOLDER    are these its files? The keys are those of training
-    python -m tave.doctor segmenter=FOLDER     is this a network that can cut a target image out?
+python -m tave.doctor
+python -m tave.doctor backbone=sd21_unclip backbone.path=FOLDER
+python -m tave.doctor segmenter=FOLDER
 
-The exit code is 0 if the default run works here, weights and devices of larger models aside.
+The exit code is 0 if the default run works here, whatever the larger models' weights and devices.
 """
 
 from __future__ import annotations
@@ -13,64 +13,27 @@ import netrc
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
 
-import hydra
-import torch
-from hydra import compose
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-from packaging.requirements import Requirement
-from rich.console import Console
-from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
-
-from tave.backbone import Backbone, BackboneError, BackboneMissingError
-from tave.config import CONF, PACKAGE, schema, typed
-from tave.footprint import LIBRARIES, SHAPES, FootprintOptions, footprint, preset
-from tave.options import OptionError
-from tave.reference import MatteError, load_segmenter
-from tave.train import guarded
-from tave.video import ReadOptions, read_clip
+from tave.cli import Context, compose_options, entry_point
+from tave.config import PACKAGE, PRESETS, BackboneOptions, DoctorOptions, FootprintOptions, ReadOptions
+from tave.footprint import LIBRARIES, preset
+from tave.keys import choices_of
 
 CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv" / "source.mp4"
-FRAMES = 8
-
-
-@dataclass
-class DoctorOptions:
-    """The root of ``conf/doctor.yaml``. ``backbone``: one to try, as for training; ``edit``: try a small edit as well.
-
-    ``segmenter``: a folder with a segmentation network, or its name in the hub's local cache.
-    """
-
-    backbone: dict[str, Any] = field(default_factory=dict)
-    video: dict[str, Any] = field(default_factory=dict)  # this and the next: what an option for a backbone brings along
-    tuning: dict[str, Any] = field(default_factory=dict)
-    inversion: dict[str, Any] = field(default_factory=dict)
-    reference: dict[str, Any] = field(default_factory=dict)
-    mask: dict[str, Any] = field(default_factory=dict)
-    correction: dict[str, Any] = field(default_factory=dict)
-    sampler: dict[str, Any] = field(default_factory=dict)
-    segmenter: str | None = None
-    edit: bool = True
-
-    def __post_init__(self) -> None:
-        if self.backbone and "_target_" not in self.backbone:
-            raise OptionError("backbone.path goes with an option for it: add for example backbone=sd21_unclip")
+DEFAULT_RUN = "python -m tave.train video=bus_to_suv"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. ``good``: None for what is merely told; a bad one that is ``needed`` stops the default run."""
+    """One line of the report. ``good``: None for information; a bad one that is ``needed`` stops the default run."""
 
     area: str
     name: str
-    told: str
+    text: str
     good: bool | None = None
     needed: bool = False
     remedy: str = ""
@@ -78,7 +41,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings, and those lines that say what to do next."""
+    """All findings."""
 
     findings: list[Finding] = field(default_factory=list)
 
@@ -92,191 +55,186 @@ class Report:
 
 
 def packages(wanted: list[str] | None = None) -> Iterator[Finding]:
-    """Each package that tave asks for, against its lower bound."""
-    try:
-        told = (requires("tave") or []) if wanted is None else wanted
-    except PackageNotFoundError:
-        told = []
-        yield Finding("package", "tave", "not installed", False, True, "install it: make setup, or pip install -e .")
+    """Each package that tave requires, against its lower bound."""
+    from packaging.requirements import Requirement
+
     yield Finding("package", "python", platform.python_version(), True)
-    for requirement in map(Requirement, told):
+    try:
+        wanted = (requires("tave") or []) if wanted is None else wanted
+    except PackageNotFoundError:
+        yield Finding("package", "tave", "not installed", False, True, "install it: make setup, or pip install -e .")
+    for requirement in map(Requirement, wanted or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
+        name, bound = requirement.name, requirement.specifier
         try:
-            found = version(requirement.name)
+            found = version(name)
         except PackageNotFoundError:
             found = "missing"
-        good = found != "missing" and requirement.specifier.contains(found, prereleases=True)
-        bound = str(requirement.specifier)
-        remedy = "" if good else f"pip install '{requirement.name}{bound}'"
-        yield Finding("package", requirement.name, found if good else f"{found}, needed {bound}", good, True, remedy)
+        if found != "missing" and bound.contains(found, prereleases=True):
+            yield Finding("package", name, found, True, True)
+        else:
+            yield Finding("package", name, f"{found}, needed {bound}", False, True, f"pip install '{name}{bound}'")
 
 
 def device() -> Iterator[Finding]:
-    """Which device the Trainer would take, its memory, the preset that suits it, and which frames fit with that."""
+    """The device that the Trainer would take, its memory, the preset that suits it, and the frames that then fit."""
+    import torch
+
     if torch.cuda.is_available():
-        size = torch.cuda.get_device_properties(0).total_memory
-        yield Finding("device", "GPU", f"{torch.cuda.get_device_name(0)}, {size / 1e9:.0f} GB, CUDA {torch.version.cuda}", True)
+        size, name = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+        yield Finding("device", "GPU", f"{name}, {size / 1e9:.0f} GB, CUDA {torch.version.cuda}", True)
         yield _preset(size)
-        return
-    cores = f"{torch.get_num_threads()} thread(s)"
-    if torch.backends.mps.is_available():
-        yield Finding("device", "GPU", f"Apple's, {cores}; memory=full", True)
-        return
-    yield Finding("device", "GPU", f"none; CPU, {cores}: enough for the drawn world, memory=full")
+    elif torch.backends.mps.is_available():
+        yield Finding("device", "GPU", "Apple's; memory=full", True)
+    else:
+        threads = f"{torch.get_num_threads()} thread(s)"
+        yield Finding("device", "GPU", f"none; CPU, {threads}: enough for the drawn world, memory=full")
 
 
 def _preset(size: int) -> Finding:
+    from tave.counting import SHAPES, footprint
+
     name = fitting(size)
     if name is None:
-        told, remedy = "none: the smallest is for 8 GB", "real weights need a card of 8 GB or more"
-        return Finding("device", "preset", told, False, remedy=remedy)
-    memory, precision = preset(name)
-    most = room(
-        size, lambda frames, side: footprint(SHAPES["sd21_unclip"], memory, precision, frames, side).peak, native_sides()
-    )
-    good = [side for side, count in most.items() if count]
-    bad = [f"{side} px" for side, count in most.items() if not count]
-    told = f"memory={name}, room for {' or '.join(f'{most[side]} frames of {side} px' for side in good) or 'nothing'}"
-    told += f", not for {' or '.join(bad)}" if bad else ""
-    remedy = f"frames of {bad[0]} do not fit here: add video.width={good[-1]} video.height={good[-1]}" if good and bad else ""
-    return Finding("device", "preset", f"{told}; counted for SD 2.1 unCLIP", bool(good), remedy=remedy)
+        remedy = "real weights need a card of 8 GB or more"
+        return Finding("device", "preset", "none: the smallest is for 8 GB", False, remedy=remedy)
+    settings = (SHAPES["sd21_unclip"], *preset(name))
+    most = room(size, lambda frames, side: footprint(*settings, frames, side).peak, native_sides())
+    good, bad = ([side for side, count in most.items() if bool(count) == fits] for fits in (True, False))
+    text = f"memory={name}, room for {' or '.join(f'{most[side]} frames of {side} px' for side in good) or 'nothing'}"
+    text += f", not for {' or '.join(f'{side} px' for side in bad)}" if bad else ""
+    remedy = ""
+    if good and bad:
+        remedy = f"frames of {bad[0]} px do not fit here: add video.width={good[-1]} video.height={good[-1]}"
+    return Finding("device", "preset", f"{text}; counted for SD 2.1 unCLIP", bool(good), remedy=remedy)
 
 
 def room(size: int, peak: Callable[[int, int], int], sides: list[int]) -> dict[int, int]:
-    """Side of square frames in pixels -> the largest number of frames that fits a device of ``size`` bytes; 0: none does.
+    """Side of square frames in pixels -> the largest number of frames that fits a device of ``size`` bytes; 0: none.
 
-    peak: (frames, side) -> bytes, of which the libraries need :data:`tave.footprint.LIBRARIES` more. The numbers that are
-        tried are those that ``python -m tave.footprint`` counts.
+    peak: (frames, side) -> bytes, for the numbers of frames of ``python -m tave.footprint``.
     """
-    most: dict[int, int] = {}
-    for side in sides:
-        most[side] = 0
-        for frames in sorted(FootprintOptions().frames):
-            if peak(frames, side) + LIBRARIES > size:
-                break
-            most[side] = frames
-    return most
+    counts = sorted(FootprintOptions().frames, reverse=True)
+    return {side: next((n for n in counts if peak(n, side) + LIBRARIES <= size), 0) for side in sides}
 
 
 def native_sides() -> list[int]:
-    """Sides of the frames, in pixels, that the options for real weights come with."""
-    chosen = [compose("train", [f"backbone={name}"]) for name in _named_backbones()]
-    return sorted({cfg.video.width for cfg in chosen if not _shipped(cfg.backbone)})
+    """Sides in pixels of the frames of the real checkpoints."""
+    chosen = [compose_options("doctor", [f"backbone={name}"]) for name in _backbones()]
+    return sorted({int(options.video.width or 0) for options in chosen if not _is_shipped(options.backbone)})
 
 
 def fitting(size: int) -> str | None:
-    """The largest ``memory=`` preset for a device of ``size`` bytes; cards hold a little less than they are sold by."""
-    known = {int(path.stem.removesuffix("gb")): path.stem for path in (CONF / "memory").glob("*gb.yaml")}
-    fits = [gigabytes for gigabytes in known if gigabytes <= size / 1e9 * 1.02]
-    return known[max(fits)] if fits else None
+    """The largest memory preset for a device of ``size`` bytes; cards hold a little less than their nominal size."""
+    sizes = {int(name.removesuffix("gb")): name for name in PRESETS if name.endswith("gb")}
+    fits = [gigabytes for gigabytes in sizes if gigabytes <= size / 1e9 * 1.02]
+    return sizes[max(fits)] if fits else None
 
 
-def weights(asked: dict[str, Any], open_: Callable[[dict[str, Any]], Backbone]) -> Iterator[Finding]:
-    """Each backbone that has an option, and the one ``asked`` for; those that are found are loaded, so they are known to work.
+def weights(asked: BackboneOptions = BackboneOptions()) -> Iterator[Finding]:
+    """Each backbone of ``conf/backbone``, loaded if its files are found; ``asked`` replaces the one by its name."""
+    from tave.backbone import BackboneMissingError, load_backbone
+    from tave.files import FileError
 
-    asked: its settings, which stand in for those of the option by its name; {}: none is. What nobody asked for may be absent.
-    """
-    rows = {f"backbone={name}": _settings(name) for name in _named_backbones()}
-    own = (shown for shown, settings in rows.items() if settings == asked or settings.get("name", "") == asked.get("name"))
-    wanted = next(own, "your backbone") if asked else None
-    for shown, settings in (rows | ({wanted: asked} if wanted else {})).items():
-        shipped = _shipped(settings)
+    candidates = {f"backbone={name}": compose_options("doctor", [f"backbone={name}"]).backbone for name in _backbones()}
+    wanted = None
+    if asked.chosen:
+        same = (key for key, o in candidates.items() if o == asked or (asked.name is not None and o.name == asked.name))
+        wanted = next(same, "your backbone")
+        candidates[wanted] = asked
+    for shown, options in candidates.items():
+        shipped = _is_shipped(options)
         try:
-            found = open_(settings)
-        except BackboneError as error:
+            found = load_backbone(options)
+        except FileError as error:
             if isinstance(error, BackboneMissingError) and not shipped and shown != wanted:
                 lacking = f"found without backbone.{error.key}: see docs/real_weights.md"
                 yield Finding("weights", shown, "not found" if error.key == "path" else lacking)
             else:
-                yield Finding("weights", shown, str(error), False, shipped, f"{shown}: see what is wrong with its files")
+                remedy = f"{shown}: see what is wrong with its files"
+                yield Finding("weights", shown, str(error), False, shipped, remedy)
             continue
-        told = ["shipped" if shipped else "found", "loads"]
-        compared = [] if settings.get("sha256") is None else [file for file in found.hashes if file not in found.unverified]
-        told += [f"verified: {', '.join(compared)}"] if compared else []
-        told += [f"no published SHA-256: {', '.join(found.unverified)}"] if found.unverified else []
-        yield Finding("weights", shown, "; ".join(told), True, shipped)
+        verified = [] if shipped else [file for file in found.hashes if file not in found.unverified]
+        text = [f"{'shipped' if shipped else 'found'}; loads"]
+        text += [f"verified: {', '.join(verified)}"] if verified else []
+        text += [f"no published SHA-256: {', '.join(found.unverified)}"] if found.unverified else []
+        yield Finding("weights", shown, "; ".join(text), True, shipped)
 
 
-def _shipped(settings: Mapping[str, Any]) -> bool:
-    return str(settings.get("path") or "").startswith(str(PACKAGE))
+def _is_shipped(options: BackboneOptions) -> bool:
+    return options.path is not None and Path(options.path).is_relative_to(PACKAGE)
 
 
-def _settings(name: str) -> dict[str, Any]:
-    settings: Any = OmegaConf.to_container(compose("train", [f"backbone={name}"]).backbone, resolve=True)
-    return settings
+def _backbones() -> list[str]:
+    """The files of ``conf/backbone`` whose weights have a place of their own."""
+    return [name for name in choices_of("backbone") if name not in ("tiny", "folder")]
 
 
 def segmenter(path: str) -> Iterator[Finding]:
-    """The network of ``reference.segmenter``; it is loaded, so it is known to work."""
+    """The network of ``reference.segmenter``, loaded."""
+    from tave.reference.cutout import MatteError
+    from tave.reference.segmenter import load_segmenter
+
     try:
         found = load_segmenter(path)
-        told = f"found, {len(found.classes)} classes, {len(found.hashes)} file(s) without a published SHA-256; loads"
-        yield Finding("matte", path, told, True)
+        text = f"found, {len(found.classes)} classes, {len(found.hashes)} file(s) without a published SHA-256; loads"
+        yield Finding("matte", path, text, True)
     except MatteError as error:
         yield Finding("matte", path, str(error), False, remedy=f"segmenter={path}: see what is wrong with its files")
 
 
-def _named_backbones() -> list[str]:
-    """Those whose weights have a place of their own: not the random one, and not that of any folder."""
-    return sorted(path.stem for path in (CONF / "backbone").glob("*.yaml") if path.stem not in ("tiny", "folder"))
-
-
 def video(clip: Path = CLIP) -> Iterator[Finding]:
-    """Whether each reader decodes a shipped clip, and whether they agree; PyAV also writes."""
+    """Whether each reader decodes a shipped clip."""
     import av
+
+    from tave.video import read_clip
 
     try:
         with av.open(str(clip)) as container:
             count = sum(1 for _ in container.decode(video=0))
-        yield Finding("video", f"PyAV {av.__version__}", f"decodes {count} frames", count >= FRAMES, True)
+        yield Finding("video", f"PyAV {av.__version__}", f"decodes {count} frames", True, True)
     except (OSError, ValueError) as error:  # FFmpegError is one or the other
         yield Finding("video", "PyAV", _line(error), False, True, "pip install --force-reinstall av")
     try:
         import decord
 
         count = len(decord.VideoReader(str(clip), num_threads=1))
-        yield Finding("video", f"decord {decord.__version__}", f"decodes {count} frames", count >= FRAMES)
+        yield Finding("video", f"decord {decord.__version__}", f"decodes {count} frames", True)
     except (ImportError, OSError, RuntimeError) as error:
-        yield Finding("video", "decord", f"{_line(error)}; PyAV stands in")
+        yield Finding("video", "decord", f"{_line(error)}; PyAV is used instead")
     try:
-        shape = tuple(read_clip(clip, ReadOptions(frames=FRAMES, multiple=1)).frames.shape)
+        shape = tuple(read_clip(clip, ReadOptions(multiple=1)).frames.shape)
         yield Finding("video", "a shipped clip", f"read as {shape}", True, True)
-    except (OSError, ValueError) as error:
-        yield Finding("video", "a shipped clip", _line(error), False, True, "install tave anew: its clips are damaged")
+    except ValueError as error:
+        yield Finding("video", "a shipped clip", _line(error), False, True, "install tave again: its clips are damaged")
 
 
 def logging_() -> Iterator[Finding]:
-    """Whether W&B has a key; it is neither shown nor tried."""
+    """Whether W&B has a key; the key is neither shown nor tried."""
     try:
         known = any("wandb" in host for host in netrc.netrc(os.environ.get("NETRC")).hosts)
     except (OSError, netrc.NetrcParseError):
         known = False
-    key = "in WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else "in netrc" if known else ""
-    told = f"a key {key}" if key else "no key: runs are logged to files; `wandb login` changes that"
-    yield Finding("logging", "W&B", told, True if key else None)
+    place = "WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else "netrc" if known else None
+    text = f"a key in {place}" if place else "no key: runs are logged to files; `wandb login` changes that"
+    yield Finding("logging", "W&B", text, True if place else None)
 
 
 def small_edit() -> Iterator[Finding]:
-    """The default run with one tuning step and few frames, into a folder that goes away."""
+    """The default run with one tuning step and few frames, into a temporary folder."""
     from tave.train import train
 
+    words = ["video=bus_to_suv", "video.frames=2", "video.edits.suv.truth=null", "tuning.steps=1", "inversion.steps=2"]
+    words += ["inversion.gate=off", "metrics.enabled=false", "logger=none"]
     with tempfile.TemporaryDirectory() as folder:
-        asked = [
-            "+video=bus_to_suv",
-            "video.frames=2",
-            "tuning.steps=1",
-            "inversion.steps=2",
-            "inversion.gate=off",
-            "metrics=none",
-        ]
-        asked += ["logger=none", "video.edits.suv.truth=null", f"cache={folder}/cache"]
         try:
-            made = train(typed(compose("train", asked)), Path(folder) / "run", show=False)
-            good = (made / "edits" / "suv" / "edited.mp4").is_file()
+            options = compose_options("train", [*words, f"cache={folder}/cache"])
+            train(options, Path(folder) / "run", show=False)
+            good = (Path(folder) / "run/edits/suv/edited.mp4").is_file()
             yield Finding("run", "a small edit", "from clip to mp4" if good else "wrote no clip", good, True)
         except (OSError, ValueError, RuntimeError) as error:
-            yield Finding("run", "a small edit", _line(error), False, True, "python -m tave.train +video=bus_to_suv tells more")
+            yield Finding("run", "a small edit", _line(error), False, True, f"{DEFAULT_RUN} shows more")
 
 
 def _line(error: Exception) -> str:
@@ -284,59 +242,46 @@ def _line(error: Exception) -> str:
 
 
 def examine(options: DoctorOptions, on_finding: Callable[[Finding], None] = lambda _: None) -> Report:
-    """All checks, one after another; ``on_finding`` hears of each as it is made."""
-    from tave.run import open_backbone
-
+    """All checks, one after another; ``on_finding`` is called with each finding."""
     report = Report()
-    parts = [packages(), device(), weights(options.backbone, open_backbone), video(), logging_()]
-    if options.segmenter:
-        parts.insert(3, segmenter(options.segmenter))
-    for part in [*parts, small_edit()] if options.edit else parts:
+    parts = [packages(), device(), weights(options.backbone), video(), logging_()]
+    parts += [segmenter(options.segmenter)] if options.segmenter else []
+    parts += [small_edit()] if options.edit else []
+    for part in parts:
         for finding in part:
             report.findings.append(finding)
             on_finding(finding)
     return report
 
 
-def show(report: Report, console: Console) -> None:
-    """A table of what was found, then what to do next."""
-    grid = Table(box=None, pad_edge=False, show_header=False)
-    area = ""
+def lines_of(report: Report) -> Iterator[str]:
+    """The report as text: a table of the findings, then what to do next."""
+    width, area = max(len(finding.name) for finding in report.findings), ""
     for finding in report.findings:
-        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[dim]-[/]"}[finding.good]
-        grid.add_row(f"[bold]{finding.area}[/]" if finding.area != area else "", mark, finding.name, finding.told)
+        mark = {True: "ok", False: "no", None: "-"}[finding.good]
+        yield f"{finding.area if finding.area != area else '':<8} {mark:<2} {finding.name:<{width}} {finding.text}"
         area = finding.area
-    console.print(grid, highlight=False)
-    console.print()
-    if not report.works:
-        console.print("[bold red]The default run does not work here.[/] Next:", highlight=False)
-    else:
-        console.print("[bold green]The default run works here.[/] Next:", highlight=False)
-    usual = ["python -m tave.train +video=bus_to_suv"] if report.works else []
-    real = "for real footage: weights as docs/real_weights.md says, then python -m tave.doctor again"
-    found = any(f.area == "weights" and f.good and not f.needed for f in report.findings)
-    for line in [*report.remedies, *usual, *([real] if report.works and not found else [])]:
-        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+    yield f"\nThe default run {'works' if report.works else 'does not work'} here. Next:"
+    real = any(finding.area == "weights" and finding.good and not finding.needed for finding in report.findings)
+    following = [DEFAULT_RUN] if report.works else []
+    if report.works and not real:
+        following.append("for real footage: weights, see docs/real_weights.md, then python -m tave.doctor again")
+    yield from (f"  {line}" for line in [*report.remedies, *following])
 
 
-def _door(cfg: DictConfig) -> None:
-    disable_progress_bar()  # one for each part of each backbone, gone in no time
-    options: DoctorOptions = typed(cfg)
-    console = Console()
-    with console.status("looking") as status:
+def _work(options: DoctorOptions, _: Context) -> None:
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    with Console(stderr=True).status("looking") as status:
         report = examine(options, lambda finding: status.update(f"{finding.area}: {finding.name}"))
-    show(report, console)
+    print("\n".join(lines_of(report)))
     if not report.works:
         raise SystemExit(1)
 
 
-ConfigStore.instance().store(name="doctor_schema", node=schema(DoctorOptions))
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="doctor")
-def main(cfg: DictConfig) -> None:
-    guarded(_door, cfg)
-
+main = entry_point("what is installed here, and what is missing", "doctor", _work)
 
 if __name__ == "__main__":
     main()

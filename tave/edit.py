@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tave.cli import Context, changed, entry_point, typed
 from tave.config import OptionError, ReadOptions, TrainOptions
@@ -35,7 +35,8 @@ def edit(
     """Make the requested edits in the run ``folder``; returns their names. Earlier edits are kept.
 
     An edit that exists with the same key is not made again; another edit of the same name gets a numbered name, or is
-    replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further content.
+    replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further
+    content.
     """
     from tave.progress import Progress
     from tave.run import Run
@@ -69,7 +70,9 @@ def _free(run: Run, name: str, entry: Any) -> str:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in ``folder`` without its edits. Raises FileError, which names the file and remedy."""
+    """The configuration of the run in ``folder`` without its edits. Raises FileError, which names the file and
+    remedy.
+    """
     path = folder / "run.json"
     if not path.is_file():
         raise FileError(f"{folder}: no finished run (run.json is missing); give the folder that tave.train printed")
@@ -84,19 +87,15 @@ def _words(context: Context) -> list[str]:
     return [word for word in context.overrides if word.lstrip("+").partition("=")[0] != "run"]
 
 
-def _read(cfg: DictConfig, context: Context) -> TrainOptions:
-    if cfg.run == "???":
+def _work(cfg: DictConfig, context: Context) -> None:
+    if OmegaConf.is_missing(cfg, "run"):
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
-    return typed(changed(recorded(Path(cfg.run)), _words(context)))
-
-
-def _work(options: TrainOptions, context: Context) -> None:
-    folder = Path(context.config["run"])
-    for name in edit(folder, options, overrides=_words(context)):
+    folder, words = Path(cfg.run), _words(context)
+    for name in edit(folder, typed(changed(recorded(folder), words)), overrides=words):
         print(folder / "edits" / name)
 
 
-main = entry_point("edit a tuned clip", "edit", _work, _read)
+main = entry_point("edit a tuned clip", "edit", _work, read=lambda cfg: cfg)
 
 if __name__ == "__main__":
     main()

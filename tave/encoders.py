@@ -79,7 +79,9 @@ def stack(*conditions: Condition) -> Condition:
     frames = max(condition.image.shape[1] for condition in conditions)
     counts = {condition.image.shape[1] for condition in conditions}
     if not counts <= {1, frames}:
-        raise EncoderError(f"conditions of {sorted(counts)} pictures can't be stacked: give each one picture or {frames}")
+        raise EncoderError(
+            f"conditions of {sorted(counts)} pictures can't be stacked: give each one picture or {frames}"
+        )
     return Condition(
         text=torch.cat([condition.text for condition in conditions]),
         image=torch.cat([condition.image.expand(-1, frames, -1) for condition in conditions]),
@@ -251,7 +253,9 @@ def noise_embedding(backbone: Backbone, embeds: Tensor, level: int | Tensor, noi
         return embeds.float()
     count, width = embeds.shape
     if noise.shape not in {(count, width), (1, width)}:
-        raise EncoderError(f"noise {tuple(noise.shape)} for embeddings {tuple(embeds.shape)}: draw it as `n e` or `1 e`")
+        raise EncoderError(
+            f"noise {tuple(noise.shape)} for embeddings {tuple(embeds.shape)}: draw it as `n e` or `1 e`"
+        )
     noising = backbone.noising
     noised = noise_levels(noising.scheduler, embeds, levels, noise, noising.mean, noising.std)
     return torch.cat([noised, level_embedding(levels, width).to(noised)], dim=1)

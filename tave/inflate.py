@@ -1,4 +1,6 @@
-"""2D UNet -> clip-aware UNet, in place and without a fork, and which of its parameters train (docs/method.md, sections 2 and 3)."""
+"""2D UNet -> clip-aware UNet, in place and without a fork, and which of its parameters train (docs/method.md, sections
+2 and 3).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class TunedStateError(ValueError):
 
 
 class InflatedBlock(BasicTransformerBlock):
-    """diffusers' block followed by T-Attn. Blocks are changed by assigning their class, so every pretrained key keeps its name."""
+    """diffusers' block followed by T-Attn. Blocks are changed by assigning their class, so every pretrained key keeps
+    its name.
+    """
 
     temporal: TemporalAttention
 
@@ -45,7 +49,9 @@ class InflatedBlock(BasicTransformerBlock):
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with a low-rank addition. Layers are changed by assigning their class, so ``weight`` keeps its name."""
+    """A linear layer with a low-rank addition. Layers are changed by assigning their class, so ``weight`` keeps its
+    name.
+    """
 
     lora_down: nn.Parameter  # r d_in
     lora_up: nn.Parameter  # d_out r, zero at first
@@ -58,15 +64,18 @@ class LoraLinear(nn.Linear):
 def inflate(unet: UNet2DConditionModel, frames: int, kv_frames: str = "first_previous") -> UNet2DConditionModel:
     """Make ``unet`` aware of clips of ``frames`` frames, in place, and return it.
 
-    At step 0 its output for a still clip, or one frame, is the image network's. New parameters are frozen like the rest:
-    :func:`select_trainables` decides what trains. Raises :class:`InflationError` for a UNet that is inflated already.
+    At step 0 its output for a still clip, or one frame, is the image network's. New parameters are frozen like the
+    rest: :func:`select_trainables` decides what trains. Raises :class:`InflationError` for a UNet that is inflated
+    already.
     """
     within("frames", frames, 1, 100_000)
     blocks = _blocks(unet)
     if not blocks:
         raise InflationError("the UNet has no transformer blocks to inflate: use the UNet of an SD-unCLIP backbone")
     if (inflated := frames_of(unet)) is not None:
-        raise InflationError(f"the UNet is inflated for {inflated} frames already: load it again to inflate it for {frames}")
+        raise InflationError(
+            f"the UNet is inflated for {inflated} frames already: load it again to inflate it for {frames}"
+        )
     if any(block.only_cross_attention for block in blocks):
         raise InflationError("the UNet has blocks without self-attention: use the UNet of an SD-unCLIP backbone")
     for block in blocks:
@@ -79,7 +88,8 @@ def inflate(unet: UNet2DConditionModel, frames: int, kv_frames: str = "first_pre
 
 
 def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
-    """``torch.compile`` each transformer block, in place; names, hooks on other parts and checkpointing stay as they are.
+    """``torch.compile`` each transformer block, in place; names, hooks on other parts and checkpointing stay as they
+    are.
 
     The first step of each kind takes minutes to compile on a CPU, so it pays off for long tunings and large frames. The
     inductor backend needs a C++ compiler on the CPU, and Triton on a GPU.
@@ -136,7 +146,9 @@ def add_lora(unet: UNet2DConditionModel, rank: int, generator: torch.Generator |
                 layer.register_parameter("lora_up", nn.Parameter(up, requires_grad=False))
                 layer.__class__ = LoraLinear
             elif len(layer.lora_down) != rank:
-                raise InflationError(f"the UNet has a LoRA of rank {len(layer.lora_down)} already: set lora_rank to that")
+                raise InflationError(
+                    f"the UNet has a LoRA of rank {len(layer.lora_down)} already: set lora_rank to that"
+                )
 
 
 def tuned_state(unet: nn.Module) -> dict[str, Tensor]:
@@ -161,7 +173,9 @@ def load_tuned(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     roles = {_role(name) for name in state}
     due = {name for name in own if ADDED.fullmatch(_role(name)) or _role(name) in roles}
     if unexpected := sorted(set(state) - set(own)):
-        raise TunedStateError(f"tuned weights hold {_list(unexpected)}, unknown here: inflate the UNet they were tuned on")
+        raise TunedStateError(
+            f"tuned weights hold {_list(unexpected)}, unknown here: inflate the UNet they were tuned on"
+        )
     if missing := sorted(due - set(state)):
         raise TunedStateError(f"tuned weights lack {_list(missing)}: use the whole file that the tuning saved")
     wrong = [f"{n} {tuple(v.shape)} not {tuple(own[n].shape)}" for n, v in state.items() if v.shape != own[n].shape]

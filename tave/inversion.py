@@ -32,7 +32,9 @@ class Trajectory:
 
 
 def inversion_condition(source: Condition, kind: str) -> Condition:
-    """The condition of the inversion: the source condition, its text alone (``text``) or the null condition (``empty``)."""
+    """The condition of the inversion: the source condition, its text alone (``text``) or the null condition
+    (``empty``).
+    """
     choice("inversion.condition", kind, ("source", "text", "empty"))
     if kind == "empty":
         return source.null

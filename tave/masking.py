@@ -22,10 +22,11 @@ from tave.schedule import Schedule, ddim_step
 ROUNDING = 1e-3
 # The `fixed` threshold is applied to the map clamped at this many times its mean, as DiffEdit does.
 CLAMP = 3.0
-# A change counts if it is at least this many latent cells long in one direction: codec and autoencoder noise is shorter.
+# A change counts if it is at least this many latent cells long in one direction: codec and autoencoder noise is
+# shorter.
 SHORTEST = 1.5
-# Warnings. Distance of the two classes' means in pooled standard deviations: one normal or exponential distribution, cut by
-# Otsu's threshold, has 2.6; maps of the drawn world have 4 and more.
+# Warnings. Distance of the two classes' means in pooled standard deviations: one normal or exponential distribution,
+# cut by Otsu's threshold, has 2.6; maps of the drawn world have 4 and more.
 CLEAR_SEPARATION = 3.0
 LARGEST_SHARE = 1 / 3  # of the frame
 MOST_PIECES = 6  # over the whole clip
@@ -132,7 +133,9 @@ def compare(
     """
     levels, clips = trajectory.latents.shape[:2]
     if levels != schedule.steps + 1:
-        raise MaskError(f"trajectory has {levels - 1} steps, the schedule {schedule.steps}: use the one it was made with")
+        raise MaskError(
+            f"trajectory has {levels - 1} steps, the schedule {schedule.steps}: use the one it was made with"
+        )
     if clips != 1:
         raise MaskError(f"trajectory holds {clips} clips: find the mask of one clip at a time")
     check_part_holds("mask.steps", options.steps, schedule.steps)
@@ -182,9 +185,9 @@ def _readings(
 def weigh(maps: Sequence[Tensor], magnitudes: Tensor, weight: str) -> Tensor:
     """Maps `f h w` of each step, >= 0 -> `T' f h w`; those of rounding's size become zero.
 
-    ``magnitudes`` `T'` is mean |eps_src|. ``per_step`` divides each map by its own mean over the clip, so that all steps
-    count alike. Both branches run in one batch, whose rows differ by rounding even under one condition, so ``uniform``
-    follows the same rule.
+    ``magnitudes`` `T'` is mean |eps_src|. ``per_step`` divides each map by its own mean over the clip, so that all
+    steps count alike. Both branches run in one batch, whose rows differ by rounding even under one condition, so
+    ``uniform`` follows the same rule.
     """
     stacked = torch.stack(list(maps))
     means = stacked.mean(dim=(1, 2, 3), keepdim=True)
@@ -232,7 +235,8 @@ def _without_specks(binary: Tensor, least: float) -> Tensor:
 def binarise(values: Tensor, options: MaskOptions) -> tuple[Tensor, Tensor]:
     """Averaged map `f h w` >= 0 -> soft in [0, 1] and binary in {0, 1}; one threshold for the whole clip.
 
-    A map of zeros gives zeros. Soft is the smoothed map over its maximum, or, for ``fixed``, over 3x its mean and clamped.
+    A map of zeros gives zeros. Soft is the smoothed map over its maximum, or, for ``fixed``, over 3x its mean and
+    clamped.
     """
     if not values.any():
         return torch.zeros_like(values), torch.zeros_like(values)
@@ -270,7 +274,8 @@ def otsu(values: Tensor, bins: int = 256) -> float:
 def separation(values: Tensor, inside: Tensor) -> float:
     """Distance of the means of two classes in units of their pooled standard deviation (Ashman's D); 0 for one class.
 
-    ``values`` and ``inside`` > 0 have one shape. Otsu's threshold splits any map; this says whether there were two classes.
+    ``values`` and ``inside`` > 0 have one shape. Otsu's threshold splits any map; this says whether there were two
+    classes.
     """
     chosen = inside > 0
     if chosen.all() or not chosen.any():
@@ -286,8 +291,8 @@ def separation_note(soft: Tensor, binary: Tensor) -> str:
     if found >= CLEAR_SEPARATION:
         return ""
     return (
-        f"the edit region is uncertain (separation {found:.1f}, clear from {CLEAR_SEPARATION:.0f}): both branches predict "
-        "nearly the same everywhere; name the objects in both prompts, give video.mask=FILE, or try mask.threshold=fixed"
+        f"the edit region is uncertain (separation {found:.1f}, clear from {CLEAR_SEPARATION:.0f}): both branches "
+        "predict nearly the same everywhere; name the objects in both prompts, or give video.mask=FILE"
     )
 
 
@@ -317,8 +322,8 @@ def drop_unchanged(mask: Tensor, edited: Tensor, unedited: Tensor, least: float)
     """What remains of ``mask`` `1 f 1 h w` where the edit changed something: the region of the composite.
 
     The new object's extent is known only once it is generated, so sampling gets a generous mask, and cells that came
-    back unchanged return to the source's pixels. A cell remains if a changed structure touches it: connected pixels that
-    differ in some channel by more than ``least`` of the range, and extend over 1.5 cells in one direction. Thin
+    back unchanged return to the source's pixels. A cell remains if a changed structure touches it: connected pixels
+    that differ in some channel by more than ``least`` of the range, and extend over 1.5 cells in one direction. Thin
     structures (legs, poles) therefore remain; isolated specks do not.
 
     Args:

@@ -104,7 +104,13 @@ class Pipeline:
         progress: Progress | None = None,
         cache: Cache | None = None,
     ) -> None:
-        self.denoiser, self.schedule, self.encoders, self.options, self.seed = denoiser, schedule, encoders, options, seed
+        self.denoiser, self.schedule, self.encoders, self.options, self.seed = (
+            denoiser,
+            schedule,
+            encoders,
+            options,
+            seed,
+        )
         self.progress = progress or Progress(show=False)
         self.cache = cache or Cache()
 
@@ -139,7 +145,9 @@ class Pipeline:
         options = self.options.inversion
         condition = inversion_condition(source.condition, options.condition)
         with self.progress.stage("inversion", "inverting the clip") as on_step:
-            trajectory = invert(self.denoiser, self.schedule, source.latents, condition, options.refine, on_step=on_step)
+            trajectory = invert(
+                self.denoiser, self.schedule, source.latents, condition, options.refine, on_step=on_step
+            )
         with self.progress.stage("reconstruction", "sampling the clip back") as on_step:
             back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
             frames = self.encoders.decode(back)

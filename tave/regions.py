@@ -63,7 +63,8 @@ def without_specks(masks: np.ndarray, least: float) -> np.ndarray:
 
 def long_pieces(plane: np.ndarray, length: float) -> np.ndarray:
     """Pieces whose bounding box is at least ``length`` pixels high or wide: thin structures stay, specks go."""
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(plane.astype(np.uint8), connectivity=8)
+    _, found, stats, _ = cv2.connectedComponentsWithStats(plane.astype(np.uint8), connectivity=8)
+    pieces = np.asarray(found, dtype=np.int64)
     extent = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
     return (pieces > 0) & (extent >= length)[pieces]
 

@@ -114,7 +114,7 @@ class Run:
         tuned = folder / "tuned.safetensors"
         if tuned.is_file() and not is_made(tuned, run.tuned_key):
             raise StoredError(
-                f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir (or hydra.sweep.dir)"
+                f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
@@ -140,17 +140,22 @@ class Run:
 
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
-        checkpoint = ModelCheckpoint(states, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True)
+        checkpoint = ModelCheckpoint(
+            states, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True
+        )
         last = states / "last.ckpt"
         with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():
-            trainer = build_trainer(self.options, str(self.folder), [checkpoint, _Tick(on_step), self.log], self.loggers)
+            trainer = build_trainer(
+                self.options, str(self.folder), [checkpoint, _Tick(on_step), self.log], self.loggers
+            )
             trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
         self.editor.zero_grad()  # frees the last step's gradients
         self._save_tuned(stored)
         shutil.rmtree(states, ignore_errors=True)
 
     def predict(self, requests: Mapping[str, EditEntry], about: Mapping[str, Any] | None = None) -> list[str]:
-        """Make the edits that are not made yet, one after another, each written before the next begins; return their names.
+        """Make the edits that are not made yet, one after another, each written before the next begins; return their
+        names.
 
         ``about``: further content of ``edit.json``.
         """
@@ -192,7 +197,9 @@ class Run:
         """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
         for name, entry in entries.items():
             if entry.truth and not Path(entry.truth, "truth.npz").is_file():
-                raise OptionError(f"video.edits.{name}.truth={entry.truth} holds no truth.npz: give a drawn clip's, or null")
+                raise OptionError(
+                    f"video.edits.{name}.truth={entry.truth} holds no truth.npz: give a drawn clip's, or null"
+                )
         targets = [_target(name, entry, self.clip, self.options.video) for name, entry in entries.items()]
         if self.options.reference.mode in ("as_is", "none"):
             return targets
@@ -214,7 +221,9 @@ class Run:
                 cuts = [[segmenter.cut(image.rgb, target.prompt) for image in target.images] for target in targets]
         self.segmenter_hashes = dict(segmenter.hashes)
         found = ", ".join(f"{cut.name} ({cut.confidence:.2f})" for each in cuts for cut in each)
-        self.progress.note(f"{segmenter.name} cut out: {found}; its weights are not verified, edit.json has their SHA-256")
+        self.progress.note(
+            f"{segmenter.name} cut out: {found}; its weights are not verified, edit.json has their SHA-256"
+        )
         return [
             replace(target, images=[replace(i, matte=cut.matte) for i, cut in zip(target.images, each, strict=True)])
             for target, each in zip(targets, cuts, strict=True)
@@ -223,7 +232,12 @@ class Run:
     def _about(self, entry: EditEntry) -> dict[str, Any]:
         """What ``edit.json`` records of a request."""
         images = [
-            {"target_image": path, "sha256": file_digest(path), "matte": matte, "matte_sha256": matte and file_digest(matte)}
+            {
+                "target_image": path,
+                "sha256": file_digest(path),
+                "matte": matte,
+                "matte_sha256": matte and file_digest(matte),
+            }
             for path, matte in entry.images
         ]
         return {
@@ -240,7 +254,9 @@ class Run:
         """Tell the user once about the weights in use."""
         backbone, options = self.backbone, self.options
         if backbone.licence:
-            self.progress.note(f"weights of {backbone.name}: {backbone.licence}; it applies to what is tuned from them too")
+            self.progress.note(
+                f"weights of {backbone.name}: {backbone.licence}; it applies to what is tuned from them too"
+            )
         if backbone.unverified:
             files = ", ".join(backbone.unverified)
             self.progress.note(f"not verified, since no published SHA-256 is known: {files}; run.json records theirs")
@@ -258,7 +274,9 @@ class Run:
         here = {f"{self.backbone.name}/{file}": self.backbone.hashes[file] for file in self.backbone.unverified}
         for file, sha in here.items():
             if known.get(file, sha) != sha:
-                log.warning("%s has changed: it was %s, is %s; fetch it again if this is unexpected", file, known[file], sha)
+                log.warning(
+                    "%s has changed: it was %s, is %s; fetch it again if this is unexpected", file, known[file], sha
+                )
         if known | here != known:
             write_json(path, known | here)
 
@@ -281,12 +299,17 @@ class Run:
         """Load tuned weights, return their key; :class:`StoredError` if they were tuned from another backbone."""
         state, about = read_tensors(path)
         base, here = about.get("base", {}), self.backbone.hashes
-        differing = [f"{file} was {base.get(file)}, is {here.get(file)}" for file in {**base, **here} if base.get(file) != here.get(file)]
+        differing = [
+            f"{file} was {base.get(file)}, is {here.get(file)}"
+            for file in {**base, **here}
+            if base.get(file) != here.get(file)
+        ]
         if about.get("backbone") != self.backbone.name:
             differing.insert(0, f"it was {about.get('backbone')}")
         if differing:
             raise StoredError(
-                f"{path}: tuned from another backbone than {self.backbone.name} ({differing[0]}); give that one, or tune again"
+                f"{path}: tuned from another backbone than {self.backbone.name} ({differing[0]}): "
+                "give that one, or tune again"
             )
         load_tuned(self.editor.denoiser.unet, state)
         return str(about.get("key"))
@@ -353,7 +376,8 @@ def _target(name: str, entry: EditEntry, clip: Clip, cut: VideoOptions) -> Targe
 
 
 def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
-    """The user's mask for ``clip``, ``f 1 H W``, 1 where it is white: a mask of the clip's frames, or of the whole file.
+    """The user's mask for ``clip``, ``f 1 H W``, 1 where it is white: a mask of the clip's frames, or of the whole
+    file.
 
     Raises :class:`OptionError` if it fits neither, cut as the clip was, and where nothing in it is white.
     """

@@ -20,7 +20,8 @@ from tave.schedule import Schedule, ddim_step
 def object_path(binary: Tensor) -> list[tuple[int, int]]:
     """Shift (down, right) in cells of each frame's region against the first one's.
 
-    ``binary`` `f h w` in {0, 1}. The region's centre of mass, rounded; a frame without a region keeps the last position.
+    ``binary`` `f h w` in {0, 1}. The region's centre of mass, rounded; a frame without a region keeps the last
+    position.
     """
     centres: list[Tensor | None] = []
     for region in binary.cpu() > 0:
@@ -44,7 +45,8 @@ def motion_aligned_noise(shape: torch.Size, path: list[tuple[int, int]], generat
 
 
 def start_latents(noisiest: Tensor, mask: Tensor, found: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """The inverted latents ``noisiest`` `1 f c h w`, with a share of fresh noise inside ``mask``; every bit kept outside.
+    """The inverted latents ``noisiest`` `1 f c h w`, with a share of fresh noise inside ``mask``; every bit kept
+    outside.
 
     Inverted latents still contain the old object's shape and colours. Noise that moves with the object does not, and
     being the same at the same place of the object in all frames it does not make it flicker.
@@ -105,8 +107,9 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
 def composite_alpha(mask: Tensor, feather: float) -> Tensor:
     """Binary mask `f 1 H W` -> opacity of the edit in [0, 1], same shape.
 
-    Exactly 1 on the whole mask, ``1 - d / (k + 1)`` at ``d`` pixels outside it (a diagonal counts one), exactly 0 beyond
-    k pixels, k being the share ``feather`` of the shorter side: the seam lies outside the edited object, never on it.
+    Exactly 1 on the whole mask, ``1 - d / (k + 1)`` at ``d`` pixels outside it (a diagonal counts one), exactly 0
+    beyond k pixels, k being the share ``feather`` of the shorter side: the seam lies outside the edited object, never
+    on it.
     """
     reach = round(feather * min(mask.shape[-2:]))
     grown = mask

@@ -18,9 +18,7 @@ from tave.config import OptionError, TrainOptions
 from tave.files import content_digest, read_json, write_json
 
 
-def train(
-    options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | None = None, show: bool = True
-) -> Path:
+def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | None = None, show: bool = True) -> Path:
     """Tune and edit into ``folder``; returns it. Without edits, tune alone. What is already made is not made again.
 
     ``chosen``: the experiment and overrides, for ``run.json``.

@@ -11,19 +11,31 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from tave.backbone import Backbone, BackboneError, load_backbone, tiny_backbone
-from tave.options import OptionError
+from tave.config import BackboneOptions
+from tave.files import FileError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy of the saved folder, to spoil."""
+    """A copy of the saved folder."""
     return Path(shutil.copytree(saved, tmp_path / "backbone"))
 
 
-def test_a_saved_folder_comes_back_whole(tiny: Backbone, saved: Path):
-    loaded = load_backbone(saved)
+def loaded_from(path: Path | str) -> Backbone:
+    return load_backbone(BackboneOptions(path=str(path)))
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises(FileError) as caught:
+        loaded_from(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_saved_folder_is_read_completely(tiny: Backbone, saved: Path):
+    loaded = loaded_from(saved)
     for part in ("unet", "vae", "text_encoder", "image_encoder"):
         mine, theirs = getattr(tiny, part).state_dict(), getattr(loaded, part).state_dict()
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -38,7 +50,7 @@ def test_a_saved_folder_comes_back_whole(tiny: Backbone, saved: Path):
 
 
 def test_hashes_are_those_of_the_weight_files(saved: Path):
-    hashes = load_backbone(saved).hashes
+    hashes = loaded_from(saved).hashes
     assert {file.split("/")[0] for file in hashes} == {
         "text_encoder",
         "image_encoder",
@@ -49,21 +61,21 @@ def test_hashes_are_those_of_the_weight_files(saved: Path):
     assert hashes[UNET] == hashlib.sha256((saved / UNET).read_bytes()).hexdigest()
 
 
-def test_ddim_takes_over_another_scheduler(tiny: Backbone, saved: Path):
+def test_ddim_replaces_another_scheduler(tiny: Backbone, saved: Path):
     assert json.loads((saved / "scheduler/scheduler_config.json").read_text())["_class_name"] == "PNDMScheduler"
-    scheduler = load_backbone(saved).scheduler
+    scheduler = loaded_from(saved).scheduler
     assert isinstance(scheduler, DDIMScheduler)
     assert torch.equal(scheduler.alphas_cumprod, tiny.scheduler.alphas_cumprod)
     for key in ("prediction_type", "set_alpha_to_one", "steps_offset", "timestep_spacing"):
         assert scheduler.config[key] == tiny.scheduler.config[key], key
 
 
-def test_what_pndm_leaves_unsaid_is_not_ddims_default(folder: Path):
+def test_missing_settings_of_pndm_are_not_ddims_defaults(folder: Path):
     file = folder / "scheduler/scheduler_config.json"
     config = json.loads(file.read_text())
     del config["set_alpha_to_one"]
     file.write_text(json.dumps(config))
-    scheduler = load_backbone(folder).scheduler
+    scheduler = loaded_from(folder).scheduler
     assert scheduler.config["set_alpha_to_one"] is False and scheduler.config["clip_sample"] is False
 
 
@@ -74,28 +86,25 @@ def test_half_precision_files_are_cast(folder: Path, named: str):
         half = {name: tensor.half() for name, tensor in load_file(file).items()}
         file.unlink()
         save_file(half, folder / part / f"{stem}{named}.safetensors", metadata={"format": "pt"})
-    loaded = load_backbone(folder)
+    loaded = loaded_from(folder)
     assert loaded.unet.dtype == loaded.text_encoder.dtype == torch.float32
-    assert load_backbone(folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
     assert any(f"{named}.safetensors" in file for file in loaded.hashes)
 
 
 def test_sharded_weights_are_read_and_hashed(tiny: Backbone, folder: Path):
     (folder / UNET).unlink()
     tiny.unet.save_pretrained(folder / "unet", max_shard_size="500KB")
-    loaded = load_backbone(folder)
+    loaded = loaded_from(folder)
     assert sum(file.startswith("unet/") for file in loaded.hashes) > 1
     assert torch.equal(loaded.unet.conv_out.weight, tiny.unet.conv_out.weight)
     next((folder / "unet").glob("*-of-*.safetensors")).unlink()
-    with pytest.raises(BackboneError, match="unet lacks diffusion_pytorch_model-00001-of"):
-        load_backbone(folder)
+    assert "unet lacks diffusion_pytorch_model-00001-of" in refused(folder)
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nobody/nothing", "/nowhere/at/all"])
-def test_a_missing_folder_says_what_belongs_there(path: str):
-    with pytest.raises(BackboneError, match=rf"^backbone {path} not found: put the folder that .*") as caught:
-        load_backbone(path)
-    assert "\n" not in str(caught.value)
+def test_a_missing_folder_is_an_error_with_what_to_put_there(path: str):
+    message = refused(path)
+    assert f"backbone {path} not found: put the folder that" in message and "unet/config.json" in message
 
 
 @pytest.mark.parametrize(
@@ -104,24 +113,21 @@ def test_a_missing_folder_says_what_belongs_there(path: str):
         ("unet", "unet lacks config.json: copy its files there"),
         ("image_normalizer", "image_normalizer lacks config.json"),
         ("scheduler", "scheduler lacks scheduler_config.json"),
-        ("tokenizer", r"tokenizer lacks tokenizer.json or vocab.json \+ merges.txt"),
-        (UNET, r"unet lacks diffusion_pytorch_model.safetensors: copy"),
+        ("tokenizer", "tokenizer lacks tokenizer.json or vocab.json + merges.txt"),
+        (UNET, "unet lacks diffusion_pytorch_model.safetensors: copy"),
         ("feature_extractor/preprocessor_config.json", "feature_extractor lacks preprocessor_config.json"),
     ],
 )
 def test_a_missing_part_is_named(folder: Path, lost: str, message: str):
     shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
-    with pytest.raises(BackboneError, match=message) as caught:
-        load_backbone(folder)
-    assert "\n" not in str(caught.value)
+    assert message in refused(folder)
 
 
 @pytest.mark.parametrize("file", [UNET, "image_encoder/model.safetensors", "unet/config.json"])
-def test_a_cut_file_is_named(folder: Path, file: str):
+def test_a_truncated_file_is_named(folder: Path, file: str):
     (folder / file).write_bytes((folder / file).read_bytes()[:100])
-    with pytest.raises(BackboneError, match=f"{Path(file).parent}.*copy it again") as caught:
-        load_backbone(folder)
-    assert "\n" not in str(caught.value)
+    message = refused(folder)
+    assert str(folder / Path(file).parent) in message and "copy it again" in message
 
 
 @pytest.mark.parametrize("file", [UNET, "text_encoder/model.safetensors"])
@@ -129,38 +135,32 @@ def test_weights_with_gaps_are_refused(folder: Path, file: str):
     weights = load_file(folder / file)
     del weights[sorted(weights)[0]]
     save_file(weights, folder / file, metadata={"format": "pt"})
-    with pytest.raises(BackboneError, match="weights lack"):
-        load_backbone(folder)
-
-
-def test_another_family_is_refused(folder: Path):
-    config = json.loads((folder / "unet/config.json").read_text())
-    config["class_embed_type"] = None
-    (folder / "unet/config.json").write_text(json.dumps(config))
-    with pytest.raises(BackboneError, match=r"takes no image vector.*use backbone=sd15_ip_adapter"):
-        load_backbone(folder)
+    assert "weights lack" in refused(folder)
 
 
 def test_parts_of_two_checkpoints_are_refused(folder: Path):
     file = folder / "image_normalizer/diffusion_pytorch_model.safetensors"
     save_file({"mean": torch.zeros(1, 8), "std": torch.ones(1, 8)}, file)
-    with pytest.raises(BackboneError, match="differ in width"):
-        load_backbone(folder)
+    assert "differ in width" in refused(folder)
 
 
-def test_tiny_backbone_is_its_seed_alone(tiny: Backbone):
+def test_frames_below_the_networks_coarsest_level_are_refused(tiny: Backbone):
+    tiny.check_size(32, 48)  # two cells of 16 px
+    with pytest.raises(BackboneError, match=r"16x48 px.*at least 32"):
+        tiny.check_size(16, 48)
+
+
+def test_tiny_backbone_depends_on_its_seed_alone(tiny: Backbone):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again, other = tiny_backbone(), tiny_backbone(1)
+    again, other = load_backbone(BackboneOptions(family="tiny")), tiny_backbone(1)
     assert torch.equal(torch.get_rng_state(), before)
     assert again.hashes == tiny.hashes and again.name == tiny.name
     assert other.hashes["unet"] != tiny.hashes["unet"] and other.name != tiny.name
     assert tiny_backbone(prediction_type="epsilon").scheduler.config["prediction_type"] == "epsilon"
-    with pytest.raises(OptionError, match="prediction_type"):
-        tiny_backbone(prediction_type="x0")
 
 
-def test_tiny_tokenizer_takes_any_text(tiny: Backbone):
+def test_tiny_tokenizer_encodes_any_text(tiny: Backbone):
     words = tiny.tokenizer
     for prompt in ("driving a white bus down a mountain road", "Señor Ünal's 3 café-racers?", ""):
         ids = words(prompt).input_ids

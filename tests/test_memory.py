@@ -1,33 +1,26 @@
-"""Each way to need less memory gives the same answer, within the rounding that it states."""
+"""Every way to save memory gives the same result, within the rounding that it states."""
 
 from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from tave.backbone import Backbone
-from tave.cache import read_tensors
-from tave.conditions import Condition, ConditionOptions, stack
-from tave.config import CONF, TrainOptions, typed
-from tave.data import ClipData
+from tave.cli import compose_options
+from tave.config import PRESETS, MemoryOptions, OptionError
 from tave.denoiser import Denoiser, Tap
-from tave.editor import EditingOptions, Editor, TuningOptions
+from tave.encoders import Condition, Encoders, decode, encode, stack
 from tave.inflate import inflate, select_trainables, tuned_state
-from tave.latents import decode, encode
-from tave.memory import MemoryOptions, adamw, at_work, hold, use_tiles
-from tave.options import OptionError
-from tave.reference import ReferenceOptions
-from tave.schedule import Schedule, to_noise
-from tave.train import train
-from tave.video import Clip
+from tave.memory import adamw, at_work, held, hold, preset_note, rounding, use_tiles
+from tave.schedule import to_noise
 
 FRAMES, T = 3, 500
 
@@ -35,12 +28,6 @@ FRAMES, T = 3, 500
 @pytest.fixture
 def latents() -> Tensor:
     return torch.randn(1, FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.fixture
-def clip() -> Clip:
-    frames = torch.randint(256, (FRAMES, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
-    return Clip(frames, 8.0)
 
 
 @pytest.fixture
@@ -56,7 +43,7 @@ def gradients(unet: UNet2DConditionModel, tiny: Backbone, latents: Tensor, condi
     return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
 
 
-def test_computing_activations_again_gives_the_same_gradients_to_the_bit(
+def test_gradient_checkpointing_gives_the_same_gradients_to_the_bit(
     tiny: Backbone, inflated: UNet2DConditionModel, latents: Tensor, condition: Condition
 ):
     kept = gradients(inflated, tiny, latents, condition)
@@ -66,7 +53,7 @@ def test_computing_activations_again_gives_the_same_gradients_to_the_bit(
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
-def test_branches_alone_answer_as_together(
+def test_branches_alone_predict_as_together(
     tiny: Backbone, inflated: UNet2DConditionModel, latents: Tensor, condition: Condition
 ):
     other = Condition(condition.null_text, condition.image + 1, condition.null_text)
@@ -82,7 +69,7 @@ def test_branches_alone_answer_as_together(
             assert torch.allclose(one, all_, atol=1e-4)
 
 
-def test_a_rewrite_sees_all_branches_even_if_they_run_alone(
+def test_a_rewrite_gets_all_branches_even_if_they_run_alone(
     tiny: Backbone, inflated: UNet2DConditionModel, latents: Tensor, condition: Condition
 ):
     seen: list[int] = []
@@ -103,7 +90,7 @@ def inflated_copy(backbone: Backbone) -> UNet2DConditionModel:
 
 
 def test_half_weights_are_those_that_do_not_train(family: Backbone):
-    """IP-Adapter's among them: its keys and values, and what makes tokens of a picture."""
+    """Those of IP-Adapter included."""
     unet = inflated_copy(family)
     before = {name: p.detach().clone() for name, p in unet.named_parameters()}
     hold(unet, torch.bfloat16)
@@ -117,9 +104,9 @@ def test_half_weights_are_those_that_do_not_train(family: Backbone):
     assert bool(adapter) == (family.noising is None)
 
 
-# guidance scale -> how far bf16 may take the part of the noise that the network says, of that part's size
+# guidance scale -> largest relative error of the network's part of the noise under bf16
 ROUNDING = {1.0: 0.02, 3.0: 0.05, 7.5: 0.09}
-# ... and the noise itself, at scale 3 and timestep t: of v-prediction's a part is the latents', which nothing rounds
+# likewise of the noise, at scale 3 and timestep t; under v-prediction a part of it is the latents', which is exact
 NOISE = {"v_prediction": {100: 0.03, 500: 0.01, 900: 0.003}, "epsilon": {100: 0.05, 500: 0.05, 900: 0.05}}
 SLOPE = 0.03
 
@@ -130,24 +117,24 @@ def apart(found: Tensor, true: Tensor) -> float:
 
 @pytest.mark.parametrize("weights", ["full", "half"])
 @pytest.mark.parametrize("t", [100, 500, 900])
-def test_bf16_agrees_with_float32(family: Backbone, told: Condition, latents: Tensor, t: int, weights: str):
-    """Within the tolerances above, which are less than half of what it makes if the picture isn't told."""
+def test_bf16_agrees_with_float32(family: Backbone, family_condition: Condition, latents: Tensor, t: int, weights: str):
+    """Within the tolerances above, less than half of the effect of the image condition."""
     unet = inflated_copy(family)
     denoiser = Denoiser(unet, family.scheduler)
     a, v = denoiser.alphas_cumprod[t], denoiser.prediction_type == "v_prediction"
-    own = (1 - a).sqrt() * latents if v else torch.zeros_like(latents)  # in the noise, but not the network's
+    own = (1 - a).sqrt() * latents if v else torch.zeros_like(latents)  # not the network's
 
-    def answers(condition: Condition) -> tuple[list[Tensor], Tensor]:
+    def predictions(condition: Condition) -> tuple[list[Tensor], Tensor]:
         with torch.no_grad():
             noises = [denoiser(latents, t, condition, scale).noise for scale in ROUNDING]
         return noises, torch.cat([g.flatten() for g in gradients(unet, family, latents, condition).values()])
 
-    noises, slope = answers(told)
-    blind, blind_slope = answers(Condition(told.text, told.null_image, told.null_text))
+    noises, slope = predictions(family_condition)
+    blind, blind_slope = predictions(replace(family_condition, image=family_condition.null_image))
     if weights == "half":
         hold(unet, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        found, found_slope = answers(told)
+        found, found_slope = predictions(family_condition)
     for tolerance, ours, exact, unseen in zip(ROUNDING.values(), found, noises, blind, strict=True):
         assert ours.dtype == torch.float32
         assert 0 < apart(ours - own, exact - own) < tolerance < 0.5 * apart(unseen - own, exact - own)
@@ -156,19 +143,27 @@ def test_bf16_agrees_with_float32(family: Backbone, told: Condition, latents: Te
 
 
 @pytest.mark.parametrize("scale", [3.0, 7.5])
-def test_under_bf16_the_network_alone_rounds(family: Backbone, told: Condition, latents: Tensor, scale: float):
-    """Guidance multiplies what its two branches were rounded by, and adds nothing: it and the parametrisation are float32."""
+def test_under_bf16_only_the_network_rounds(
+    family: Backbone, family_condition: Condition, latents: Tensor, scale: float
+):
+    """Guidance and parametrisation are float32, so they add nothing to the rounding of the two branches."""
     denoiser = Denoiser(inflated_copy(family), family.scheduler)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        noise = denoiser(latents, T, told, scale).noise
-        null, seen = denoiser.output(torch.cat([latents] * 2), torch.tensor([T, T]), stack(told.null, told)).float().chunk(2)
+        noise = denoiser(latents, T, family_condition, scale).noise
+        null, seen = (
+            denoiser.output(
+                torch.cat([latents] * 2), torch.tensor([T, T]), stack(family_condition.null, family_condition)
+            )
+            .float()
+            .chunk(2)
+        )
     output = null + scale * (seen - null)
     expected = to_noise(output, latents, denoiser.alphas_cumprod[T], denoiser.prediction_type)
     assert torch.allclose(noise, expected, atol=1e-5)
 
 
-def test_tiles_are_used_above_their_size_alone():
-    """On the drawn world's autoencoder: a random one has norms that no tile shares with its frame."""
+def test_tiles_are_only_used_above_their_size():
+    """With trained weights: in a random autoencoder the norms of a tile are far from its frame's."""
     folder = Path(__file__).parents[1] / "tave/roadside/weights/backbone/vae"
     vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True).eval()
     columns = torch.linspace(-0.8, 0.8, 96).expand(1, 3, 96, 96)
@@ -186,8 +181,8 @@ def test_tiles_are_used_above_their_size_alone():
         use_tiles(vae, 66)
 
 
-class Traveller(nn.Linear):
-    """Notes where it is sent."""
+class Recorder(nn.Linear):
+    """Records its moves between devices."""
 
     def __init__(self) -> None:
         super().__init__(1, 1)
@@ -199,7 +194,7 @@ class Traveller(nn.Linear):
 
 
 def test_a_part_is_on_the_device_while_it_works():
-    stays, goes = Traveller(), Traveller()
+    stays, goes = Recorder(), Recorder()
     for part, offload in ((stays, False), (goes, True)):
         with pytest.raises(ZeroDivisionError), at_work(part, torch.device("cpu", 0), offload):
             assert part.sent == ["cpu:0"]
@@ -207,64 +202,50 @@ def test_a_part_is_on_the_device_while_it_works():
     assert stays.sent == ["cpu:0"] and goes.sent == ["cpu:0", "cpu"]
 
 
-def data(tiny: Backbone, clip: Clip, memory: MemoryOptions) -> ClipData:
-    return ClipData(
-        tiny,
-        clip,
-        "a white bus",
-        steps=1,
-        condition=ConditionOptions(),
-        reference=ReferenceOptions(frame="per_frame"),
-        inversion="source",
-        seed=0,
-        memory=memory,
-    )
+@pytest.fixture
+def frames() -> Tensor:
+    return torch.rand(FRAMES, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_chunks_and_offloading_change_nothing_that_is_seen(tiny: Backbone, clip: Clip):
-    plain, spare = (data(tiny, clip, memory) for memory in (MemoryOptions(), MemoryOptions(chunk=1, offload=True)))
-    for ours, theirs in (
-        (spare.source.latents, plain.source.latents),
-        (spare.source.round_trip, plain.source.round_trip),
-        (spare.source.condition.image, plain.source.condition.image),
-        (spare.lesson.embeds, plain.lesson.embeds),
-    ):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+def test_chunks_and_offloading_change_nothing(tiny: Backbone, frames: Tensor):
+    plain, spare = (Encoders(tiny, memory=memory) for memory in (MemoryOptions(), MemoryOptions(chunk=1, offload=True)))
+    latents = plain.encode(frames)
+    assert torch.allclose(spare.encode(frames), latents, atol=1e-5)
+    assert torch.allclose(spare.decode(latents), plain.decode(latents), atol=1e-5)
+    assert torch.allclose(spare.embed(frames), plain.embed(frames), atol=1e-5)
 
 
-def test_encoders_and_autoencoder_keep_their_precision_under_autocast(tiny: Backbone, clip: Clip):
-    """The target's condition is made while the Trainer's autocast is on, the source's before: they must compare."""
-    made = data(tiny, clip, MemoryOptions())
+def test_encoders_keep_their_precision_under_autocast(tiny: Backbone, frames: Tensor):
+    """The target is encoded under the Trainer's autocast, the source before: their conditions must be comparable."""
+    encoders = Encoders(tiny)
+    latents, condition = encoders.encode(frames), encoders.condition("a bus", [frames])
+    decoded = encoders.decode(latents)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(made.condition("a bus", clip.frames[:1]).image, made.condition("a bus", clip.frames[:1]).image)
-        inside = made.condition("a white bus", clip.frames)
-        frames = made.decode(made.source.latents)
-    assert torch.equal(inside.image, made.source.condition.image) and torch.equal(inside.text, made.source.condition.text)
-    assert torch.equal(frames, made.source.round_trip)
+        inside = encoders.condition("a bus", [frames])
+        assert torch.equal(encoders.encode(frames), latents) and torch.equal(encoders.decode(latents), decoded)
+    assert torch.equal(inside.image, condition.image) and torch.equal(inside.text, condition.text)
 
 
-def tuned(tiny: Backbone, unet: UNet2DConditionModel, kind: str) -> dict[str, Tensor]:
-    schedule = Schedule.from_scheduler(tiny.scheduler, 2)
-    editor = Editor(Denoiser(unet, tiny.scheduler), schedule, TuningOptions(lr=1e-3), EditingOptions(), optimizer=kind)
-    optimizer = editor.configure_optimizers()
-    generator = torch.Generator().manual_seed(0)
+def stepped(unet: UNet2DConditionModel, kind: str) -> dict[str, Tensor]:
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer, generator = adamw(parameters, kind, 1e-3, 1e-2), torch.Generator().manual_seed(0)
     for _ in range(3):
-        for parameter in editor.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-        editor.configure_gradient_clipping(optimizer, 1.0)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizer.step()
     return tuned_state(unet)
 
 
-def test_the_fused_optimizer_takes_the_same_steps(tiny: Backbone, inflated: UNet2DConditionModel):
-    plain, fused = (tuned(tiny, copy.deepcopy(inflated), kind) for kind in ("adamw", "fused"))
+def test_the_fused_optimizer_takes_the_same_steps(inflated: UNet2DConditionModel):
     start = tuned_state(inflated)
+    plain, fused = (stepped(copy.deepcopy(inflated), kind) for kind in ("adamw", "fused"))
     assert all(torch.allclose(plain[name], fused[name], atol=1e-6) for name in plain)
     assert all(not torch.equal(plain[name], start[name]) for name in plain)
 
 
-def test_without_bitsandbytes_one_line_says_what_stands_in(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_without_bitsandbytes_a_warning_names_the_substitute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr("tave.memory.has_8bit", lambda: False)
     made = adamw([nn.Parameter(torch.zeros(1))], "8bit", 1e-3, 0.0)
     assert type(made) is torch.optim.AdamW
@@ -272,40 +253,25 @@ def test_without_bitsandbytes_one_line_says_what_stands_in(monkeypatch: pytest.M
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_what_does_not_go_together_is_told():
-    with pytest.raises(OptionError, match=r"memory\.weights=half.*bf16-mixed"):
-        MemoryOptions(weights="half").check("32-true")
-    with pytest.raises(OptionError, match=r"memory\.optimizer=fused"):
-        MemoryOptions(optimizer="fused").check("16-mixed")
+def test_keys_contain_the_settings_that_round():
+    exact = MemoryOptions(gradient_checkpointing=True, chunk=1, branches="alone", offload=True)
+    assert rounding(MemoryOptions(), "32-true") == rounding(exact, "32-true") == []
+    assert rounding(MemoryOptions(), "bf16-mixed") != rounding(MemoryOptions(weights="half"), "bf16-mixed") != []
 
 
-def test_a_tuning_is_remembered_under_the_rounding_it_was_made_with():
-    assert MemoryOptions().imprint("32-true") == []
-    assert MemoryOptions(gradient_checkpointing=True, chunk=1, branches="alone", offload=True).imprint("32-true") == []
-    assert MemoryOptions().imprint("bf16-mixed") != MemoryOptions(weights="half").imprint("bf16-mixed") != []
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_gpu_preset_on_a_cpu_gives_a_note(preset: str):
+    options = compose_options("train", ["video=bus_to_suv", f"memory={preset}"])
+    note = preset_note(options.memory, options.precision, has_gpu=False)
+    assert (note is None) == (preset == "full") and (note is None or "set memory=full" in note)
+    assert preset_note(options.memory, options.precision, has_gpu=True) is None
 
 
-def options(cache: Path, *overrides: str) -> TrainOptions:
-    base = ["+video=bus_to_suv", "backbone=tiny", f"cache={cache}", "metrics=none", "tuning.steps=2", "inversion.steps=2"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("train", [*base, "video.frames=3", "video.edits.suv.truth=null", *overrides]))
-
-
-@pytest.mark.parametrize("preset", ["full", "8gb"])
-def test_a_preset_tunes_and_edits(preset: str, tmp_path: Path):
-    """From float32 throughout to everything at once; on the CPU, where bf16 rounds as it does on a card."""
-    folder = train(options(tmp_path / "cache", f"memory={preset}"), tmp_path / preset, show=False)
-    assert (folder / "edits/suv/edited.mp4").is_file()
-    state, about = read_tensors(folder / "tuned.safetensors")
-    assert {value.dtype for value in state.values()} == {torch.float32} and about["tuning"]["steps"] == 2
-
-
-def test_presets_only_set_options():
-    """Each can be had without the preset, and outbid beside it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        names = sorted(path.stem for path in (CONF / "memory").glob("*.yaml"))
-        made = {name: typed(compose("train", ["+video=bus_to_suv", f"memory={name}"])) for name in names}
-        outbid = typed(compose("train", ["+video=bus_to_suv", "memory=8gb", "memory.chunk=5", "trainer.precision=16-mixed"]))
-    assert names == ["12gb", "16gb", "24gb", "80gb", "8gb", "full"]
-    assert (made["full"].memory, made["full"].precision) == (MemoryOptions(), "32-true")
-    assert outbid.memory.chunk == 5 and outbid.precision == "16-mixed" and outbid.memory.offload
+def test_presets_can_be_overridden():
+    options = compose_options(
+        "train", ["video=bus_to_suv", "memory=8gb", "memory.chunk=5", "trainer.precision=16-mixed"]
+    )
+    assert options.memory.chunk == 5 and options.precision == "16-mixed" and options.memory.offload
+    assert held(options.memory, options.precision) == torch.float16
+    full = compose_options("train", ["video=bus_to_suv", "memory=full"])
+    assert full.memory == MemoryOptions() and held(full.memory, full.precision) == torch.float32

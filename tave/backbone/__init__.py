@@ -1,10 +1,11 @@
-"""The pretrained parts, from local files (METHOD 1), family by family, and a tiny random one for tests."""
+"""Pretrained models from local files, and a tiny random one for tests (docs/method.md, section 1)."""
 
 from tave.backbone.ip_adapter import load_ip_adapter
 from tave.backbone.licence import licence_text
 from tave.backbone.parts import Backbone, BackboneError, BackboneMissingError, ImageNoising
 from tave.backbone.tiny import byte_tokenizer, tiny_backbone
-from tave.backbone.unclip import load_backbone
+from tave.backbone.unclip import load_unclip
+from tave.config import BackboneOptions
 
 __all__ = [
     "Backbone",
@@ -14,6 +15,20 @@ __all__ = [
     "byte_tokenizer",
     "licence_text",
     "load_backbone",
-    "load_ip_adapter",
     "tiny_backbone",
 ]
+
+
+def load_backbone(options: BackboneOptions) -> Backbone:
+    """Load the backbone of ``options.family``, all weights in float32 on the CPU.
+
+    Weights are safetensors only. They are searched at ``path``, a folder or an `owner/name` of the hub, else under the
+    first of ``mirrors`` with a complete copy in the hub's local cache; nothing is downloaded.
+
+    Raises:
+        FileError: in one line, for files that are unreadable; :class:`BackboneError`, its subclass, for files that are
+            incomplete, altered or of another family; :class:`BackboneMissingError` if there are none.
+    """
+    if options.family == "tiny":
+        return tiny_backbone(options.seed, options.prediction_type or "v_prediction")
+    return load_ip_adapter(options) if options.family == "ip_adapter" else load_unclip(options)

@@ -1,7 +1,7 @@
-"""Stable Diffusion 1.5 with IP-Adapter: a `StableDiffusionPipeline` folder and the adapter's files -> Backbone.
+"""Stable Diffusion 1.5 with IP-Adapter: load a `StableDiffusionPipeline` folder and the adapter's files.
 
-The picture's embedding becomes a few tokens, and each cross-attention gets keys and values of its own for them. The
-library's classes do both; the UNet carries them, so that inflating and tuning find one network.
+The image embedding becomes a few tokens, for which each cross-attention has keys and values of its own. Both are layers
+of the library that are added to the UNet, so inflation and tuning see one network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -22,88 +21,42 @@ from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from tave.backbone.files import (
-    WEIGHTS,
-    Known,
-    check_channels,
-    find,
-    listing,
-    option_for,
-    pipeline_files,
-    read_model,
-    read_part,
-    read_scheduler,
-    unet_config,
-    verified,
-    weight_files,
-)
+from tave.backbone import files
+from tave.backbone.files import read_model, read_part
 from tave.backbone.parts import Backbone, BackboneError
+from tave.config import BackboneOptions
 
 LAYOUT = "the folder that StableDiffusionPipeline.save_pretrained writes"
 PLAIN, MODELS = ("tokenizer", "scheduler"), ("text_encoder", "unet", "vae")
 ENCODER, ADAPTER = "models/image_encoder", "models/ip-adapter_sd15.safetensors"
 ADAPTER_LAYOUT = "the repository h94/IP-Adapter"
-TOKENS = 4  # that the plain adapter makes of an embedding; the library knows it by no other name
+TOKENS = 4  # of the plain adapter, the only one that is supported
 
 
-def load_ip_adapter(
-    path: str | Path | None,
-    adapter: str | Path | None,
-    *,
-    mirrors: Sequence[str] = (),
-    adapter_mirrors: Sequence[str] = (),
-    name: str | None = None,
-    prediction_type: str | None = None,
-    sha256: Known | None = None,
-    licence: str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Backbone:
-    """Load Stable Diffusion 1.5 and put IP-Adapter into its UNet, all weights cast to ``dtype``.
+def load_ip_adapter(options: BackboneOptions) -> Backbone:
+    """Load Stable Diffusion 1.5 and put IP-Adapter into its UNet; see :func:`tave.backbone.load_backbone`.
 
-    path, mirrors: as for :func:`tave.backbone.load_backbone`; the adapter and its image encoder are found likewise by
-        adapter, adapter_mirrors, at the places that their own repository gives them.
-    The other arguments as for ``load_backbone``.
-
-    Raises :class:`BackboneError`, in one line, for what is missing, unreadable, altered, or of another family;
-    :class:`BackboneMissingError` where there is nothing at all of backbone or adapter.
+    The adapter and its image encoder are found by ``adapter`` and ``adapter_mirrors``, in the layout of their own
+    repository.
     """
-
-    def whole(folder: Path) -> dict[str, list[Path]]:
-        _check_family(folder)
-        files = pipeline_files(folder, PLAIN, MODELS, LAYOUT)
-        check_channels(folder)
-        return files
-
-    def whole_adapter(folder: Path) -> dict[str, list[Path]]:
-        file = folder / ADAPTER
-        if not file.is_file():
-            pickled = file.with_suffix(".bin").is_file()
-            told = f"; {file.with_suffix('.bin').name} is a pickle, which could run code and is not read" if pickled else ""
-            raise BackboneError(f"{folder} lacks {ADAPTER}: copy it there from {ADAPTER_LAYOUT}{told}")
-        return {"image_encoder": weight_files(folder / ENCODER, WEIGHTS["image_encoder"], ADAPTER_LAYOUT), "adapter": [file]}
-
-    folder = find(path, mirrors, whole, _absent("path", path, mirrors, f"{LAYOUT}: {listing((*PLAIN, *MODELS))}"))
-    files = f"{ENCODER}/config.json + model.safetensors, {ADAPTER}"
-    place = find(adapter, adapter_mirrors, whole_adapter, _absent("adapter", adapter, adapter_mirrors, files), "adapter")
-    weights, beside = whole(folder), whole_adapter(place)
-    called = name or f"{path} + {adapter}"
-    hashes, unverified = verified(weights, folder, sha256, called)
-    more, unverified_too = verified(beside, place, sha256, called)
-    encoder = read_model(CLIPVisionModelWithProjection, place / ENCODER, beside["image_encoder"], dtype=dtype)
-    # As the library's pipeline does: its folder brings one for the safety checker, the adapter's repository none.
-    if (folder / "feature_extractor" / "preprocessor_config.json").is_file():
-        extractor = read_part(CLIPImageProcessor, folder / "feature_extractor")
-    else:
-        side = cast(int, encoder.config.image_size)
-        extractor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    needed = f"{LAYOUT}: {files.listing((*PLAIN, *MODELS))}"
+    missing = _missing("path", options.path, options.mirrors, needed)
+    folder, weights = files.find(options.path, options.mirrors, _check, missing)
+    needed = f"{ENCODER}/config.json + model.safetensors, {ADAPTER}"
+    missing = _missing("adapter", options.adapter, options.adapter_mirrors, needed)
+    place, beside = files.find(options.adapter, options.adapter_mirrors, _check_adapter, missing, "adapter")
+    name = options.name or f"{options.path} + {options.adapter}"
+    hashes, unverified = files.verified(weights, folder, options.sha256, name)
+    more_hashes, more_unverified = files.verified(beside, place, options.sha256, name)
+    encoder = read_model(CLIPVisionModelWithProjection, place / ENCODER, beside["image_encoder"])
     parts: dict[str, Any] = {
         "tokenizer": read_part(CLIPTokenizer, folder / "tokenizer"),
-        "text_encoder": read_model(CLIPTextModel, folder / "text_encoder", weights["text_encoder"], dtype=dtype),
-        "feature_extractor": extractor,
+        "text_encoder": read_model(CLIPTextModel, folder / "text_encoder", weights["text_encoder"]),
+        "feature_extractor": _extractor(folder / "feature_extractor", int(encoder.config.image_size)),
         "image_encoder": encoder,
-        "unet": read_model(UNet2DConditionModel, folder / "unet", weights["unet"], torch_dtype=dtype),
-        "scheduler": read_scheduler(folder / "scheduler" / "scheduler_config.json", prediction_type),
-        "vae": read_model(AutoencoderKL, folder / "vae", weights["vae"], torch_dtype=dtype),
+        "unet": read_model(UNet2DConditionModel, folder / "unet", weights["unet"]),
+        "scheduler": files.read_scheduler(folder / "scheduler" / "scheduler_config.json", options.prediction_type),
+        "vae": read_model(AutoencoderKL, folder / "vae", weights["vae"]),
     }
     tensors = _adapter(place / ADAPTER, parts["unet"], int(encoder.config.projection_dim))
     pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)  # type: ignore[arg-type]
@@ -111,45 +64,48 @@ def load_ip_adapter(
         pipeline.load_ip_adapter(cast(Any, tensors), subfolder="", weight_name="")
     return Backbone(
         **parts,
-        name=called,
-        hashes=hashes | more,
-        unverified=(*unverified, *unverified_too),
+        name=name,
+        hashes=hashes | more_hashes,
+        unverified=(*unverified, *more_unverified),
         conditioner=str(place / ENCODER),
-        licence=licence,
+        licence=options.licence,
     )
 
 
-def _check_family(folder: Path) -> None:
-    config = unet_config(folder) or {}
+def _check(folder: Path) -> files.Files:
+    config = files.unet_config(folder)
     if config.get("class_embed_type") or config.get("addition_embed_type") or config.get("cross_attention_dim") == 1024:
-        raise BackboneError(f"{folder}/unet is not Stable Diffusion 1.5; {option_for(config)}")
+        raise BackboneError(f"{folder}/unet is not Stable Diffusion 1.5; {files.option_for(config)}")
+    return files.pipeline_files(folder, PLAIN, MODELS, LAYOUT)
 
 
-@contextmanager
-def _without_empty_warning() -> Iterator[None]:
-    """The library casts the UNet with its adapter, and warns of modules that a cast spoils even where it names none."""
-    logger = logging.getLogger("diffusers.models.modeling_utils")
-
-    def telling(record: logging.LogRecord) -> bool:
-        return "should be kept in float32: []" not in record.getMessage()
-
-    logger.addFilter(telling)
-    try:
-        yield
-    finally:
-        logger.removeFilter(telling)
+def _check_adapter(folder: Path) -> files.Files:
+    file = folder / ADAPTER
+    if not file.is_file():
+        pickle = file.with_suffix(".bin")
+        reason = f"; {pickle.name} is a pickle, which could run code and is not read" if pickle.is_file() else ""
+        raise BackboneError(f"{folder} lacks {ADAPTER}: copy it there from {ADAPTER_LAYOUT}{reason}")
+    encoder = files.weight_files(folder / ENCODER, files.WEIGHTS["image_encoder"], ADAPTER_LAYOUT)
+    return {"image_encoder": encoder, "adapter": [file]}
 
 
-def _absent(key: str, path: str | Path | None, mirrors: Sequence[str], files: str) -> str:
+def _missing(key: str, path: str | None, mirrors: Sequence[str], needed: str) -> str:
     if path is not None:
-        return f"backbone.{key}={path} not found: put there {files}"
-    return f"of {', '.join(mirrors)} none is in the local hub cache: give backbone.{key}=FOLDER that holds {files}"
+        return f"backbone.{key}={path} not found: put there {needed}"
+    return f"none of {', '.join(mirrors)} is in the local hub cache: give backbone.{key}=FOLDER that has {needed}"
+
+
+def _extractor(folder: Path, side: int) -> CLIPImageProcessor:
+    """As the library's pipeline: its folder has one for the safety checker, the adapter's repository has none."""
+    if (folder / "preprocessor_config.json").is_file():
+        return read_part(CLIPImageProcessor, folder)
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def _adapter(file: Path, unet: UNet2DConditionModel, width: int) -> dict[str, dict[str, Tensor]]:
-    """The adapter's tensors as the library takes them: its image projection, keys and values of each cross-attention.
+    """The adapter's tensors in the library's form: image projection, and keys and values of each cross-attention.
 
-    Raises :class:`BackboneError` unless every one has its place in ``unet``, for an image embedding of ``width``.
+    Raises :class:`BackboneError` unless all of them fit ``unet`` and an image embedding of ``width``.
     """
     state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in load_file(file).items():
@@ -158,7 +114,9 @@ def _adapter(file: Path, unet: UNet2DConditionModel, width: int) -> dict[str, di
     text = int(unet.config["cross_attention_dim"])
     shape = getattr(state["image_proj"].get("proj.weight"), "shape", None)
     if shape is None:
-        raise BackboneError(f"{file} is no plain IP-Adapter (image_proj.proj.weight is not in it): use {Path(ADAPTER).name}")
+        raise BackboneError(
+            f"{file} is no plain IP-Adapter (it lacks image_proj.proj.weight): use {Path(ADAPTER).name}"
+        )
     if shape != (TOKENS * text, width):
         raise BackboneError(
             f"{file} makes {TOKENS} tokens of {shape[0] // TOKENS} from an embedding of {shape[1]}, but UNet and image "
@@ -166,7 +124,24 @@ def _adapter(file: Path, unet: UNet2DConditionModel, width: int) -> dict[str, di
         )
     # The file counts all attention layers, of which every second one is a cross-attention.
     layers = sum(name.endswith("attn2.processor") for name in unet.attn_processors)
-    due = {f"{2 * i + 1}.to_{kind}_ip.weight" for i in range(layers) for kind in "kv"}
-    if strange := sorted(due ^ set(state["ip_adapter"])):
-        raise BackboneError(f"{file} does not fit the UNet's {layers} cross-attentions ({strange[0]}): use that of SD 1.5")
+    expected = {f"{2 * i + 1}.to_{kind}_ip.weight" for i in range(layers) for kind in "kv"}
+    if wrong := sorted(expected ^ set(state["ip_adapter"])):
+        raise BackboneError(
+            f"{file} does not fit the UNet's {layers} cross-attentions ({wrong[0]}): use that of SD 1.5"
+        )
     return state
+
+
+@contextmanager
+def _without_empty_warning() -> Iterator[None]:
+    """Drop the library's warning about modules that casting the UNet would spoil where it names none."""
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+
+    def names_any(record: logging.LogRecord) -> bool:
+        return "should be kept in float32: []" not in record.getMessage()
+
+    logger.addFilter(names_any)
+    try:
+        yield
+    finally:
+        logger.removeFilter(names_any)

@@ -1,4 +1,4 @@
-"""The words of the licences that known weights carry: whoever passes on what was tuned from them has to pass these on."""
+"""Texts of the licences of known weights, which apply to weights tuned from them as well."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ TEXTS = {"CreativeML Open RAIL++-M": "openrail++-m.txt", "CreativeML Open RAIL-M
 
 
 def licence_text(licence: str | None) -> str | None:
-    """The whole text of a backbone's ``licence``, which begins with its name; None for one whose text isn't here."""
+    """The text of a backbone's ``licence``, which begins with the licence's name; None if it isn't included here."""
     files = [file for name, file in TEXTS.items() if (licence or "").startswith(name)]
     return (Path(__file__).parent / "licences" / files[0]).read_text(encoding="utf-8") if files else None

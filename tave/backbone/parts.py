@@ -1,4 +1,4 @@
-"""What a backbone is made of, whichever its family: two encoders, a UNet, a scheduler, an autoencoder."""
+"""The parts of a backbone of any family: two encoders, UNet, scheduler, autoencoder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from tave.files import FileError
 
-class BackboneError(ValueError):
-    """Files that are no backbone, or not the one that was asked for; the message names file and remedy."""
+
+class BackboneError(FileError):
+    """Files that are no backbone, or not the requested one; the message names the file and the remedy."""
 
 
 class BackboneMissingError(BackboneError):
-    """Nothing is there at all; ``key`` of the backbone's options (path, adapter) is the one to give."""
+    """There are no files at all; ``key`` (path, adapter) is the option of the backbone to give."""
 
     def __init__(self, message: str, key: str = "path"):
         super().__init__(message)
@@ -28,9 +30,9 @@ class BackboneMissingError(BackboneError):
 
 @dataclass(frozen=True, eq=False)
 class ImageNoising:
-    """SD-unCLIP's alone: image embeddings are noised in the space of their own statistics.
+    """Noising of image embeddings in normalised space, for SD-unCLIP alone.
 
-    mean, std: `e` float32, plain tensors (the library's module makes fresh trainable parameters whenever it is moved).
+    mean, std: `e` float32. The library's module makes new trainable parameters whenever it is moved; these are tensors.
     """
 
     mean: Tensor
@@ -40,14 +42,14 @@ class ImageNoising:
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """All parts in eval mode and frozen; inflating and tuning change ``unet`` in place.
+    """All parts in eval mode and frozen; inflation and tuning change ``unet`` in place.
 
-    noising: None where the family takes the image embedding as it is.
-    name: of the checkpoint where it has one, else where it came from; with ``hashes`` it says what a tuning was made from.
+    noising: None if the family takes the image embedding as it is.
+    name: of the checkpoint, else its path; with ``hashes`` it identifies what a tuning was made from.
     hashes: weight file, relative to its folder -> SHA-256 in hexadecimal.
-    unverified: those of them that should be compared with a published value and of which none is known.
-    conditioner: the folder of the image encoder, so that metrics can tell whether they judge by what steered the edit.
-    licence: of the weights; it holds for what is tuned from them too.
+    unverified: those of them without a published value to compare with.
+    conditioner: folder of the image encoder, by which metrics recognise the encoder that steered the edit.
+    licence: of the weights; it applies to weights tuned from them too.
     """
 
     tokenizer: CLIPTokenizer
@@ -67,26 +69,33 @@ class Backbone:
     def __post_init__(self) -> None:
         for part in (self.text_encoder, self.image_encoder, self.unet, self.vae):
             part.eval().requires_grad_(False)
-        seen, told = self.text_encoder.config.hidden_size, self.unet.config["cross_attention_dim"]
-        if seen != told:
-            raise BackboneError(
-                f"backbone {self.name}: text encoder ({seen}) and UNet ({told}) differ in width: take all subfolders "
-                "from one checkpoint"
-            )
+        remedy = "differ in width: take all subfolders from one checkpoint"
+        text, expected = self.text_encoder.config.hidden_size, self.unet.config["cross_attention_dim"]
+        if text != expected:
+            raise BackboneError(f"backbone {self.name}: text encoder ({text}) and UNet ({expected}) {remedy}")
         if self.noising is not None:
-            width, told = self.noising.mean.numel(), self.unet.config["projection_class_embeddings_input_dim"]
-            if self.image_width != width or told != 2 * width:
+            width, expected = self.noising.mean.numel(), self.unet.config["projection_class_embeddings_input_dim"]
+            if self.image_width != width or expected != 2 * width:
                 raise BackboneError(
-                    f"backbone {self.name}: image encoder ({self.image_width}), normalizer ({width}) and UNet ({told}, "
-                    "should be twice that) differ in width: take all subfolders from one checkpoint"
+                    f"backbone {self.name}: image encoder ({self.image_width}), normalizer ({width}) and UNet "
+                    f"({expected}, should be twice that) {remedy}"
                 )
 
     @property
     def image_width(self) -> int:
-        """`e`, of the image encoder's embedding."""
+        """Width `e` of the image embedding."""
         return int(self.image_encoder.config.projection_dim)
 
     @property
     def vae_factor(self) -> int:
-        """Pixels to one latent cell, along each side."""
+        """Side of a latent cell in pixels."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise :class:`BackboneError` for frames with fewer than two cells at the UNet's coarsest level."""
+        least = self.vae_factor * 2 ** len(self.unet.config["down_block_types"])
+        if min(width, height) < least:
+            raise BackboneError(
+                f"frames of {width}x{height} px are too small for {self.name}: set video.width and video.height to at "
+                f"least {least}"
+            )

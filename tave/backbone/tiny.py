@@ -1,4 +1,4 @@
-"""A backbone of the true classes at toy size, with random weights: for tests, made in memory."""
+"""A backbone of the real classes at toy size with random weights, for tests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionMode
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from tave.backbone.parts import Backbone, ImageNoising
-from tave.config import choice
 
 TOKENS, TEXT_WIDTH, IMAGE_WIDTH, IMAGE_SIZE = 77, 32, 24, 32
+LAYERS: dict[str, Any] = {"intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def tiny_backbone(seed: int = 0, prediction_type: str = "v_prediction") -> Backbone:
-    """Random weights drawn from ``seed``, global randomness untouched; frames of 32 px make latents `4 8 8`.
+    """Random weights drawn from ``seed``, without touching global generators; 32 px frames give latents `4 8 8`.
 
     prediction_type: v_prediction (as SD-unCLIP) or epsilon.
     """
-    choice("prediction_type", prediction_type, ("v_prediction", "epsilon"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = byte_tokenizer(("bus", "car", "road", "red", "white", "on", "the"), TOKENS)
@@ -52,10 +51,10 @@ def tiny_backbone(seed: int = 0, prediction_type: str = "v_prediction") -> Backb
 
 
 def byte_tokenizer(words: tuple[str, ...], length: int) -> CLIPTokenizer:
-    """CLIP's tokenizer with one token for each of ``words`` and one for each byte, so that any text encodes.
+    """CLIP's tokenizer with one token for each of ``words`` and one for each byte, so that any text can be encoded.
 
-    A word's merges go behind those of the words before it: what these already make of it is joined from left to right.
-    So no merge is applied ahead of one that an earlier word needs, and every word ends as one token.
+    A word's merges come after those of earlier words; what these leave of it is joined from left to right. So no merge
+    precedes one that an earlier word needs, and every word becomes one token.
     """
     letters = _byte_alphabet()
     symbols, merges = letters + [letter + "</w>" for letter in letters], []
@@ -71,7 +70,7 @@ def byte_tokenizer(words: tuple[str, ...], length: int) -> CLIPTokenizer:
 
 
 def _merged(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding: of the pairs that stand side by side, the one that was learnt first is joined first."""
+    """Byte-pair encoding: of adjacent pairs, the one with the earliest merge is joined first."""
     rank = {pair: i for i, pair in enumerate(merges)}
     while len(pieces) > 1:
         pairs = list(pairwise(pieces))
@@ -91,57 +90,31 @@ def _byte_alphabet() -> list[str]:
 
 
 def _text(tokenizer: Any) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=TOKENS,
-        projection_dim=TEXT_WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": TEXT_WIDTH, "projection_dim": TEXT_WIDTH}
+    return CLIPTextModel(CLIPTextConfig(max_position_embeddings=TOKENS, **sizes, **LAYERS, **special))
 
 
 def _vision() -> CLIPVisionModelWithProjection:
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-        projection_dim=IMAGE_WIDTH,
-    )
-    return CLIPVisionModelWithProjection(config)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 8,
+        "projection_dim": IMAGE_WIDTH,
+    }
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, **LAYERS))
 
 
 def _scheduler(prediction_type: Any) -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=prediction_type,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
-    )
+    levels: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    steps: dict[str, Any] = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+    return DDIMScheduler(prediction_type=prediction_type, clip_sample=False, **levels, **steps)
 
 
 def _unet() -> UNet2DConditionModel:
-    heads: Any = (
-        2,
-        4,
-        4,
-    )  # of each level; the library calls it head dim by an old mistake, and types it as a single one
+    heads: Any = (2, 4, 4)  # of each level; the library calls them head dims, and types them as one
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(16, 32, 32),
@@ -156,24 +129,13 @@ def _unet() -> UNet2DConditionModel:
 
 
 def _autoencoder() -> AutoencoderKL:
-    levels: dict[str, Any] = {  # the library types these as tuples of one
+    levels: dict[str, Any] = {  # the library types these as tuples of one element
         "block_out_channels": (8, 16, 16),
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
     }
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=32,
-        **levels,
-    )
+    return AutoencoderKL(norm_num_groups=8, sample_size=32, **levels)
 
 
 def _sha256(tensors: list[Tensor]) -> str:
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()

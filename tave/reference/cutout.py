@@ -28,8 +28,8 @@ def matte(rgb: Tensor, alpha: Tensor | None = None, given: Tensor | None = None,
     """The target object's matte `1 H W` in [0, 1], 1 = object.
 
     ``rgb`` `3 H W` in [-1, 1]; ``alpha`` (the picture's own) and ``given`` (the user's or a segmenter's) `1 H W` in
-    [0, 1] or None. ``kind``: given | segmented (both: the given one) | alpha | colour (if that fails, the whole picture)
-    | none (the whole picture) | auto: the given one, else alpha, else by colour.
+    [0, 1] or None. ``kind``: given | segmented (both: the given one) | alpha | colour (if that fails, the whole
+    picture) | none (the whole picture) | auto: the given one, else alpha, else by colour.
 
     Raises:
         MatteError: the matte asked for isn't there, doesn't fit the picture or is empty.
@@ -83,7 +83,8 @@ def cut_out(rgb: Tensor) -> Tensor | None:
 
 
 def grab_cut(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """GrabCut (Rother et al. 2004) of ``pixels`` `H W 3` uint8 from OpenCV's ``labels`` `H W`, which it changes: `H W` bool.
+    """GrabCut (Rother et al. 2004) of ``pixels`` `H W 3` uint8 from OpenCV's ``labels`` `H W`, which it changes: `H W`
+    bool.
 
     Deterministic.
     """

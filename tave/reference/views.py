@@ -133,7 +133,8 @@ def find_place(frames: Tensor, region: Tensor) -> Place | None:
 
 
 def put(place: Place, index: int, rgb: Tensor, cut: Tensor, height_scale: float, feather: float) -> Tensor:
-    """Frame ``index`` of the place with the target in it, `3 H W`: on the box's bottom line, centred, cropped at the edge.
+    """Frame ``index`` of the place with the target in it, `3 H W`: on the box's bottom line, centred, cropped at the
+    edge.
 
     Args:
         rgb, cut: the target image `3 h w` in [-1, 1] and its matte `1 h w` in [0, 1].

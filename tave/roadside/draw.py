@@ -1,7 +1,7 @@
-"""Scene -> pixels: background, vehicle and occluder as layers, so that every part of a frame is known exactly.
+"""Scene -> pixels: background, vehicle and occluder as separate layers, each known exactly.
 
-Shapes are drawn with hard edges at four times the size and box-filtered down. A layer is premultiplied RGBA, and the
-filter is linear, so stacking the small layers equals filtering the stacked large picture.
+Shapes are drawn with hard edges at four times the size and box-filtered. Layers are premultiplied RGBA and the filter
+is linear, so compositing the small layers equals filtering the large composite.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Point = tuple[float, float]
 
 
 class _Pen:
-    """Pillow drawing in units: ``place`` maps local coordinates to units, the rest is scale."""
+    """Draws shapes given in units, after a ``shift`` in units; ``unit`` is their size in pixels."""
 
     def __init__(self, image: Image.Image, unit: float, shift: Point = (0.0, 0.0)):
         self._draw, self._unit, self._shift = ImageDraw.Draw(image), unit, shift
@@ -66,7 +66,7 @@ class _Pen:
         self._draw.ellipse((x0, y0, x1, y1), fill=fill)  # type: ignore[arg-type]
 
 
-# --- vehicles, facing right, x from the centre, y up from the wheels' line ------------------------------------
+# ---- vehicles: facing right, x from the centre, y up from the wheels' bottom -----------------------------------------
 
 # Body polygons (painted with the pattern), windows, wheels (x, radius), lamps (x, y).
 _BODIES: dict[str, list[list[Point]]] = {
@@ -86,19 +86,9 @@ _BODIES: dict[str, list[list[Point]]] = {
     ],
     "van": [[(-12, 1.7), (-12, 11.4), (-11.2, 12), (4.4, 12), (9, 7.4), (11.6, 6.4), (12, 5.2), (12, 1.7)]],
     "bike": [
-        [
-            (-7.2, 5.2),
-            (-5.8, 7.0),
-            (-1.6, 6.0),
-            (1.6, 7.4),
-            (3.4, 9.0),
-            (5.0, 8.4),
-            (4.6, 5.6),
-            (2.2, 2.2),
-            (-2.6, 2.2),
-        ],
+        [(-7.2, 5.2), (-5.8, 7), (-1.6, 6), (1.6, 7.4), (3.4, 9), (5, 8.4), (4.6, 5.6), (2.2, 2.2), (-2.6, 2.2)],
     ],
-}
+}  # fmt: skip
 _WINDOWS: dict[str, list[list[Point]]] = {
     "car": [[(-5.8, 5.0), (-4.2, 7.0), (-1.4, 7.0), (-1.4, 5.0)], [(-0.7, 5.0), (-0.7, 7.0), (2.0, 7.0), (4.3, 5.0)]],
     "suv": [
@@ -113,26 +103,19 @@ _WINDOWS: dict[str, list[list[Point]]] = {
     "bike": [[(3.6, 8.0), (4.6, 10.0), (5.4, 9.6), (5.0, 7.8)]],
 }
 _WHEELS: dict[str, list[Point]] = {
-    "car": [(-6, 2.0), (6, 2.0)],
-    "suv": [(-6.4, 2.6), (6.4, 2.6)],
-    "bus": [(-9.5, 2.7), (10, 2.7)],
-    "truck": [(-12.6, 2.6), (-7, 2.6), (11.6, 2.6)],
-    "van": [(-7.2, 2.5), (7.4, 2.5)],
+    "car": [(-6, 2), (6, 2)], "suv": [(-6.4, 2.6), (6.4, 2.6)], "bus": [(-9.5, 2.7), (10, 2.7)],
+    "truck": [(-12.6, 2.6), (-7, 2.6), (11.6, 2.6)], "van": [(-7.2, 2.5), (7.4, 2.5)],
     "bike": [(-4.7, 2.8), (4.7, 2.8)],
-}
+}  # fmt: skip
 _LAMPS: dict[str, Point] = {
-    "car": (9.4, 3.6),
-    "suv": (9.8, 5.2),
-    "bus": (15.4, 3.6),
-    "truck": (15.8, 4.6),
-    "van": (11.2, 5.0),
+    "car": (9.4, 3.6), "suv": (9.8, 5.2), "bus": (15.4, 3.6), "truck": (15.8, 4.6), "van": (11.2, 5),
     "bike": (5.2, 7.2),
-}
-_STRIPE, _DOT = 4.4, 3.6  # periods in units: wide enough to survive the autoencoder
+}  # fmt: skip
+_STRIPE, _DOT = 4.4, 3.6  # periods in units; the autoencoder can still resolve them
 
 
 def _paint(vehicle: Vehicle, size: tuple[int, int], to_canvas, unit: float) -> Image.Image:
-    """The body's paint over the whole canvas; the body's silhouette is cut out of it."""
+    """Return the body's paint on the whole canvas, of which the body's silhouette is used."""
     paint = Image.new("RGB", size, RGB[vehicle.color])
     pen, accent = _Pen(paint, unit), RGB[vehicle.accent]
     height = max(y for body in _BODIES[vehicle.kind] for _, y in body)
@@ -152,7 +135,7 @@ def _paint(vehicle: Vehicle, size: tuple[int, int], to_canvas, unit: float) -> I
 
 
 def vehicle_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The vehicle alone: premultiplied RGBA ``H W 4`` float32 in [0, 1], ``margin`` (x, y) pixels wider on each side."""
+    """Return the vehicle as premultiplied RGBA ``H W 4`` float32 in [0, 1], ``margin`` (x, y) pixels wider all round."""
     big = (size + 2 * margin[0]) * SUPERSAMPLE, (size + 2 * margin[1]) * SUPERSAMPLE
     unit = size * SUPERSAMPLE / UNITS
     shift = margin[0] * UNITS / size, margin[1] * UNITS / size
@@ -181,7 +164,7 @@ def vehicle_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] =
 
 
 def occluder_layer(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """What passes in front of the vehicle: premultiplied RGBA ``H W 4``, all zero where there is none."""
+    """Return what stands in front of the vehicle as premultiplied RGBA ``H W 4``, zero where there is nothing."""
     if scene.occluder is None:
         return np.zeros((size, size, 4), np.float32)
     big, unit = size * SUPERSAMPLE, size * SUPERSAMPLE / UNITS
@@ -202,18 +185,15 @@ def occluder_layer(scene: Scene, frame: int, size: int) -> np.ndarray:
 def _shrink(rgb: Image.Image, alpha: Image.Image) -> np.ndarray:
     flat = Image.composite(rgb, Image.new("RGB", rgb.size), alpha)  # hard edges: this is the premultiplied colour
     small = (rgb.width // SUPERSAMPLE, rgb.height // SUPERSAMPLE)
-    parts = [
-        np.asarray(flat.resize(small, Image.Resampling.BOX)),
-        np.asarray(alpha.resize(small, Image.Resampling.BOX)),
-    ]
+    parts = [np.asarray(image.resize(small, Image.Resampling.BOX)) for image in (flat, alpha)]
     return np.dstack(parts).astype(np.float32) / 255
 
 
-# --- places -----------------------------------------------------------------------------------------------------
+# ---- places ----------------------------------------------------------------------------------------------------------
 
 
 def background(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """Sky, skyline, ground and road without vehicle and occluder: ``H W 3`` float32 in [0, 1]."""
+    """Return sky, skyline, ground and road without vehicle and occluder: ``H W 3`` float32 in [0, 1]."""
     big, unit = size * SUPERSAMPLE, size * SUPERSAMPLE / UNITS
     top, bottom = (np.array(c, np.float32) for c in _SKY[scene.place])
     ramp = np.linspace(0, 1, round(_HORIZON * unit), dtype=np.float32)[:, None]
@@ -235,7 +215,7 @@ def _shade(color: Sequence[int], factor: float) -> tuple[int, ...]:
     return tuple(int(min(255, c * factor)) for c in color)
 
 
-# Skylines are drawn over three frame widths, so that a panning camera finds something there.
+# Skylines span three frame widths, for a panning camera.
 _SPAN = (-64.0, 128.0)
 
 
@@ -316,26 +296,26 @@ def _palms(image: Image.Image, unit: float, rng: np.random.Generator, moved: flo
 _SKYLINES = {"mountain": _mountains, "desert": _dunes, "city": _towers, "forest": _firs, "beach": _palms}
 
 
-# --- whole frames -----------------------------------------------------------------------------------------------
+# ---- frames ----------------------------------------------------------------------------------------------------------
 
 
 def over(layer: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Premultiplied ``layer`` (``... 4``) over opaque ``below`` (``... 3``)."""
+    """Composite a premultiplied ``layer`` ``... 4`` over opaque ``below`` ``... 3``."""
     return layer[..., :3] + below * (1 - layer[..., 3:])
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:
-    """Float in [0, 1] -> uint8."""
+    """Convert floats in [0, 1] to uint8."""
     return (picture * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def draw(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """One frame as it is seen: ``H W 3`` float32 in [0, 1]."""
+    """Return a whole frame, ``H W 3`` float32 in [0, 1]."""
     picture = over(vehicle_layer(scene, frame, size), background(scene, frame, size))
     return over(occluder_layer(scene, frame, size), picture) if scene.occluder else picture
 
 
 def silhouette(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """Share of each pixel that the visible vehicle covers: ``H W`` float32 in [0, 1]."""
+    """Return the share of each pixel that the visible vehicle covers, ``H W`` float32 in [0, 1]."""
     alpha = vehicle_layer(scene, frame, size)[..., 3]
     return alpha * (1 - occluder_layer(scene, frame, size)[..., 3]) if scene.occluder else alpha

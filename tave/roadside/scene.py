@@ -1,12 +1,12 @@
-"""The drawn world as data: what a frame shows, what it is called, and what training never sees.
+"""Scenes of the drawn world: vehicles, places and motion, their captions, and the combinations held out of training.
 
-Lengths are in units of 1/64 of the frame's width, so one scene can be drawn at any size; y grows downwards.
+Lengths are in units of 1/64 of the frame's width, so that a scene can be drawn at any size; y grows downwards.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,7 @@ PLACES = ("mountain", "desert", "city", "forest", "beach")
 OCCLUDERS = ("lamp", "tree")
 UNITS = 64.0
 
-# Length and height of each vehicle at scale 1, in units. The spread is the point: edits must change size and shape.
+# Length and height of each vehicle at scale 1, in units; they differ widely, so that edits change size and shape.
 SIZES = {
     "car": (20.0, 7.6),
     "suv": (21.0, 11.0),
@@ -33,12 +33,11 @@ _ROADS = {
     "forest": "on a forest road",
     "beach": "on a beach road",
 }
-_TWO_COLORED = {"striped": "striped", "dotted": "dotted", "two-tone": "two-tone"}
 
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A vehicle's looks; ``accent`` is the pattern's second colour and is not seen on a plain one."""
+    """The appearance of a vehicle. ``accent`` is the pattern's second colour; a plain vehicle doesn't show it."""
 
     kind: str
     color: str
@@ -48,41 +47,36 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a clip shows. Positions are those of frame 0; per-frame values are linear in the frame."""
+    """Everything that a clip shows. Positions are those of frame 0 and change linearly."""
 
     vehicle: Vehicle
     place: str
-    seed: int  # draws the skyline, nothing else
-    heading: int = 1  # 1 drives right, -1 left
+    seed: int  # of the skyline
+    heading: int = 1  # 1: right, -1: left
     x: float = 32.0  # centre of the vehicle
-    speed: float = 0.0  # units a frame on the screen, signed
-    ground: float = 54.0  # the wheels' line
+    speed: float = 0.0  # in the picture, units per frame
+    ground: float = 54.0  # y of the wheels' bottom
     scale: float = 1.0
-    zoom: float = 0.0  # scale gained a frame
+    zoom: float = 0.0  # change of scale per frame
     bob: float = 0.0  # amplitude of the vertical bounce
-    pan: float = 0.0  # camera, units a frame; far layers move less
+    pan: float = 0.0  # of the camera, units per frame; far layers move less
     occluder: str | None = None
     occluder_x: float = 40.0
     frames: int = 8
 
     def pose(self, frame: int) -> tuple[float, float, float]:
-        """Centre x, ground y and scale of the vehicle at ``frame``."""
+        """Return centre x, ground y and scale of the vehicle in ``frame``."""
         bounce = self.bob * float(np.sin(1.7 * frame))
         return self.x + self.speed * frame, self.ground + bounce, self.scale + self.zoom * frame
 
 
-def with_vehicle(scene: Scene, vehicle: Vehicle) -> Scene:
-    """The same drive with another vehicle: same ground line, centre, heading, scale track and occluder."""
-    return replace(scene, vehicle=vehicle)
-
-
 def caption(vehicle: Vehicle, heading: int = 1, place: str | None = None, *, pattern: bool = False) -> str:
-    """``a red suv``; with ``place`` also where it drives; with ``pattern`` also what only long captions name."""
+    """Return ``a red suv``; with ``place`` also where it drives, with ``pattern`` also its pattern."""
     name = f"{vehicle.color} {vehicle.kind}"
     if pattern and vehicle.pattern == "plain":
         name = f"plain {name}"
     elif pattern:
-        name = f"{vehicle.color} and {vehicle.accent} {_TWO_COLORED[vehicle.pattern]} {vehicle.kind}"
+        name = f"{vehicle.color} and {vehicle.accent} {vehicle.pattern} {vehicle.kind}"
     article = "an" if name[0] in "aeiou" else "a"
     if place is None:
         return f"{article} {name}"
@@ -90,17 +84,17 @@ def caption(vehicle: Vehicle, heading: int = 1, place: str | None = None, *, pat
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, in a fixed order."""
+    """Return every word of the captions, in a fixed order."""
     words = ["a", "an", "and", "plain", "driving", "left", "right", "on", "road", "street", "with", "image", "of"]
-    return [*words, *VEHICLES, *COLORS, *PLACES, "striped", "dotted", "two-tone"]
+    return [*words, *VEHICLES, *COLORS, *PLACES, *PATTERNS[1:]]
 
 
-# --- hold-out ---------------------------------------------------------------------------------------------------
+# ---- hold-out --------------------------------------------------------------------------------------------------------
 
-# Scenes of training draw their skyline from seeds below this line, benchmark and named clips from above it.
+# Training scenes use skyline seeds below this; named, study and benchmark cases use seeds above it.
 FIRST_HELD_OUT_SEED = 1_000_000
 
-# (vehicle, colour, pattern, place) of the named clips, sources and targets alike; the tests compare with cases.py.
+# (vehicle, colour, pattern, place) of the named clips, sources and targets; a test compares them with cases.py.
 NAMED_COMBINATIONS = frozenset(
     {
         ("bus", "white", "plain", "mountain"),
@@ -124,28 +118,28 @@ NAMED_COMBINATIONS = frozenset(
 
 
 def held_out(vehicle: Vehicle, place: str) -> bool:
-    """Whether this (vehicle, colour, pattern, place) is kept from training: the named ones and one in ten others."""
+    """Whether the combination is never used in training: those of the named clips and one in ten others."""
     combination = (vehicle.kind, vehicle.color, vehicle.pattern, place)
     digest = hashlib.sha256("/".join(combination).encode()).digest()
     return combination in NAMED_COMBINATIONS or digest[0] < 26
 
 
-# --- drawing lots -----------------------------------------------------------------------------------------------
+# ---- random scenes ---------------------------------------------------------------------------------------------------
 
 
 def sample_vehicle(rng: np.random.Generator) -> Vehicle:
-    """A vehicle with uniform kind, colour and pattern, and an accent that differs from the colour."""
+    """Return a random vehicle; its accent differs from its colour."""
     color = str(rng.choice(COLORS))
     accent = str(rng.choice([c for c in COLORS if c != color]))
     pattern = str(rng.choice(PATTERNS, p=(0.34, 0.22, 0.22, 0.22)))
     return Vehicle(str(rng.choice(VEHICLES)), color, pattern, accent)
 
 
-def sample_scene(rng: np.random.Generator, frames: int = 8, *, examining: bool = False) -> Scene:
-    """A training scene: never a held-out combination, never a held-out seed. ``examining``: always both."""
+def sample_scene(rng: np.random.Generator, frames: int = 8, *, unseen: bool = False) -> Scene:
+    """Return a random scene for training or, if ``unseen``, one with held-out combination and seed."""
     while True:
         vehicle, place = sample_vehicle(rng), str(rng.choice(PLACES))
-        if held_out(vehicle, place) == examining:
+        if held_out(vehicle, place) == unseen:
             break
     heading = int(rng.choice((-1, 1)))
     speed = heading * float(rng.uniform(0.5, 3.5))
@@ -155,7 +149,7 @@ def sample_scene(rng: np.random.Generator, frames: int = 8, *, examining: bool =
     return Scene(
         vehicle,
         place,
-        seed=int(rng.integers(FIRST_HELD_OUT_SEED)) + examining * FIRST_HELD_OUT_SEED,
+        seed=int(rng.integers(FIRST_HELD_OUT_SEED)) + unseen * FIRST_HELD_OUT_SEED,
         heading=heading,
         x=middle - speed * (frames - 1) / 2,
         speed=speed,
@@ -171,7 +165,7 @@ def sample_scene(rng: np.random.Generator, frames: int = 8, *, examining: bool =
 
 
 def portrait(vehicle: Vehicle, place: str, seed: int, heading: int = 1) -> Scene:
-    """The target image's scene: the object alone and large, standing in ``place``."""
+    """Return the scene of a target image: the vehicle large and at rest in ``place``."""
     length, height = SIZES[vehicle.kind]
     scale = min(50.0 / length, 30.0 / height)
     return Scene(vehicle, place, seed, heading=heading, ground=55.0, scale=scale, frames=1)

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tave.video import ReadOptions, contact_sheet, read_clip
+from tave.config import ReadOptions
+from tave.video import contact_sheet, read_clip
 from tave.video.frames import to_pixels
 
 WHOLE = ReadOptions(frames=None, multiple=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tave.config import FITS, choice, within
+from tave.config import choice, within
 
 
 class VideoError(ValueError):
@@ -59,7 +59,7 @@ def fit_frames(frames: Tensor, width: int, height: int, fit: str = "crop") -> Te
         fit: crop (scale to cover, cut the centre) | stretch (ignore the aspect ratio) | pad (scale to contain, black
             bars). Resampling is bicubic with antialiasing, clamped to [-1, 1].
     """
-    choice("fit", fit, FITS)
+    choice("fit", fit, ("crop", "stretch", "pad"))
     within("width", width, 1, 16_384)
     within("height", height, 1, 16_384)
     old_height, old_width = frames.shape[-2:]

@@ -62,11 +62,6 @@ def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
     return Clip(from_bytes(torch.stack(decoded.frames)), decoded.fps / options.stride)
 
 
-def _requested(options: ReadOptions, index: int) -> bool:
-    step, rest = divmod(index - options.start, options.stride)
-    return step >= 0 and rest == 0 and (options.frames is None or step < options.frames)
-
-
 def _refuse_short(path: Path, options: ReadOptions, decoded: _Decoded) -> None:
     count, requested = decoded.seen, options.frames or 1
     possible = len(decoded.frames)
@@ -96,7 +91,7 @@ def _read_file(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
             fps = float(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
             frames: list[Tensor] = []
             for frame in container.decode(stream):
-                if _requested(options, seen):
+                if options.wants(seen):
                     image = frame.to_ndarray(format="rgb24")
                     frames.append(keep(np.rot90(image, k=round(frame.rotation / 90))))
                 seen += 1
@@ -137,9 +132,7 @@ def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | No
     try:
         reader = decord.VideoReader(str(path), num_threads=1)  # str: a Path is refused
         frames = []
-        for index in range(len(reader)):
-            if not _requested(options, index):
-                continue
+        for index in filter(options.wants, range(len(reader))):
             image = reader[index].asnumpy()
             # At widths 8, 12, 16, 24, 48 and 72 it silently takes the stride for the channels.
             if image.ndim != 3 or image.shape[-1] != 3:
@@ -163,7 +156,7 @@ def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
             raise VideoError(
                 f"{path}: {one.name} and {other.name} have the same number; keep one picture for each frame there"
             )
-    chosen = [file for index, file in enumerate(files) if _requested(options, index)]
+    chosen = [file for index, file in enumerate(files) if options.wants(index)]
     return _Decoded([keep(to_pixels(read_image(file).rgb)) for file in chosen], FOLDER_FPS, len(files))
 
 

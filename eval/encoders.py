@@ -1,0 +1,254 @@
+"""Frozen networks that measure: open_clip models, DINO, PickScore and LPIPS. All run on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tave.video import fit_frames
+from tave.video.frames import to_pixels
+
+from .records import EvalError, WeightsError
+from .weights import Weights, cached, model_folder, offline, verify
+
+BATCH = 64
+CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+FITS = {"shortest": "crop", "squash": "stretch", "longest": "pad"}  # open_clip's resize_mode -> fit_frames' fit
+ALEXNET = "alexnet-owt-7be5be79.pth"
+LOADING_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, OSError, AttributeError, SafetensorError)
+
+
+class Encoder(Protocol):
+    """Pictures and captions in one space."""
+
+    id: str  # name and hash of the weights
+    size: int  # side in pixels of the square pictures
+    fit: str  # how a whole frame becomes that square: crop | stretch | pad
+
+    def images(self, pictures: Tensor) -> Tensor:
+        """``n 3 size size`` in [-1, 1] -> unit vectors ``n d`` float32."""
+        ...
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """``n`` captions -> unit vectors ``n d`` float32."""
+        ...
+
+
+def embed_frames(encoder: Encoder, frames: Tensor) -> Tensor:
+    """Whole frames through the encoder's own preprocessing -> unit vectors ``f d``."""
+    return encoder.images(fit_frames(frames, encoder.size, encoder.size, encoder.fit))
+
+
+class OpenClip:
+    """An open_clip model from a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``."""
+
+    def __init__(self, folder: str | Path, name: str | None = None, sha256: str | None = None) -> None:
+        folder = Path(folder)
+        if not (folder / "open_clip_config.json").is_file():
+            raise EvalError(f"{folder} has no open_clip_config.json: give a folder that holds an open_clip model")
+        files = [folder / file for file in CLIP_FILES if (folder / file).is_file()]
+        if not files:
+            raise EvalError(f"{folder} has no {CLIP_FILES[0]}: give a folder that holds an open_clip model")
+        self._load(f"local-dir:{folder}", name or folder.name, verify(files[0], sha256))
+
+    @classmethod
+    def built_in(cls, architecture: str, weights: Weights, name: str, config: dict[str, Any] | None = None) -> OpenClip:
+        """One of open_clip's own architectures; ``config`` as it lists it: mean, std, resize_mode, quick_gelu."""
+        config = config or {}
+        preprocess = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+        made = cls.__new__(cls)
+        options = {"pretrained": str(weights.path), "force_preprocess_cfg": preprocess}
+        made._load(architecture, name, weights, force_quick_gelu=bool(config.get("quick_gelu")), **options)
+        return made
+
+    def _load(self, source: str, name: str, weights: Weights, **options: Any) -> None:
+        import open_clip  # takes seconds
+
+        try:
+            with offline():
+                model = open_clip.create_model(source, require_pretrained=True, **options)
+                self._tokenizer = open_clip.get_tokenizer(source)
+        except LOADING_ERRORS as error:
+            place = weights.path.parent if source.startswith("local-dir:") else weights.path
+            raise EvalError(f"{place} isn't a model that open_clip can load: {_reason(error)}") from error
+        self._model: Any = model.eval().requires_grad_(False)
+        picture = open_clip.model.get_model_preprocess_cfg(model)
+        size = picture["size"]
+        self.id = f"{name}@{weights.sha256[:12]}"
+        self.size: int = size if isinstance(size, int) else size[0]
+        self.fit: str = FITS[picture.get("resize_mode") or "shortest"]
+        self._mean, self._std = (torch.tensor(picture[key])[:, None, None] for key in ("mean", "std"))
+
+    @torch.inference_mode()
+    def images(self, pictures: Tensor) -> Tensor:
+        """See :class:`Encoder`."""
+        normal = ((pictures + 1) / 2 - self._mean) / self._std
+        found = [self._model.encode_image(part) for part in normal.split(BATCH)]
+        return functional.normalize(torch.cat(found).float(), dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """See :class:`Encoder`."""
+        found = [self._model.encode_text(part) for part in self._tokenizer(list(captions)).split(BATCH)]
+        return functional.normalize(torch.cat(found).float(), dim=-1)
+
+    def conditions(self, encoder: Path) -> bool:
+        """Whether the folder ``encoder`` (transformers' layout) holds this encoder: equal patch embeddings."""
+        ours = getattr(getattr(self._model.visual, "conv1", None), "weight", None)
+        for file in sorted(encoder.glob("*.safetensors")):
+            with safe_open(file, "pt") as stored:
+                key = "vision_model.embeddings.patch_embedding.weight"
+                if ours is None or key not in stored.keys():  # noqa: SIM118 - not a mapping
+                    continue
+                theirs = stored.get_tensor(key)
+            # Either side may have been stored at half precision.
+            return theirs.shape == ours.shape and torch.allclose(theirs.float(), ours.float(), rtol=1e-2, atol=1e-4)
+        return False
+
+
+def load_encoder(name: str, sha256: str | None = None, cache: Path | None = None) -> OpenClip:
+    """Load an encoder from this disk; its weights are verified by SHA-256.
+
+    Args:
+        name: A folder that holds an open_clip model; ``hf-hub:OWNER/NAME``; ``ARCHITECTURE`` or ``ARCHITECTURE:TAG`` as
+            open_clip lists them, in any case (``vit-l-14``, ``ViT-B-32:laion2b_s34b_b79k``), from the hub's local cache
+            or open_clip's own; ``ARCHITECTURE:FILE``.
+        sha256: The hash that the weights must have, or its beginning. Without it, files in a cache are compared with
+            the hash that the cache or open_clip's list has.
+        cache: The hub's cache; its usual place by default.
+    """
+    if Path(name).is_dir():
+        return OpenClip(name, sha256=sha256)
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        found = cached(repository, CLIP_FILES, cache)
+        if found is None:
+            raise WeightsError(f"clip={name}: not in the hub's local cache; put it there, nothing is downloaded")
+        return OpenClip(found.parent, repository, sha256)
+    return _built_in(name, sha256, cache)
+
+
+def _built_in(name: str, sha256: str | None, cache: Path | None) -> OpenClip:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    architecture, _, wanted = name.partition(":")
+    known = {listed.lower(): listed for listed in open_clip.list_models()}
+    if architecture.lower() not in known:
+        raise EvalError(f"clip={name}: no folder, hf-hub:OWNER/NAME or architecture of open_clip, such as vit-l-14")
+    architecture = known[architecture.lower()]
+    if wanted and Path(wanted).is_file():
+        return OpenClip.built_in(architecture, verify(Path(wanted), sha256), f"{architecture}:{Path(wanted).stem}")
+    listed = open_clip.list_pretrained_tags_by_model(architecture)
+    tags = [tag for tag in listed if wanted in ("", tag)]
+    if not tags:
+        raise EvalError(f"clip={name}: neither a file nor one of {', '.join(listed) or 'no tags'} of {architecture}")
+    for tag in tags:
+        config = get_pretrained_cfg(architecture, tag)
+        if weights := _tagged(config, sha256, cache):
+            return OpenClip.built_in(architecture, weights, f"{architecture}:{tag}", config)
+    raise WeightsError(
+        f"clip={name}: no weights of {architecture} ({', '.join(tags)}) in the local caches;"
+        f" put them there or give {architecture}:FILE, nothing is downloaded"
+    )
+
+
+def _tagged(config: dict[str, Any], sha256: str | None, cache: Path | None) -> Weights | None:
+    """The weights of one of open_clip's tags, from the hub's local cache or open_clip's own."""
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    if repository and (found := cached(repository, [file] if file else CLIP_FILES, cache)):
+        return verify(found, sha256)
+    url = config.get("url", "")
+    path = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    if not url or not path.is_file():
+        return None
+    # Both hosts have the hash in the address.
+    listed = url.split("/")[-2] if "openaipublic" in url else None
+    listed = path.stem.rpartition("-")[2] if "mlfoundations" in url else listed
+    return verify(path, sha256 or listed)
+
+
+class Dino:
+    """A DINO or DINOv2 vision transformer (folder or cached hub name); a picture's vector is its class token."""
+
+    def __init__(self, name: str, cache: Path | None = None) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self._model, self._processor, self.id = _from_hub(name, "dino", cache, AutoModel, AutoImageProcessor)
+
+    @torch.inference_mode()
+    def images(self, pictures: Tensor) -> Tensor:
+        """``n 3 H W`` in [-1, 1] -> unit vectors ``n d`` float32, through the model's own preprocessing."""
+        pixels = self._processor(images=list(to_pixels(pictures)), return_tensors="pt")["pixel_values"]
+        return functional.normalize(self._model(pixel_values=pixels).last_hidden_state[:, 0].float(), dim=-1)
+
+
+class PickScore:
+    """PickScore (Kirstain et al. 2023), a CLIP tuned on human preferences (folder or cached hub name)."""
+
+    def __init__(self, name: str, cache: Path | None = None) -> None:
+        from transformers import AutoProcessor, CLIPModel
+
+        self._model, self._processor, self.id = _from_hub(name, "pickscore", cache, CLIPModel, AutoProcessor)
+        self.scale = float(self._model.logit_scale.exp())
+
+    @torch.inference_mode()
+    def embed(self, pictures: Tensor, prompt: str) -> tuple[Tensor, Tensor]:
+        """``n 3 H W`` in [-1, 1] and a prompt -> unit vectors ``n d`` and ``d``. A long prompt is truncated."""
+        length = self._model.config.text_config.max_position_embeddings
+        options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+        found = self._model(**self._processor(images=list(to_pixels(pictures)), text=[prompt], **options))
+        return found.image_embeds.float(), found.text_embeds[0].float()
+
+
+def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: Any) -> tuple[Any, Any, str]:
+    folder, weights = model_folder(name, key, HUB_FILES, cache)
+    title = Path(name).name if Path(name).is_dir() else name
+    try:
+        with offline():
+            made = model.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+            return made, processor.from_pretrained(folder, local_files_only=True), f"{title}@{weights.sha256[:12]}"
+    except LOADING_ERRORS as error:
+        raise WeightsError(f"{key}={name}: transformers can't load it: {_reason(error)}") from error
+
+
+class Lpips:
+    """LPIPS 0.1 (Zhang et al. 2018) on AlexNet: torchmetrics' linear layers on torchvision's trunk.
+
+    ``weights``: torchvision's AlexNet; by default in torch's own cache, verified by the hash in its name.
+    """
+
+    def __init__(self, weights: Weights | None = None) -> None:
+        # The public function averages over the whole picture; only the network itself gives the map.
+        from torchmetrics.functional.image.lpips import _LPIPS
+
+        at = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+        weights = weights or verify(at, at.stem.rpartition("-")[2])
+        network = _LPIPS(net="alex", spatial=True, pnet_rand=True)
+        stored = torch.load(weights.path, map_location="cpu", weights_only=True)
+        for part in network.net.children():
+            for name, layer in part.named_children():
+                if isinstance(layer, nn.Conv2d):
+                    try:
+                        layer.load_state_dict({key: stored[f"features.{name}.{key}"] for key in ("weight", "bias")})
+                    except (KeyError, RuntimeError) as error:
+                        raise WeightsError(f"{weights.path}: isn't torchvision's AlexNet; fetch {ALEXNET}") from error
+        self._network = network.eval().requires_grad_(False)
+        self.id = f"lpips-alex@{weights.sha256[:12]}"
+
+    @torch.inference_mode()
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """Two clips -> ``f H W``, at least 0."""
+        pairs = zip(one.split(1), other.split(1), strict=True)
+        return torch.cat([self._network(a, b)[:, 0] for a, b in pairs])  # type: ignore[index]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,288 @@
+"""All metrics of one edit; what can't be measured is noted with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import alignment, background, ideal, judge, motion, regions
+from .cases import Case, Truth
+from .encoders import Dino, Encoder, Lpips, OpenClip, PickScore, embed_frames
+from .metrics import CROPS, OUTSIDE, Figure, figure
+
+DINO_SIZE = 224
+UNMEASURED = "not measured: "  # the beginning of a note on a missing metric; other notes put a figure in doubt
+NOWHERE = "the object's place is unknown; give mask=... or annotations=..."
+TRACK, FLOW = "true motion", "DIS flow of the source"  # the source of a motion, for the id
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The networks that measure; None where there is none, and ``remedy`` has what to do about it."""
+
+    judge: judge.Judge | None = None
+    clip: Encoder | None = None
+    lpips: Lpips | None = None
+    dino: Dino | None = None
+    pickscore: PickScore | None = None
+    remedy: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """The figures of one edit by name, and a line for whatever wasn't measured or is in doubt."""
+
+    size: str  # of the picture, WxH
+    figures: dict[str, Figure] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, metric: str, value: Any, **keywords: str) -> None:
+        """Add a value; keywords as for :func:`eval.metrics.figure`."""
+        name, found = figure(metric, value, **{"size": self.size, **keywords})
+        self.figures[name] = found
+
+    def skip(self, what: str, why: str) -> None:
+        """Note why ``what`` isn't measured."""
+        self.notes.append(f"{UNMEASURED}{what}: {why}")
+
+
+def measure(case: Case, tools: Tools) -> Report:
+    """Measure an edit; metrics that need a truth, a mask, a prompt or weights only where these exist."""
+    report = Report(f"{case.edited.shape[3]}x{case.edited.shape[2]}")
+    mask = None if case.masks.final is None else regions.pixels(case.masks.final, *case.edited.shape[2:])
+    _background(report, case, mask, tools)
+    if case.truth:
+        _against_truth(report, case, case.truth, mask)
+        if tools.judge:
+            _judged(report, case, case.truth, tools.judge)
+    elif case.annotation is not None and mask is not None:
+        report.add("mask_recall", regions.mask_recall(mask, case.annotation), over="annotated object")
+        report.add("mask_iou_source", regions.mask_iou_source(mask, case.annotation), over="annotated object")
+    if len(case.edited) < 2:
+        report.skip("warp error, temporal IoU", "a single frame doesn't move")
+    elif case.truth:
+        _along_true_motion(report, case, case.truth, mask)
+    else:
+        _along_flow(report, case, mask)
+    _by_encoders(report, case, mask, tools)
+    return report
+
+
+# ---- the background --------------------------------------------------------------------------------------------------
+
+
+def _background(report: Report, case: Case, mask: Tensor | None, tools: Tools) -> None:
+    for which, (region, over) in _backgrounds(case, mask).items():
+        for frames, reference in ((case.edited, ""), (case.round_trip, "autoencoder")):
+            if frames is None:
+                continue
+            suffix, clips, words = OUTSIDE[which], (frames, case.source, region), {"over": over, "reference": reference}
+            report.add(f"background_psnr{suffix}", background.psnr(*clips), **words)
+            report.add(f"background_ssim{suffix}", background.background_ssim(*clips), **words)
+            if tools.lpips:
+                distance = background.background_lpips(*clips, tools.lpips)
+                report.add(f"background_lpips{suffix}", distance, by=tools.lpips.id, **words)
+    if mask is None and case.masks.alpha is None:
+        report.skip("the mask, and the background outside of it", "there is none; give mask=...")
+    if not tools.lpips:
+        report.skip("background_lpips", tools.remedy.get("lpips", "no weights"))
+
+
+def _backgrounds(case: Case, mask: Tensor | None) -> dict[str, tuple[Tensor, str]]:
+    """The regions of :data:`eval.metrics.OUTSIDE` that this case has, each with its name for the id."""
+    found: dict[str, tuple[Tensor, str]] = {}
+    free: tuple[Tensor, str] | None = None
+    if case.masks.alpha is not None:
+        free = case.masks.alpha == 0, "where the composite's alpha is 0"
+    elif mask is not None:
+        free = _beyond(mask, "the mask")
+    if case.annotation is not None and not case.truth:
+        beyond, name = found["annotation"] = _beyond(case.annotation, "the annotated object")
+        if free:
+            found["union"] = free[0] & beyond, f"{free[1]} and {name}"
+    elif free:
+        found["mask"] = free
+    if case.truth:
+        found["truth"] = _beyond(case.truth.union, "both objects")
+    return found
+
+
+def _beyond(region: Tensor, name: str) -> tuple[Tensor, str]:
+    return background.outside(region), f"beyond {background.GUARD} px of {name}"
+
+
+# ---- the known answer ------------------------------------------------------------------------------------------------
+
+
+def _against_truth(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
+    edited, old, new = case.edited, truth.source_mask, truth.target_mask
+    if mask is not None:
+        report.add("mask_area_ratio", regions.mask_area_ratio(mask, old, new))
+        report.add("mask_recall", regions.mask_recall(mask, old))
+    if case.masks.binary is not None:
+        height, width = case.masks.binary.shape[1:]
+        grid = f"{width}x{height}"
+        report.add("mask_iou_union", regions.mask_iou_union(case.masks.binary, old, new), size=grid)
+        if mask is not None:
+            final = regions.cells(mask, height, width)
+            report.add("mask_iou_final", regions.mask_iou_union(final, old, new), size=grid)
+    # Source and ideal both as drawn: a codec's traces in the source clip would attract the edit.
+    report.add("residue", ideal.residue(edited, truth.source, truth.ideal, old, new))
+    report.add("object_presence", ideal.object_presence(edited, truth.layers))
+    clips = (edited, truth.ideal, old, new)
+    aligned = ideal.align(*clips, truth.layers)
+    report.add("ideal_psnr", ideal.ideal_psnr(*clips))
+    report.add("ideal_psnr_aligned", aligned.psnr)
+    report.add("ideal_ssim", ideal.ideal_ssim(*clips))
+    report.add("ideal_ssim_aligned", ideal.ideal_ssim_aligned(*clips, truth.layers, aligned))
+    report.add("ideal_shift", [aligned.dx, aligned.dy])
+
+
+def _judged(report: Report, case: Case, truth: Truth, by: judge.Judge) -> None:
+    clips = {"": case.edited, "_ceiling": truth.ideal, "_floor": case.source}
+    scores = judge.judge_accuracies(by, clips, truth.union, truth.inside, truth.target)
+    report.add("judge_frames", scores["judge_frames"])
+    for kind in judge.KINDS:
+        for suffix in clips:
+            name, reference = f"judge_{kind}_accuracy", suffix.removeprefix("_")
+            size = f"{by.encoder.size}px"
+            report.add(name, scores[name + suffix], reference=reference, by=by.id, size=size)
+
+
+# ---- along the motion ------------------------------------------------------------------------------------------------
+
+
+def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
+    size = case.edited.shape[2:]
+    track, old, new = motion.track_motion(truth.track.places, *size), truth.source_mask, truth.target_mask
+    for clip, region, reference in (
+        (case.edited, new, ""),
+        (case.source, old, "source"),
+        (truth.ideal, new, "ideal"),
+    ):
+        report.add("warp_error_object", motion.warp_error(clip, track, region), by=TRACK, reference=reference)
+        report.add("object_gradient_energy", motion.gradient_energy(clip, region), reference=reference)
+    if truth.track.still_camera:
+        name, path, by = "warp_error_background_still", motion.still(len(case.source), *size), TRACK
+    else:
+        name, path, by = "warp_error_background_flow", motion.optical_flow(case.source), FLOW
+    _pair(report, name, case, (path, path), background.outside(truth.union), by=by)
+    if mask is not None:
+        report.add("mask_temporal_iou", motion.temporal_iou(mask, track), by=TRACK)
+        report.add("mask_temporal_iou", motion.temporal_iou(old, track), by=TRACK, reference="source")
+
+
+def _along_flow(report: Report, case: Case, mask: Tensor | None) -> None:
+    region, which = _object(case, mask)
+    if region is None:
+        report.skip("warp error, gradient energy, temporal IoU", NOWHERE)
+        return
+    flow = motion.optical_flow(case.source)
+    # Inside the object each clip's own flow, since the edit may have another shape there.
+    flows = motion.optical_flow(case.edited), flow
+    _pair(report, f"warp_error_in_{which}", case, flows, region, by="DIS flow of each clip")
+    free, over = _backgrounds(case, mask)[which]
+    _pair(report, f"warp_error_outside_{which}", case, (flow, flow), free, by=FLOW, over=over)
+    for frames, reference in ((case.edited, ""), (case.source, "source")):
+        report.add(f"gradient_energy_in_{which}", motion.gradient_energy(frames, region), reference=reference)
+    if mask is not None:
+        report.add("mask_temporal_iou_flow", motion.temporal_iou(mask, flow), by=FLOW)
+    if case.annotation is not None:
+        value = motion.temporal_iou(case.annotation, flow)
+        report.add("mask_temporal_iou_flow", value, by=FLOW, reference="source")
+
+
+def _pair(
+    report: Report, name: str, case: Case, paths: tuple[motion.Motion, motion.Motion], region: Tensor, **keywords: str
+) -> None:
+    """The edit's warp error, and the source's own, over one region."""
+    for frames, path, reference in zip((case.edited, case.source), paths, ("", "source"), strict=True):
+        report.add(name, motion.warp_error(frames, path, region), reference=reference, **keywords)
+
+
+def _object(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
+    """Where the object is, and by which source: the annotation, which all methods share, or else the mask."""
+    return (mask, "mask") if case.annotation is None else (case.annotation, "annotation")
+
+
+# ---- encoders --------------------------------------------------------------------------------------------------------
+
+
+def _by_encoders(report: Report, case: Case, mask: Tensor | None, tools: Tools) -> None:
+    prompt, image = case.request.target_prompt, case.request.image
+    if case.truth:  # empty in frames that don't count
+        counted = torch.tensor(case.truth.inside) >= judge.MIN_INSIDE
+        region, which = case.truth.union & counted[:, None, None], "truth"
+    else:
+        region, which = _object(case, mask)
+    if prompt is None:
+        report.skip("alignment with the prompt", case.request.missing or "give target_prompt=...")
+    if image is None:
+        report.skip("alignment with the target image", case.request.missing)
+    if region is None:
+        report.skip("alignment of the object alone", NOWHERE)
+    if tools.clip:
+        _by_clip(report, case, region, CROPS[which], tools.clip)
+    else:
+        names = "clip_text, clip_image, frame_consistency, frame_accuracy"
+        report.skip(names, tools.remedy.get("clip", "no encoder"))
+    if tools.dino and image is not None:
+        words = {"by": tools.dino.id, "size": f"{DINO_SIZE}px"}
+        references = alignment.reference_pictures(*image, DINO_SIZE)
+        whole, cut = (tools.dino.images(picture) for picture in references)
+        report.add("dino_image", alignment.image_alignment(tools.dino.images(case.edited), whole), **words)
+        if region is not None:
+            crops = alignment.masked_crops(case.edited, region, DINO_SIZE)
+            value = alignment.image_alignment(tools.dino.images(crops), cut) if len(crops) else None
+            report.add(f"dino_image{CROPS[which]}", value, **words)
+    elif not tools.dino:
+        report.skip("dino_image", tools.remedy.get("dino", "no encoder"))
+    if tools.pickscore and prompt is not None:
+        value = alignment.pickscore(*tools.pickscore.embed(case.edited, prompt), tools.pickscore.scale)
+        report.add("pickscore", value, by=tools.pickscore.id, size="model's own")
+    elif not tools.pickscore:
+        report.skip("pickscore", tools.remedy.get("pickscore", "no encoder"))
+
+
+def _by_clip(report: Report, case: Case, region: Tensor | None, suffix: str, clip: Encoder) -> None:
+    request, conditioner = case.request, case.request.conditioner
+    if conditioner and isinstance(clip, OpenClip) and clip.conditions(conditioner):
+        report.notes.append(f"{clip.id} also conditions the model: clip_image and clip_text favour it")
+    words = {"by": clip.id, "size": f"{clip.size}px"}
+    caption = None if request.target_prompt is None else clip.texts([request.target_prompt])[0]
+    references: tuple[Tensor, ...] = ()
+    if request.image:
+        references = tuple(clip.images(p) for p in alignment.reference_pictures(*request.image, clip.size))
+    for frames, reference in ((case.edited, ""), (case.source, "source")):
+        seen = embed_frames(clip, frames)
+        report.add("frame_consistency_adjacent", alignment.adjacent_consistency(seen), reference=reference, **words)
+        report.add("frame_consistency_pairs", alignment.pairwise_consistency(seen), reference=reference, **words)
+        for ending, pictures, target in _views(clip, frames, seen, region, suffix, references):
+            if caption is not None:
+                value = alignment.text_alignment(pictures, caption)
+                report.add(f"clip_text{ending}", value, reference=reference, **words)
+            if target is not None:
+                value = alignment.image_alignment(pictures, target)
+                report.add(f"clip_image{ending}", value, reference=reference, **words)
+        if reference:
+            continue
+        if caption is None or request.source_prompt is None:
+            report.skip("frame_accuracy", "it needs both prompts; give source_prompt=... and target_prompt=...")
+        else:
+            before = clip.texts([request.source_prompt])[0]
+            report.add("frame_accuracy", alignment.frame_accuracy(seen, caption, before), **words)
+
+
+def _views(
+    clip: Encoder, frames: Tensor, seen: Tensor, region: Tensor | None, suffix: str, references: tuple[Tensor, ...]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Whole frames, then crops of the object: ending of the metric's name, embeddings, those of the target image."""
+    whole, cut = references or (None, None)
+    yield "", seen, whole
+    if region is not None:
+        crops = alignment.masked_crops(frames, region, clip.size)
+        yield suffix, clip.images(crops) if len(crops) else seen[:0], cut
