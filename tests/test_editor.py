@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tave.backbone import tiny_backbone
-from tave.config import TrainOptions, TuningOptions
 from tave.build import build_editor
+from tave.config import TrainOptions, TuningOptions
 from tave.data import VideoData
 from tave.editor import Editor, TuningBatch
 from tave.encoders import Encoders
@@ -67,9 +67,7 @@ def test_a_step_trains_what_was_selected(editor: Editor, data: VideoData) -> Non
     assert moved == {name for name, parameter in editor.named_parameters() if parameter.requires_grad}
 
 
-def test_draws_depend_on_seed_and_step_alone(
-    editor: Editor, data: VideoData, at_step: Callable[[int], None]
-) -> None:
+def test_draws_depend_on_seed_and_step_alone(editor: Editor, data: VideoData, at_step: Callable[[int], None]) -> None:
     """So a resumed run equals an uninterrupted one."""
     batch = batch_of(data)
 

@@ -35,7 +35,11 @@ from tave.video import Clip
 FRAMES, STEPS = 3, 2
 MASK = MaskOptions(threshold="quantile", quantile=0.7)
 OPTIONS = EditingOptions(
-    ReferenceOptions(mode="as_is"), InversionOptions(steps=STEPS, gate="off"), MASK, CorrectionOptions(), SamplerOptions()
+    ReferenceOptions(mode="as_is"),
+    InversionOptions(steps=STEPS, gate="off"),
+    MASK,
+    CorrectionOptions(),
+    SamplerOptions(),
 )
 BACKBONE = tiny_backbone()
 inflate(BACKBONE.unet, FRAMES)
@@ -116,8 +120,10 @@ def test_two_runs_are_bit_equal_and_another_seed_differs(encoded: Encoded) -> No
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert torch.equal(first.mask.soft, again.mask.soft) and not torch.equal(first.frames, other.frames)
     assert torch.equal(first.frames, pipeline().edit(*encoded, TARGET).frames)
-    assert first.frames.shape == CLIP.frames.shape and first.field is not None and not torch.equal(
-        first.frames, CLIP.frames
+    assert (
+        first.frames.shape == CLIP.frames.shape
+        and first.field is not None
+        and not torch.equal(first.frames, CLIP.frames)
     )
 
 
@@ -148,9 +154,7 @@ def test_another_region_moves_the_edit_and_leaves_the_source_outside(encoded: En
     assert float(changed[inside].mean()) > 0.05 and not changed[elsewhere].any() and before[elsewhere].any()
 
 
-def test_another_threshold_costs_no_comparison(
-    encoded: Encoded, tmp_path: Path, count: Callable[[], int]
-) -> None:
+def test_another_threshold_costs_no_comparison(encoded: Encoded, tmp_path: Path, count: Callable[[], int]) -> None:
     source, _ = encoded
     made = pipeline(cache=Cache(tmp_path))
     inversion = made.invert(source)
