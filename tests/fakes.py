@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tave.denoiser import Prediction, Tap
+from tave.denoiser import Prediction
 from tave.encoders import Condition
 from tave.schedule import Schedule
 
@@ -30,9 +30,7 @@ def made_condition(value: float = 0.0, dtype: torch.dtype = torch.float32) -> Co
 class Fixed:
     """Predicts a noise that depends on the timestep alone: its DDIM inversion is exact."""
 
-    def __call__(
-        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
-    ) -> Prediction:
+    def __call__(self, latents, t, condition, guidance_scale=1.0, tap=None) -> Prediction:
         b, f, _, h, w = latents.shape
         features = draw(b, f, 6, h // 2, w // 2, seed=t + 1)
         return Prediction(draw(*latents.shape, seed=t), None if tap is None else features)
@@ -41,8 +39,6 @@ class Fixed:
 class Following(Fixed):
     """Predicts a noise that depends on latents and guidance too."""
 
-    def __call__(
-        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
-    ) -> Prediction:
+    def __call__(self, latents, t, condition, guidance_scale=1.0, tap=None) -> Prediction:
         noise, features = super().__call__(latents, t, condition, guidance_scale, tap)
         return Prediction(torch.tanh(latents.roll(1, -1)) * guidance_scale + noise, features)

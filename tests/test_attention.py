@@ -10,7 +10,6 @@ from fakes import draw
 
 import tave.attention
 from tave.attention import SparseCausalAttention, TemporalAttention
-from tave.config import OptionError
 
 FRAMES, CELLS, WIDTH = 3, 6, 16
 CLIP = draw(FRAMES, CELLS, WIDTH, dtype=torch.float32)
@@ -85,8 +84,3 @@ def test_temporal_attention_runs_over_the_frames_of_each_cell():
     attn.load_state_dict({name: value for name, value in names.items() if "norm" not in name})
     cells = [BRANCHES[:, :, n] + attn(temporal.norm(BRANCHES[:, :, n])) for n in range(CELLS)]
     assert torch.allclose(temporal(BRANCHES.flatten(0, 1)), torch.stack(cells, dim=2).flatten(0, 1), atol=1e-5)
-
-
-def test_unknown_kv_frames_are_refused():
-    with pytest.raises(OptionError, match="kv_frames=all"):
-        SparseCausalAttention(FRAMES, "all")

@@ -13,11 +13,9 @@ from tave.build import build_editor
 from tave.config import TrainOptions, TuningOptions
 from tave.data import VideoData
 from tave.editor import Editor, TuningBatch
-from tave.encoders import Encoders
 from tave.inflate import tuned_state
 from tave.pipeline import Pipeline, Target
 from tave.reference import TargetImage
-from tave.seeds import generator_for
 from tave.video import Clip
 
 FRAMES = 2
@@ -41,6 +39,7 @@ def data(editor: Editor) -> VideoData:
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the number of optimizer steps so far."""
     return lambda step: monkeypatch.setattr(Editor, "global_step", property(lambda self: step))
 
 
@@ -92,7 +91,7 @@ def test_dropout_zeroes_the_whole_image_vector(
     batch, seen, genuine = batch_of(data), [], editor.denoiser.output
     monkeypatch.setattr(editor.denoiser, "output", lambda z, t, c: seen.append((t, c)) or genuine(z, t, c))
     for step in range(12):
-        monkeypatch.setattr(Editor, "global_step", property(lambda self, step=step: step))
+        at_step(step)
         editor.training_step(batch, 0)
     images = [condition.image for _, condition in seen]
     assert all(image.shape == (1, 1, 48) for image in images)
@@ -123,9 +122,3 @@ def test_one_inversion_serves_all_edits_of_a_clip(
     for edit in edits:
         outside = (edit.alpha == 0).expand_as(edit.frames)
         assert torch.equal(edit.frames[outside], CLIP.frames[outside])
-
-
-def test_condition_noise_is_not_a_tuning_steps_noise(editor: Editor) -> None:
-    assert isinstance(editor.pipeline.encoders, Encoders)
-    drawn = torch.randn(1, 24, generator=generator_for(editor.seed, "tuning", 0))
-    assert not torch.isclose(editor.pipeline.encoders.noise, drawn).any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -74,20 +73,12 @@ def test_pretrained_names_survive_and_inflation_draws_no_random_numbers(tiny: Ba
     assert all(torch.equal(after[name], value) for name, value in inflate(other, FRAMES).state_dict().items())
 
 
-def test_inflated_unet_can_be_copied_and_pickled(tiny: Backbone, unet: UNet2DConditionModel, condition: Condition):
-    answer = noise(tiny, inflate(unet, FRAMES), condition)
-    for other in (copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))):
-        assert torch.allclose(noise(tiny, other, condition), answer, atol=1e-4)
-
-
 def test_what_can_not_be_inflated_is_refused(unet: UNet2DConditionModel):
     inflate(unet, FRAMES)
     with pytest.raises(InflationError, match="inflated for 3 frames already"):
         inflate(unet, 5)
     with pytest.raises(InflationError, match="no transformer blocks"):
         inflate(nn.Linear(2, 2), 5)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="frames=0"):
-        inflate(unet, 0)
 
 
 def test_gradient_reaches_a_zeroed_temporal_attention(tiny: Backbone, unet: UNet2DConditionModel, condition: Condition):

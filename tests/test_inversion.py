@@ -11,7 +11,7 @@ from fakes import draw
 from torch import Tensor, nn
 
 from tave.backbone import Backbone, tiny_backbone
-from tave.denoiser import Denoiser, NoisePredictor, Prediction, Tap
+from tave.denoiser import Denoiser, NoisePredictor, Prediction
 from tave.encoders import Condition
 from tave.inflate import inflate
 from tave.inversion import InversionError, inversion_condition, invert, reconstruct, reconstruction_note
@@ -28,9 +28,7 @@ class Constant:
         self.alphas_cumprod = tiny.scheduler.alphas_cumprod.double()
         self.timesteps: list[int] = []
 
-    def __call__(
-        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
-    ) -> Prediction:
+    def __call__(self, latents, t, condition, guidance_scale=1.0, tap=None) -> Prediction:
         assert guidance_scale == 1.0 and tap is None
         self.timesteps.append(t)
         return Prediction(to_noise(self.output, latents, self.alphas_cumprod[t], self.prediction_type))

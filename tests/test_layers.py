@@ -1,4 +1,4 @@
-"""A module imports only from modules above it, heavy libraries stay where they belong, and modules stay small."""
+"""A module imports only from modules above it, heavy libraries stay where they belong."""
 
 from __future__ import annotations
 

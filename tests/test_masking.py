@@ -15,26 +15,13 @@ from fakes import draw, made_condition, made_schedule
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from tave import masking
 from tave.backbone import tiny_backbone
 from tave.config import MaskOptions, OptionError
-from tave.denoiser import Denoiser, Prediction, Tap
+from tave.denoiser import Denoiser, Prediction
 from tave.encoders import Condition
 from tave.inversion import Trajectory
-from tave.masking import (
-    Disagreement,
-    EditMask,
-    MaskError,
-    binarise,
-    compare,
-    dilate,
-    drop_unchanged,
-    find_mask,
-    make_mask,
-    otsu,
-    part_of,
-    smooth,
-    weigh,
-)
+from tave.masking import Disagreement, EditMask, MaskError, drop_unchanged, find_mask, make_mask, part_of
 from tave.schedule import Schedule
 
 FRAMES, CHANNELS, SIDE, STEPS = 3, 4, 12, 4
@@ -66,9 +53,7 @@ class Disagreeing:
     def __init__(self, region: Tensor, old: Tensor | float = 0.0, size: Callable[[int], float] = lambda t: 1.0) -> None:
         self.region, self.old, self.size, self.calls = region, old, size, 0
 
-    def __call__(
-        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float = 1.0, tap: Tap | None = None
-    ) -> Prediction:
+    def __call__(self, latents, t, condition, guidance_scale=1.0, tap=None) -> Prediction:
         self.calls += 1
         value = condition.image.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1)
         rounding = 1e-7 * draw(*latents.shape, seed=t, dtype=latents.dtype)
@@ -123,7 +108,7 @@ def test_per_step_weight_lets_all_steps_count_alike_except_rounding() -> None:
     uniform = means("uniform")
     assert uniform[0] == 0 and uniform[1] > 9 * uniform[2] > 80 * uniform[3] > 0
     maps = [torch.full((1, 2, 2), value) for value in (0.9e-3, 1.1e-3)]  # of a noise of mean size 1
-    assert weigh(maps, torch.ones(2), "per_step").mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0]
+    assert masking.weigh(maps, torch.ones(2), "per_step").mean(dim=(1, 2, 3)).tolist() == [0.0, 1.0]
 
 
 def test_only_the_chosen_part_of_the_schedule_is_evaluated() -> None:
@@ -172,7 +157,7 @@ def test_disputed_union_leaves_out_scenery_that_both_branches_share() -> None:
 def test_another_threshold_needs_no_evaluation_of_the_network() -> None:
     predictor = Disagreeing(moving(), square(2, 10, 1, 11))
     ends = made_condition(0.5), made_condition(1.5)
-    maps = compare(predictor, made_schedule(STEPS), trajectory(), *ends, MaskOptions())
+    maps = masking.compare(predictor, made_schedule(STEPS), trajectory(), *ends, MaskOptions())
     calls = predictor.calls
     choices = itertools.product(("otsu", "fixed", "quantile"), (0.0, 0.25), (0.0, 0.1), ("none", "disputed"))
     masks = [
@@ -247,27 +232,27 @@ def test_otsu_maximises_the_variance_between_classes() -> None:
         return float(share * (1 - share) * (values[above].mean() - values[~above].mean()) ** 2)
 
     best = max((edge / 256 for edge in range(40, 220)), key=between)
-    assert abs(otsu(values) - best) <= 2 / 256
-    assert abs(otsu(torch.tensor([0.1, 0.1, 0.1, 0.9])) - 0.5) < 0.01  # in the middle between two spikes
+    assert abs(masking.otsu(values) - best) <= 2 / 256
+    assert abs(masking.otsu(torch.tensor([0.1, 0.1, 0.1, 0.9])) - 0.5) < 0.01  # in the middle between two spikes
 
 
 def test_fixed_and_quantile_thresholds() -> None:
     disagreement = torch.ones(1, 10, 10)
     disagreement[0, 0, 0], disagreement[0, 0, 1] = 100.0, 4.0
-    soft, binary = binarise(disagreement, MaskOptions(threshold="fixed", smooth=0.0))
+    soft, binary = masking.binarise(disagreement, MaskOptions(threshold="fixed", smooth=0.0))
     assert soft[0, 0, 0] == 1 and binary.sum() == 2  # clamped at three times the mean
     assert abs(float(soft[0, 0, 1]) - 4 / (3 * float(disagreement.mean()))) < 1e-6
     options = MaskOptions(threshold="quantile", quantile=0.9, smooth=0.0)
-    assert binarise(torch.arange(1.0, 101).view(1, 10, 10), options)[1].sum() == 10
+    assert masking.binarise(torch.arange(1.0, 101).view(1, 10, 10), options)[1].sum() == 10
 
 
 def test_smoothing_stays_in_its_frame_and_keeps_constants() -> None:
     constant, spike = torch.ones(3, 5, 5), torch.zeros(3, 5, 5)
-    torch.testing.assert_close(smooth(constant, 3), constant)
+    torch.testing.assert_close(masking.smooth(constant, 3), constant)
     spike[1, 2, 2] = 9
-    flat = smooth(spike, 3)
+    flat = masking.smooth(spike, 3)
     assert flat[1, 1:4, 1:4].eq(1).all() and not flat[0].any() and not flat[2].any()
-    grown = dilate((spike > 0).float(), 1)
+    grown = masking.dilate((spike > 0).float(), 1)
     assert grown.sum() == 9 and grown[1, 1:4, 1:4].all()
 
 
@@ -302,7 +287,7 @@ def test_specks_go_and_a_pair_of_objects_stays() -> None:
 def test_an_unclear_map_is_noted(kind: str, seed: int) -> None:
     noise = draw(8, 24, 24, seed=seed, dtype=torch.float32)
     maps = noise.square().mul(0.5) if kind == "exponential" else 1 + 0.2 * noise
-    assert any("uncertain" in note and "mask.threshold" in note for note in mask_of(maps).notes)
+    assert any("uncertain" in note and "video.mask" in note for note in mask_of(maps).notes)
 
 
 def test_a_clear_object_has_no_note_and_a_large_or_broken_mask_has_one() -> None:
