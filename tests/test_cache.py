@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Made:
     def __call__(self) -> dict[str, Tensor]:
         self.times += 1
         with self.progress.stage("masking"):
+            time.sleep(2e-3)
             return dict(TENSORS)
 
 
@@ -89,16 +91,10 @@ def test_a_stage_is_computed_once_for_each_key(tmp_path: Path) -> None:
 
 def test_seconds_of_a_stored_result_are_remembered(tmp_path: Path) -> None:
     first, later = Progress(show=False), Progress(show=False)
-    Cache(tmp_path, progress=first).tensors("maps", [], lambda: _slow(first))
-    Cache(tmp_path, progress=later).tensors("maps", [], lambda: _slow(later))
+    for progress in (first, later):
+        Cache(tmp_path, progress=progress).tensors("maps", [], Made(progress))
     assert first.record["masking"]["seconds"] > 0 and later.record["masking"]["seconds"] == 0
     assert later.record["masking"]["remembered"] == first.record["masking"]["seconds"]
-
-
-def _slow(progress: Progress) -> dict[str, Tensor]:
-    with progress.stage("masking"):
-        sum(range(10**6))
-        return TENSORS
 
 
 @pytest.mark.parametrize("lost", ["cache", "copy"])

@@ -64,40 +64,20 @@ def test_own_weight_alone_outside_the_mask_and_an_empty_mask_change_no_bit(switc
     assert empty(step) is step.latents and empty.tap(4, 10) is None
 
 
-def blended_latent(step: Step) -> Tensor:
-    return mixed(step.latents, step)
-
-
-def stepped_from_blended_latent(step: Step) -> Tensor:
-    return ddim_step(mixed(step.noisy, step), step.noise, step.level.alpha_from, step.level.alpha_to)
-
-
-def stepped_with_blended_x0(step: Step) -> Tensor:
+@pytest.mark.parametrize("form", ["latent", "before_step", "x0", "noise"])
+def test_forms_equal_a_ddim_step_and_keep_what_earlier_corrections_did(form: str) -> None:
+    step = make_step()
     a, b = float(step.level.alpha_from), float(step.level.alpha_to)
-    clean = (step.noisy - (1 - a) ** 0.5 * step.noise) / a**0.5
-    return b**0.5 * mixed(clean, step) + (1 - b) ** 0.5 * step.noise
-
-
-def stepped_with_blended_noise(step: Step) -> Tensor:
-    a, b = float(step.level.alpha_from), float(step.level.alpha_to)
-    noise = mixed(step.noise, step)
-    return b**0.5 * (step.noisy - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
-
-
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [
-        ({"space": "latent"}, blended_latent),
-        ({"space": "latent", "when": "before_step"}, stepped_from_blended_latent),
-        ({"space": "x0"}, stepped_with_blended_x0),
-        ({"space": "noise"}, stepped_with_blended_noise),
-    ],
-)
-def test_forms_equal_their_formula_and_keep_what_earlier_corrections_did(form: dict[str, Any], expected: Any) -> None:
-    step, correction = make_step(), InterFrame(HOLE, CorrectionOptions(**PLAIN, **form))
-    torch.testing.assert_close(correction(step), expected(step))
-    shifted = replace(step, latents=step.latents + 7)
-    torch.testing.assert_close(correction(shifted), expected(step) + 7)
+    noisy = mixed(step.noisy, step) if form == "before_step" else step.noisy
+    noise = mixed(step.noise, step) if form == "noise" else step.noise
+    clean = (noisy - (1 - a) ** 0.5 * noise) / a**0.5
+    clean = mixed(clean, step) if form == "x0" else clean
+    expected = b**0.5 * clean + (1 - b) ** 0.5 * noise
+    expected = mixed(step.latents, step) if form == "latent" else expected
+    options = {"when": form} if form == "before_step" else {"space": form}
+    correction = InterFrame(HOLE, CorrectionOptions(**PLAIN, **options))
+    torch.testing.assert_close(correction(step), expected)
+    torch.testing.assert_close(correction(replace(step, latents=step.latents + 7)), expected + 7)
 
 
 def test_features_are_rewritten_in_the_forward_with_the_conditional_branchs_field() -> None:

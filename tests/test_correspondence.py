@@ -29,7 +29,7 @@ def random_field(seed: int) -> Field:
 @pytest.mark.parametrize("dy, dx", [(0, 0), (0, 1), (2, -3), (-1, 4)])
 def test_a_clip_that_moves_by_whole_cells_gives_its_motion_there_and_back(dy: int, dx: int) -> None:
     features = moved(dy, dx)
-    field = correspond(features)
+    field = correspond(features * draw(4, 1, H, W, seed=1, dtype=torch.float32).abs().add(0.1))  # only angles count
     for i in range(3):
         assert torch.equal(field.following[i], CELLS.roll((-dy, -dx), (0, 1)))
         assert torch.equal(field.previous[i + 1], CELLS.roll((dy, dx), (0, 1)))
@@ -40,12 +40,6 @@ def test_a_clip_that_moves_by_whole_cells_gives_its_motion_there_and_back(dy: in
     assert torch.equal(strict.previous, field.previous) and torch.equal(strict.following, field.following)
     mixed = blend(features[None], torch.ones(4, H, W), field, (0.25, 0.5, 0.25))
     torch.testing.assert_close(mixed[0], features)  # blended along its motion
-
-
-def test_the_scale_of_features_does_not_matter() -> None:
-    features = moved(1, 1)
-    scaled = features * draw(4, 1, H, W, seed=1, dtype=torch.float32).abs().add(0.1)
-    assert torch.equal(correspond(features).following, correspond(scaled).following)
 
 
 @pytest.mark.parametrize("features", [torch.ones(3, 5, H, W), torch.zeros(3, 5, H, W), moved(0, 0)])

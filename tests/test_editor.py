@@ -85,7 +85,7 @@ def test_draws_depend_on_seed_and_step_alone(editor: Editor, data: VideoData, at
 
 
 def test_dropout_zeroes_the_whole_image_vector(
-    editor: Editor, data: VideoData, monkeypatch: pytest.MonkeyPatch
+    editor: Editor, data: VideoData, at_step: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The level's part too; else the noised embedding of one frame, text and clip unchanged."""
     batch, seen, genuine = batch_of(data), [], editor.denoiser.output

@@ -13,15 +13,7 @@ from torch import Tensor
 
 from tave.backbone import Backbone
 from tave.config import ConditionOptions, MemoryOptions, OptionError
-from tave.encoders import (
-    Condition,
-    EncoderError,
-    Encoders,
-    encode_text,
-    image_embedding,
-    noise_embedding,
-    stack,
-)
+from tave.encoders import Condition, EncoderError, Encoders, encode_text, image_embedding, noise_embedding, stack
 
 FRAMES = torch.rand(5, 3, 32, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
 EMBEDS, NOISE = draw(3, 24, dtype=torch.float32), draw(3, 24, seed=1, dtype=torch.float32)

@@ -160,45 +160,15 @@ def test_tuned_weights_are_restored(tiny: Backbone, unet: UNet2DConditionModel, 
 
 
 def test_tuned_weights_that_do_not_fit_are_refused_before_any_is_written(unet: UNet2DConditionModel):
-    plain = copy.deepcopy(unet)
     select_trainables(inflate(unet, FRAMES), "patent")
     state, before = tuned_state(unet), {name: value.clone() for name, value in unet.state_dict().items()}
     query, temporal = (next(name for name in state if part in name) for part in ("attn1.to_q", "temporal"))
     for spoilt, message in (
         ({n: v for n, v in state.items() if n != temporal}, rf"lack {temporal}: use the whole file"),
         ({n: v for n, v in state.items() if n != query}, rf"lack {query}"),  # a kind that only some blocks have
-        ({n: v for n, v in state.items() if "temporal" not in n}, r"lack .* and \d+ more"),
         (state | {"conv_in.weight": torch.zeros(1)}, "hold conv_in.weight, unknown here"),
         (state | {query: torch.zeros(2, 2)}, r"another size, .* \(2, 2\) not \(16, 16\)"),
     ):
         with pytest.raises(TunedStateError, match=message):
             load_tuned(unet, {name: value + 1 for name, value in spoilt.items()})
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
-    with pytest.raises(TunedStateError, match="inflate the UNet"):
-        load_tuned(plain, state)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(
-    tiny: Backbone, unet: UNet2DConditionModel, condition: Condition
-):
-    select_trainables(inflate(unet, FRAMES), "patent")
-    for module in unet.modules():
-        if isinstance(module, InflatedBlock):
-            nn.init.constant_(module.temporal.to_out.weight, 0.05)
-    other = copy.deepcopy(unet)
-    other.enable_gradient_checkpointing()
-    step(tiny, unet, condition, lr=0)
-    step(tiny, other, condition, lr=0)
-    for (name, mine), theirs in zip(unet.named_parameters(), other.parameters(), strict=True):
-        if mine.requires_grad:
-            assert mine.grad is not None and theirs.grad is not None, name
-            assert torch.allclose(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6), name
-
-
-def test_an_inflated_block_compiles_into_one_graph(unet: UNet2DConditionModel, condition: Condition):
-    block = next(module for module in inflate(unet, FRAMES).modules() if isinstance(module, InflatedBlock))
-    states = draw(2 * FRAMES, 16, block.dim, dtype=torch.float32)
-    text = condition.text.expand(2 * FRAMES, -1, -1)
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(states, encoder_hidden_states=text), block(states, encoder_hidden_states=text))
-    assert unet._repeated_blocks == ["InflatedBlock"]

@@ -111,11 +111,7 @@ def test_two_runs_are_bit_equal_and_another_seed_differs(encoded: Encoded) -> No
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert torch.equal(first.mask.soft, again.mask.soft) and not torch.equal(first.frames, other.frames)
     assert torch.equal(first.frames, pipeline().edit(*encoded, TARGET).frames)
-    assert (
-        first.frames.shape == CLIP.frames.shape
-        and first.field is not None
-        and not torch.equal(first.frames, CLIP.frames)
-    )
+    assert first.field is not None and not torch.equal(first.frames, CLIP.frames)
 
 
 def test_an_edit_reads_no_file(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,31 +70,30 @@ def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
         assert torch.allclose(mine, reference, atol=1e-4), f"step {step}: {(mine - reference).abs().max():.1e} apart"
 
 
+def theirs(pipeline: Any, folder: Path, **inputs: Any) -> list[Tensor]:
+    """The latents after each step, by the library's pipeline with its DDIM scheduler."""
+    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    found: list[Tensor] = []
+    inputs |= {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "latents": START}
+    if "callback_on_step_end" in signature(pipeline.__call__).parameters:
+        inputs["callback_on_step_end"] = lambda _, step, t, values: found.append(values["latents"]) or values
+    else:
+        inputs["callback"] = lambda step, t, latents: found.append(latents)
+    pipeline(height=32, width=32, output_type="latent", **inputs)
+    return found
+
+
 @pytest.mark.parametrize(("scale", "level"), [(1.0, 0), (7.5, 0), (7.5, 400)])
 def test_sd_unclip_equals_its_pipeline(saved: Path, picture: Image.Image, scale: float, level: int) -> None:
     """v-prediction, the picture as a vector added to the timestep's embedding."""
     backbone = load_backbone(BackboneOptions(path=str(saved)))
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(saved, local_files_only=True)
-    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(saved, subfolder="scheduler", clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    theirs: list[Tensor] = []
-    pipeline(
-        image=picture,
-        prompt=PROMPT,
-        negative_prompt=NEGATIVE,
-        guidance_scale=scale,
-        num_inference_steps=STEPS,
-        noise_level=level,  # type: ignore[arg-type]
-        generator=torch.Generator().manual_seed(6),
-        latents=START,
-        height=32,
-        width=32,
-        callback=lambda step, t, latents: theirs.append(latents),
-        output_type="latent",
-    )
-    noise = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))
+    generator = torch.Generator().manual_seed(6)
+    reference = theirs(pipeline, saved, image=picture, guidance_scale=scale, noise_level=level, generator=generator)
+    noise = torch.randn(1, 24, generator=generator.manual_seed(6))
     assert backbone.scheduler.config["prediction_type"] == "v_prediction"
-    check(ours(backbone, picture, scale, noise, level), theirs)
+    check(ours(backbone, picture, scale, noise, level), reference)
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
@@ -103,28 +104,9 @@ def test_ip_adapter_equals_its_pipeline(
     folder, adapter = saved_ip_adapter
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
     pipeline.load_ip_adapter(str(adapter), subfolder="models", weight_name="ip-adapter_sd15.safetensors")
-    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    theirs: list[Tensor] = []
-
-    def keep(_pipeline: object, step: int, t: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        theirs.append(values["latents"])
-        return values
-
-    pipeline(
-        prompt=PROMPT,
-        negative_prompt=NEGATIVE,
-        ip_adapter_image=picture,
-        guidance_scale=scale,
-        num_inference_steps=STEPS,
-        latents=START,
-        height=32,
-        width=32,
-        callback_on_step_end=keep,  # type: ignore[arg-type]
-        output_type="latent",
-    )
+    reference = theirs(pipeline, folder, ip_adapter_image=picture, guidance_scale=scale)
     assert ip_adapter.scheduler.config["prediction_type"] == "epsilon"
     made = ours(ip_adapter, picture, scale, torch.zeros(1, 24))
-    check(made, theirs)
+    check(made, reference)
     other = ours(ip_adapter, picture.rotate(180), scale, torch.zeros(1, 24))
     assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture matters at all

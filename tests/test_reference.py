@@ -9,20 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tave.config import ReferenceOptions
-from tave.reference import (
-    MatteError,
-    Place,
-    TargetImage,
-    cut_out,
-    find_place,
-    first_pass,
-    frame_indices,
-    matte,
-    neutral,
-    put,
-    second_pass,
-    source_frames,
-)
+from tave.reference import MatteError, Place, TargetImage, cut_out, find_place, first_pass, matte, neutral, put
+from tave.reference.views import frame_indices, second_pass, source_frames
 from tave.regions import box_of, grown
 
 RED = (220, 30, 40)

@@ -130,17 +130,14 @@ def test_a_full_mask_with_own_weight_alone_is_plain_sampling(space: str, when: s
 
 
 def test_corrections_are_applied_in_order() -> None:
-    class Add(Watch):
+    class Scale(Watch):
         def __call__(self, step: Step) -> Tensor:
-            return step.latents + 1
+            return (step.latents + len(self.steps)) * 2
 
-    class Double(Watch):
-        def __call__(self, step: Step) -> Tensor:
-            return step.latents * 2
-
-    plan = Schedule([-1, 100], made_schedule(STEPS).alphas[:2])
-    plain = sample(Fixed(), plan, START, made_condition())
-    assert torch.equal(sample(Fixed(), plan, START, made_condition(), corrections=[Add(), Double()]), (plain + 1) * 2)
+    plan, condition, first, second = made_schedule(1), made_condition(), Scale(), Scale()
+    second.steps = [None]  # type: ignore[list-item]
+    plain = sample(Fixed(), plan, START, condition)
+    assert torch.equal(sample(Fixed(), plan, START, condition, corrections=[first, second]), (plain * 2 + 1) * 2)
 
 
 @pytest.mark.parametrize("space", ["latent", "features"])
