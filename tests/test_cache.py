@@ -25,7 +25,7 @@ def test_keys_change_with_every_kind_of_part() -> None:
         *(torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.float64), torch.full((2, 3), -0.0)),
         *(torch.tensor(1.0), torch.tensor(2.0)),
     ]
-    keys = [key_of(part) for part in parts] + [key_of(), key_of("a", "b"), key_of("b", "a")]
+    keys = [key_of(part) for part in parts] + [key_of(), key_of("a", "b"), key_of(1, 23), key_of(12, 3)]
     assert len(set(keys)) == len(keys) and all(len(key) == 12 for key in keys)
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) and key_of(MaskOptions()) == key_of(MaskOptions())
     assert key_of(torch.zeros(3, 2).T) == key_of(torch.zeros(2, 3))  # by value, not by memory layout

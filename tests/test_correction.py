@@ -38,6 +38,10 @@ HOLE[..., 2:6, 1:6] = 1
 FULL = torch.ones(1, F, 1, H, W)
 
 
+def inter_frame(mask: Tensor, **options: Any) -> InterFrame:
+    return InterFrame(mask, CorrectionOptions(**PLAIN | options))
+
+
 def make_step(features: Tensor | None = None, index: int = 4, total: int = 10) -> Step:
     """A DDIM step; with independent features, so that cells are matched at random."""
     level = Level(index, total, torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.45, dtype=torch.float64))
@@ -75,13 +79,13 @@ def test_forms_equal_a_ddim_step_and_keep_what_earlier_corrections_did(form: str
     expected = b**0.5 * clean + (1 - b) ** 0.5 * noise
     expected = mixed(step.latents, step) if form == "latent" else expected
     options = {"when": form} if form == "before_step" else {"space": form}
-    correction = InterFrame(HOLE, CorrectionOptions(**PLAIN, **options))
+    correction = inter_frame(HOLE, **options)
     torch.testing.assert_close(correction(step), expected)
     torch.testing.assert_close(correction(replace(step, latents=step.latents + 7)), expected + 7)
 
 
 def test_features_are_rewritten_in_the_forward_with_the_conditional_branchs_field() -> None:
-    tap = InterFrame(HOLE, CorrectionOptions(**PLAIN, space="features", block=-1)).tap(4, 10)
+    tap = inter_frame(HOLE, space="features", block=-1).tap(4, 10)
     assert tap is not None and tap.block == -1 and tap.rewrite is not None
     both = draw(2, F, 6, H, W)
     expected = blend(both, HOLE[0, :, 0], correspond(both[1]), WEIGHTS)
@@ -96,9 +100,7 @@ def test_blending_independent_noise_shrinks_it_unless_its_variance_is_restored(w
     noise, features = draw(*shape), draw(1, 8, 6, 32, 32, seed=4)
     latents = (1 - alpha).sqrt() * noise  # no signal
     step = Step(Level(4, 10, alpha, alpha), latents, noise, latents, features)
-    shrunk, restored = (
-        InterFrame(ones, CorrectionOptions(**PLAIN, when=when, restore_variance=restore)) for restore in (False, True)
-    )
+    shrunk, restored = (inter_frame(ones, when=when, restore_variance=restore) for restore in (False, True))
     assert abs(float(shrunk(step)[0, 1:-1].std() / latents.std()) - 0.61) < 0.03
     deviations = restored(step)[0].std(dim=(1, 2, 3)) / latents[0].std(dim=(1, 2, 3))
     torch.testing.assert_close(deviations, torch.ones(8, dtype=torch.float64), rtol=0.01, atol=0)
@@ -111,7 +113,7 @@ def test_blending_independent_noise_shrinks_it_unless_its_variance_is_restored(w
 def test_agreement_is_a_share_of_the_grid(side: int) -> None:
     features = draw(1, F, 6, side, side, seed=5)
     field = correspond(features[0])
-    correction = InterFrame(torch.ones(1, F, 1, 16, 16), CorrectionOptions(**PLAIN | {"agreement": 0.25}))
+    correction = inter_frame(torch.ones(1, F, 1, 16, 16), agreement=0.25)
     step = replace(make_step(features), latents=draw(1, F, C, 16, 16))
     after, expected = correction(step), agreeing(field, side // 4)
     assert isinstance(correction.field, Field) and torch.equal(correction.field.following, expected.following)

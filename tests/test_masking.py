@@ -197,7 +197,7 @@ class Parametrised(nn.Module):
 
 @pytest.mark.parametrize("branches", ["shared", "separate"])
 def test_v_and_epsilon_models_of_one_denoiser_give_one_mask(branches: str) -> None:
-    masks, ends = [], [made_condition(value, torch.float64) for value in (0.0, 1.0)]
+    masks, ends = [], (made_condition(0.0, torch.float64), made_condition(1.0, torch.float64))
     for kind in ("epsilon", "v_prediction"):
         scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
         denoiser = Denoiser(cast(UNet2DConditionModel, Parametrised(scheduler)), scheduler)

@@ -183,8 +183,9 @@ def test_text_alone_needs_no_picture(encoded: Encoded) -> None:
     made = pipeline(options_with(reference={"mode": "none"}))
     words, picture = (made.edit(*encoded, each) for each in (replace(TARGET, images=[]), TARGET))
     assert torch.equal(words.frames, picture.frames) and words.references == [] and words.mask.soft.max() == 1
-    same = made.edit(*encoded, replace(TARGET, images=[], prompt="a white bus on the road"))
-    assert not same.mask.mask.any()
+    same = replace(TARGET, images=[], prompt="a white bus on the road")
+    for mode in ("none", "as_is", "joint"):
+        assert not pipeline(options_with(reference={"mode": mode})).edit(*encoded, same).mask.mask.any()
 
 
 def test_a_target_that_equals_the_source_returns_the_clip(encoded: Encoded) -> None:
