@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     *("config", "files", "keys", "seeds", "progress", "memory", "video", "backbone"),
     *("schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions", "masking"),
-    *("correspondence", "correction", "sampling", "cache", "reference", "pipeline", "editor", "data", "build"),
+    *("correspondence", "correction", "sampling", "cache", "reference", "pipeline", "editor", "data", "build", "inputs"),
     *("writer", "loggers", "run", "cli", "train", "edit", "api", "listing", "controls", "benchmark"),
     *("counting", "footprint", "doctor"),
 ]
