@@ -11,7 +11,7 @@ import torch
 from fakes import draw
 from torch import Tensor
 
-from tave.config import CorrectionOptions, OptionError
+from tave.config import CorrectionOptions
 from tave.correction import Background, InterFrame, Level, Step, tap_of
 from tave.correspondence import Field, agreeing, blend, correspond, upsample
 from tave.inversion import Trajectory
@@ -147,9 +147,3 @@ def test_unfit_input_is_refused() -> None:
         InterFrame(HOLE)(make_step(draw(2, F, 6, H, W)))
     with pytest.raises(ValueError, match="1 f 1 h w"):
         InterFrame(HOLE[0])
-
-
-@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.5, 0.5, 0.5], [-0.5, 1.0, 0.5], [float("nan"), 0.5, 0.5]])
-def test_weights_are_three_shares(weights: list[float]) -> None:
-    with pytest.raises(OptionError, match=r"correction\.weights"):
-        CorrectionOptions(weights=weights)
