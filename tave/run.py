@@ -304,12 +304,10 @@ class Run:
             for file in {**base, **here}
             if base.get(file) != here.get(file)
         ]
-        if about.get("backbone") != self.backbone.name:
-            differing.insert(0, f"it was {about.get('backbone')}")
-        if differing:
+        if differing:  # the hashes alone decide: a folder's name is its path, and it may have been moved
             raise StoredError(
-                f"{path}: tuned from another backbone than {self.backbone.name} ({differing[0]}): "
-                "give that one, or tune again"
+                f"{path}: tuned from another backbone ({about.get('backbone')}) than {self.backbone.name} "
+                f"({differing[0]}): give that one, or tune again"
             )
         load_tuned(self.editor.denoiser.unet, state)
         return str(about.get("key"))
