@@ -44,7 +44,7 @@ def _without_advice() -> Iterator[None]:
     """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
     with warnings.catch_warnings():
         for message in ("does not have many workers", "checkpoint directory .* exists", "LeafSpec", "logging interval",
-                        "in eval mode", "infer the batch indices"):  # fmt: skip
+                        "in eval mode", "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
             warnings.filterwarnings("ignore", f".*{message}.*")
         yield
 
