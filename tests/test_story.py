@@ -1,0 +1,336 @@
+"""A run from clip to measured edit on the tiny backbone: its files, what is not made twice, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import TINY, WHOLE, ages, computed, evaluations, figures_of, frames_of, of_clip, options
+
+import tave.train
+from tave.cache import StoredError, read_tensors
+from tave.cli import compose_options
+from tave.config import OptionError, TrainOptions
+from tave.editor import Editor
+from tave.files import file_digest, read_json, write_json
+from tave.run import Run
+from tave.train import objective, train
+from tave.video import read_clip, read_image, write_image, write_video
+
+FILES = {"run.json", "metrics.json", "source.mp4", "round_trip.mp4", "edits"}
+FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors"}
+EDIT = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
+EDIT |= {"soft_mask.npz", "field.npz", "edit.json", "truth"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(clip: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    return train(options(clip, cache), tmp_path_factory.mktemp("run"), show=False)
+
+
+AS_IS = ("reference.mode=as_is", "metrics.enabled=false")
+
+
+@pytest.fixture(scope="module")
+def as_is(run: Path, clip: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in the same cache whose mask takes one pass: with the target in its place, the second depends on the first."""
+    return train(options(clip, cache, *AS_IS), tmp_path_factory.mktemp("as_is"), show=False)
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    tensors = [read_tensors(path)[0] for path in (one, other)]
+    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
+
+
+def same_arrays(one: Path, other: Path) -> bool:
+    with np.load(one) as arrays, np.load(other) as others:
+        return set(arrays) == set(others) and all(np.array_equal(arrays[key], others[key]) for key in arrays)
+
+
+# ---- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == FILES
+    assert {path.name for path in (run / "edits" / "suv").iterdir()} == EDIT
+    assert not list(run.rglob(".*"))
+    figures = figures_of(run)["suv"]
+    promised = {"background_psnr_outside_mask", "mask_recall", "object_presence", "residue", "ideal_psnr_aligned"}
+    assert promised | {"warp_error_object", "object_gradient_energy"} <= figures.keys()
+    metrics = read_json(run / "metrics.json")
+    assert metrics["metrics"].keys() == figures.keys()
+    assert {"tuning", "inversion", "masking", "sampling", "decoding", "writing", "metrics"} <= computed(run)
+    assert {"reconstruction_psnr", "autoencoder_psnr"} <= metrics.keys()
+
+
+def test_the_record_holds_config_versions_inputs_and_keys(run: Path, clip: Path) -> None:
+    record = read_json(run / "run.json")
+    assert record["config"]["mask"]["threshold"] == "otsu"
+    assert record["config"]["correction"]["enabled"] is True
+    assert record["seed"] == record["config"]["seed"] == 33
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["inputs"] == {str(clip / name): file_digest(clip / name) for name in ("source.mp4", "target.png")}
+    assert record["weights"]["unet"]
+    for holder in (record, read_json(run / "tuned.json"), read_json(run / "edits/suv/edit.json")):
+        assert re.fullmatch("[0-9a-f]{12}", holder["key"])
+    assert read_json(run / "metrics.json")["keys"].keys() == {"suv"}
+
+
+def test_the_background_is_the_sources_own(run: Path) -> None:
+    source, edited = frames_of(run / "source.mp4"), frames_of(run / "edits/suv/edited.mp4")
+    with np.load(run / "edits/suv/soft_mask.npz") as stored:
+        alpha = torch.from_numpy(stored["alpha"])[:, None].expand_as(source)
+    assert (alpha == 0).any()
+    assert (source - edited)[alpha == 0].abs().mean() < 0.03  # the codec's share
+    assert (source - edited)[alpha == 255].abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_a_seed_decides_every_bit_and_the_truth_none(run: Path, clip: Path, truth: bool, tmp_path: Path) -> None:
+    words = [] if truth else ["video.edits.suv.truth=null"]
+    again = train(options(clip, tmp_path / "cache", *words), tmp_path / "run", show=False)
+    assert (again / "edits/suv/truth").exists() == truth
+    for name in ("tuned.safetensors", "trajectory.safetensors"):
+        assert same_tensors(run / name, again / name)
+    for name in ("soft_mask.npz", "field.npz"):
+        assert same_arrays(run / "edits/suv" / name, again / "edits/suv" / name)
+    assert torch.equal(frames_of(run / "edits/suv/edited.mp4"), frames_of(again / "edits/suv/edited.mp4"))
+
+
+def test_a_clip_of_odd_sides_and_its_own_frame_rate(clip: Path, tmp_path: Path) -> None:
+    frames = torch.rand(6, 3, 63, 47, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_video(tmp_path / "mine.mp4", frames, 29.97)
+    own = [f"video.path={tmp_path / 'mine.mp4'}", "video.frames=3", "video.stride=2"]
+    own += ["video.width=null", "video.height=null", "video.edits.suv.truth=null", "metrics.enabled=false"]
+    run = train(options(clip, tmp_path / "cache", *own), tmp_path / "run", show=False)
+    edited = read_clip(run / "edits/suv/edited.mp4", WHOLE)
+    assert edited.frames.shape == (3, 3, 56, 40)
+    assert edited.fps == pytest.approx(29.97 / 2, rel=1e-3)
+
+
+# ---- what is already made --------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_makes_nothing(run: Path, clip: Path, cache: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(run, tmp_path / "run"))
+    before, figures = ages(here), figures_of(here)
+    with evaluations() as seen:
+        train(options(clip, cache), here, show=False)
+    assert not seen
+    after = ages(here)
+    assert {path.name for path in before if after[path] != before[path]} <= {"run.json", "metrics.json", "source.mp4"}
+    assert figures_of(here) == figures
+
+
+@pytest.mark.parametrize(
+    ("word", "again"),
+    [
+        ("sampler.guidance_scale=2", {"sampling"}),
+        ("correction.enabled=false", {"sampling"}),
+        ("mask.threshold=quantile", {"sampling"}),
+        ("mask.branches=separate", {"masking", "sampling"}),
+        ("inversion.condition=text", {"inversion", "reconstruction", "masking", "sampling"}),
+        ("seed=34", {"tuning", "inversion", "reconstruction", "masking", "sampling"}),
+    ],
+)
+def test_another_option_remakes_only_what_depends_on_it(
+    as_is: Path, clip: Path, cache: Path, word: str, again: set[str], tmp_path: Path
+) -> None:
+    with evaluations() as seen:
+        other = train(options(clip, cache, *AS_IS, word), tmp_path / "other", show=False)
+    slow = {"tuning", "inversion", "reconstruction", "masking", "sampling"}
+    assert computed(other) & slow == again
+    if again == {"sampling"}:
+        assert len(seen) == 2  # steps
+
+
+def test_another_option_in_the_same_folder_replaces_the_edit_and_its_figures(
+    run: Path, clip: Path, cache: Path, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(run, tmp_path / "run"))
+    train(options(clip, cache, "sampler.guidance_scale=1", "sampler.fresh_noise=0"), here, show=False)
+    assert same_tensors(run / "tuned.safetensors", here / "tuned.safetensors")
+    assert read_json(here / "edits/suv/edit.json")["options"]["sampler"]["fresh_noise"] == 0
+    assert not torch.equal(frames_of(here / "edits/suv/edited.mp4"), frames_of(run / "edits/suv/edited.mp4"))
+    assert figures_of(here)["suv"].keys() == figures_of(run)["suv"].keys()
+    assert figures_of(here)["suv"]["ideal_psnr"] != figures_of(run)["suv"]["ideal_psnr"]
+
+
+@pytest.mark.parametrize("word", ["video.frames=2", "tuning.lr=1e-3", "seed=1"])
+def test_a_folder_of_another_clip_or_tuning_is_refused_untouched(run: Path, clip: Path, cache: Path, word: str) -> None:
+    before = ages(run)
+    with pytest.raises(StoredError, match=r"another clip or another tuning: give another hydra\.run\.dir"):
+        train(options(clip, cache, word), run, show=False)
+    assert ages(run) == before
+
+
+def test_an_edit_that_can_not_be_measured_keeps_its_record(
+    run: Path, clip: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path(shutil.copytree(run, tmp_path / "run"))
+    changed = options(clip, cache, "sampler.guidance_scale=1")
+
+    def fails(*_: Any) -> None:
+        raise ValueError("cannot be measured")
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="cannot be measured"):
+        patched.setattr("tave.eval.score.score_run", fails)
+        train(changed, here, show=False)
+    assert read_json(here / "run.json")["config"]["sampler"]["guidance_scale"] == 1
+    assert "suv" not in figures_of(here)  # those were of the edit before
+    with evaluations() as seen:
+        train(changed, here, show=False)
+    assert figures_of(here)["suv"] and not seen
+
+
+def test_a_stopped_tuning_continues_and_equals_an_uninterrupted_one(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as a cluster sends it: exit code 143, and the same command continues at the step where it stopped."""
+    words = [*of_clip(clip), *TINY, "logger=none", "metrics.enabled=false", "tuning.steps=12", "video.frames=2"]
+    words += ["video.edits.suv.truth=null"]
+    monkeypatch.chdir(tmp_path)
+
+    def command(folder: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["tave-train", *words, f"hydra.run.dir={folder}", f"cache={folder}-cache"])
+        tave.train.main()
+
+    steps: list[int] = []
+    training_step = Editor.training_step
+
+    def stopping(self: Editor, *rest: Any) -> Any:
+        steps.append(self.global_step)
+        if self.global_step == 5 and len(steps) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(self, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Editor, "training_step", stopping)
+        with pytest.raises(SystemExit) as stopped:
+            command("stopped")
+        assert stopped.value.code == 143
+        assert len(steps) < 12
+        command("stopped")
+    assert len(steps) <= 13  # no step but the last is made twice
+    command("whole")
+    assert capsys.readouterr().out.split()[-1] == str(Path("whole"))
+    assert same_tensors(tmp_path / "stopped/tuned.safetensors", tmp_path / "whole/tuned.safetensors")
+
+
+@pytest.mark.slow  # a process of its own, with its imports
+def test_a_killed_tuning_continues_and_equals_an_uninterrupted_one(clip: Path, tmp_path: Path) -> None:
+    def words(where: str) -> list[str]:
+        given = [*of_clip(clip), *TINY, "logger=none", "metrics.enabled=false", "tuning.steps=150"]
+        return [*given, f"cache={tmp_path / where / 'cache'}"]
+
+    command = [sys.executable, "-W", "ignore", "-m", "tave.train", *words("killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    folder, states = tmp_path / "killed/run", tmp_path / "killed/cache"
+    process = subprocess.Popen([*command, f"hydra.run.dir={folder}"], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(states.glob("tuned-*/last.ckpt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert list(states.glob("tuned-*/last.ckpt")) and not list(states.glob("tuned-*.safetensors"))
+    for where in ("killed", "whole"):
+        train(compose_options("train", words(where)), tmp_path / where / "run", show=False)
+    assert same_tensors(folder / "tuned.safetensors", tmp_path / "whole/run/tuned.safetensors")
+
+
+# ---- what is refused or warned of before the work --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["video.path=nowhere.mp4"], r"nowhere\.mp4"),
+        (["video.frames=99"], r"source\.mp4.*frames"),
+        (["video.edits.suv.target_image=nowhere.png"], r"nowhere\.png"),
+        (["video.edits.suv.target_image={folder}/clear.png"], r"clear\.png: the target image's alpha is empty"),
+        (["video.edits.suv.matte={folder}/small.png"], r"target\.png: .*matte is 10x10"),
+        (["reference.matte=given"], r"target\.png: reference\.matte=given but there is no matte"),
+        (["video.edits.suv.mask={folder}/small.png"], r"small\.png"),
+        (["video.edits.suv.truth=/nowhere"], r"truth=/nowhere holds no truth\.npz"),
+        (["correction.block=7"], r"correction\.block=7 is out of range: set it between -3 and 2"),
+        (["mask.steps=[0.0,0.01]"], r"mask\.steps=\[0\.0, 0\.01\]"),
+        (["trainer.accelerator=nonsense"], r"^trainer: .*nonsense"),
+        (["metrics.judge=/nowhere"], r"metrics\.judge=/nowhere holds no classes\.json"),
+        (["metrics.objective=residue", "metrics.enabled=false"], r"objective=residue, but nothing is measured"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line_before_anything_is_made(
+    clip: Path, words: list[str], message: str, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
+    Image.new("RGBA", (32, 32)).save(tmp_path / "clear.png")
+    given = options(clip, tmp_path / "cache", *(word.format(folder=tmp_path) for word in words))
+    with pytest.raises(ValueError, match=message) as refused:
+        train(given, tmp_path / "run", show=False)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def begun(given: TrainOptions, folder: Path) -> None:
+    """Everything up to the tuning."""
+    with closing(Run.begin(given, folder, show=False)):
+        pass
+
+
+def test_a_prompt_beyond_what_the_backbone_knows_is_warned_of_before_the_tuning(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = options(clip, tmp_path, "backbone.knows=[bus,suv]")
+    begun(given, tmp_path / "run")
+    assert "knows" not in caplog.text
+    words = ["backbone.knows=[bus,suv]", "video.source_prompt=a horse on a road"]
+    begun(options(clip, tmp_path, *words), tmp_path / "run")
+    assert "'a horse on a road'" in caplog.text
+    assert "bus, suv" in caplog.text
+    assert "red suv" not in caplog.text  # the target's prompt names a known noun
+
+
+def test_the_shipped_backbone_names_what_it_knows() -> None:
+    assert {"bus", "suv", "car"} <= set(compose_options("train", ["video=bus_to_suv"]).backbone.knows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the preset suits this machine")
+def test_a_gpus_preset_on_a_cpu_is_warned_of(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(options(clip, tmp_path, "memory=24gb"), tmp_path / "run")
+    assert "made for a GPU" in caplog.text and "memory=full" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "tuned.safetensors"])
+def test_a_damaged_file_is_named_with_the_remedy(clip: Path, cache: Path, run: Path, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"edits": ')
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*delete it and run again") as refused:
+        train(options(clip, cache), tmp_path, show=False)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_search_gets_the_mean_of_its_figure(clip: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "metrics.json", {"edits": {"suv": {"residue": 0.25, "note": "x"}}})
+    assert objective(options(clip, tmp_path, "metrics.objective=residue"), tmp_path) == 0.25
+    assert objective(options(clip, tmp_path), tmp_path) is None
+    with pytest.raises(OptionError, match=r"metrics\.objective=nothing.*residue"):
+        objective(options(clip, tmp_path, "metrics.objective=nothing"), tmp_path)
