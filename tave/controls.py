@@ -1,34 +1,31 @@
-"""What any table must hold beside the methods: edits that take no skill, made from a finished run's files (ROADSIDE).
+"""Controls: edits that take no skill, made from files. A metric that one of them wins is to be distrusted.
 
-A metric that one of them wins is a metric to distrust. They reuse the masks of the run's own edit, so that every figure
-that asks for a region looks at the same place.
+A control shares the masks of the method ``tave``, so that metrics of a region measure the same pixels.
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tave.cache import read_json, write_json
-from tave.config import EditEntry, TrainOptions, typed
-from tave.files import file_digest
+from tave.config import OptionError, ReadOptions
+from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase
-from tave.options import OptionError, choice
-from tave.stages import Stages
+from tave.reference.cutout import matte
+from tave.reference.views import RIM, Place, find_place, put
+from tave.regions import box_of, grown
 from tave.video import (
     Clip,
-    ReadOptions,
     contact_sheet,
     read_clip,
+    read_image,
+    read_matte,
     write_image,
     write_mask_video,
     write_video,
@@ -38,111 +35,139 @@ WHOLE = ReadOptions(frames=None, multiple=1)
 OURS = "tave"
 
 
-def make(name: str, home: Path, case: ListedCase) -> None:
-    """Make the control ``name`` of ``case`` as ``home/edits/NAME``, beside the edit of the row ``tave``.
+def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Tensor] | None = None) -> None:
+    """Write the control ``name`` of ``case`` to ``run/edits/NAME/``, complete or not at all.
 
-    source_unchanged: the source; frozen_first_frame: the first edited frame throughout; target_pasted: the target
-    image's object put in the place and pose that the row's own edit found, and no more (the source where that found none);
-    per_frame: every frame edited alone, by the image model.
-    """
-    choice("controls", name, tuple(CONTROLS))
-    ours = home / "edits" / OURS
-    if not (ours / "edit.json").is_file():
-        raise OptionError(f"{home}: the control {name} is made from the row {OURS}, which is not there: ask for both")
-    source = read_clip(home / "source.mp4", WHOLE)
-    frames = CONTROLS[name](home, source, case)
-    waiting = ours.with_name(f".{name}.part")
-    shutil.rmtree(waiting, ignore_errors=True)
-    shutil.copytree(ours, waiting)
-    for stale in ("side_by_side.mp4", "reference.png", "placed.mp4"):
-        (waiting / stale).unlink(missing_ok=True)
-    write_video(waiting / "edited.mp4", frames, source.fps)
-    write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
-    told = _asked_of(ours) | {"name": name, "control": True, "made_from": file_digest(ours / "edited.mp4")}
-    write_json(waiting / "edit.json", told)
-    shutil.rmtree(home / "edits" / name, ignore_errors=True)
-    waiting.rename(home / "edits" / name)
-
-
-def outdated(name: str, home: Path) -> bool:
-    """Whether the control that stands was made from another edit than the row ``tave`` is now; False if that isn't there."""
-    ours, control = home / "edits" / OURS, home / "edits" / name
-    if not (ours / "edit.json").is_file():
-        return False
-    made_from = read_json(control / "edit.json").get("made_from")  # older controls don't tell
-    masks = [(edit / "soft_mask.npz").read_bytes() for edit in (ours, control)]
-    same = _asked_of(ours) == _asked_of(control) and masks[0] == masks[1]
-    return not same or made_from not in (None, file_digest(ours / "edited.mp4"))
-
-
-def _asked_of(edit: Path) -> dict[str, Any]:
-    """What ``edit.json`` tells of how it was asked for: the same of a control and of the edit it was made from."""
-    told = read_json(edit / "edit.json")
-    return {key: value for key, value in told.items() if key not in ("name", "control", "made_from", "benchmark")}
-
-
-def region_told(home: Path, case: ListedCase, cut: ReadOptions) -> Path:
-    """What an oracle's row is told, as a mask clip for ``video.mask`` in the run ``home``.
-
-    The truth's own region, source or target object; where nobody has drawn the answer, the annotated source object.
+    source_unchanged: the source. frozen_first_frame: the first frame of the method's edit throughout.
+    pasted: the photograph's object, cut out by colours, at the old object's height, centre and bottom line.
+    pasted_true_pose: the same by its true silhouette, at the target's true place, height and heading.
+    per_frame: every frame edited alone by ``edit_frame``, from a clip of one frame to `1 3 H W`.
 
     Raises:
-        OptionError: another region was told to the rows that stand there.
+        OptionError: the case has no known answer, which the control needs.
     """
-    source = read_clip(home / "source.mp4", WHOLE)
-    if case.truth:
-        with np.load(Path(case.truth) / "truth.npz") as truth:
-            region = torch.from_numpy(truth["source_mask"] | truth["target_mask"])
+    if not possible(name, case):
+        raise OptionError(f"case {case.name} has no known answer, which the control {name} needs: leave it out")
+    ours = run / "edits" / OURS
+    source = read_clip(run / "source.mp4", WHOLE)
+    if name == "source_unchanged":
+        frames = source.frames
+    elif name == "frozen_first_frame":
+        frames = read_clip(ours / "edited.mp4", WHOLE).frames[:1].expand_as(source.frames)
+    elif name == "per_frame":
+        assert edit_frame is not None
+        frames = torch.cat([edit_frame(replace(source, frames=frame)).cpu() for frame in source.frames.split(1)])
     else:
-        from eval.annotations import read_annotations
+        frames = (_pasted if name == "pasted" else _pasted_true_pose)(run, source, case)
+    _write(run / "edits" / name, ours, source, frames)
 
-        region = read_annotations(Path(case.annotations or ""), source.frames, cut)
-    path = home / "region_told.mp4"
-    if path.is_file():
-        before = read_clip(path, WHOLE).frames.mean(1) > 0
-        if before.shape != region.shape or not torch.equal(before, region):
-            raise OptionError(f"{path} isn't what truth or annotations tell today: give another folder=..., or delete {home}")
-        return path
+
+def possible(name: str, case: ListedCase) -> bool:
+    """Whether the case has the known answer that the control needs."""
+    return {"pasted": bool(case.truth or case.annotations), "pasted_true_pose": bool(case.truth)}.get(name, True)
+
+
+def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
+    waiting = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(waiting, ignore_errors=True)
+    shutil.copytree(ours, waiting, ignore=shutil.ignore_patterns("side_by_side.*", "reference*.png", "field.npz"))
+    write_video(waiting / "edited.mp4", frames, source.fps)
+    write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
+    record = {key: value for key, value in read_json(ours / "edit.json").items() if key not in ("key", "benchmark")}
+    record |= {"name": folder.name, "control": True, "notes": []}
+    if folder.name == "frozen_first_frame":
+        record["made_from"] = file_digest(ours / "edited.mp4")
+    write_json(waiting / "edit.json", record)
+    shutil.rmtree(folder, ignore_errors=True)
+    waiting.rename(folder)
+
+
+# ---- the known answer ------------------------------------------------------------------------------------------------
+
+
+def true_region(run: Path, case: ListedCase, cut: ReadOptions) -> Path:
+    """Write the region that an oracle method is given, a mask clip for ``video.mask``, into the run; returns its path.
+
+    Source and target object by the truth, else the annotated source object. ``cut``: how the run read its clip.
+    """
+    source = read_clip(run / "source.mp4", WHOLE)
+    region = _source_mask(source, case, cut)
+    if case.truth:
+        region |= _truth(case, "target_mask")
+    path = run / "true_region.mp4"
     write_mask_video(path, region[:, None].float(), source.fps)
     return path
 
 
-def _unchanged(home: Path, source: Clip, case: ListedCase) -> Tensor:
-    return source.frames
+def _source_mask(source: Clip, case: ListedCase, cut: ReadOptions) -> Tensor:
+    """The old object's pixels `f H W` bool, by the truth or by annotations."""
+    if case.truth:
+        return _truth(case, "source_mask")
+    from tave.eval.cases import read_annotations  # pyright: ignore[reportMissingImports]
+
+    return read_annotations(Path(case.annotations or ""), source.frames, cut)
 
 
-def _frozen(home: Path, source: Clip, case: ListedCase) -> Tensor:
-    return read_clip(home / "edits" / OURS / "edited.mp4", WHOLE).frames[:1].expand_as(source.frames).contiguous()
+def _truth(case: ListedCase, name: str) -> Tensor:
+    with np.load(Path(case.truth or "") / "truth.npz") as arrays:
+        return torch.from_numpy(arrays[name])
 
 
-def _pasted(home: Path, source: Clip, case: ListedCase) -> Tensor:
-    placed = home / "edits" / OURS / "placed.mp4"
-    return read_clip(placed, WHOLE).frames if placed.is_file() else source.frames
+# ---- pasting ---------------------------------------------------------------------------------------------------------
 
 
-def _alone(home: Path, source: Clip, case: ListedCase) -> Tensor:
-    from tave.edit import recorded
-    from tave.run import Run
-
-    options: TrainOptions = typed(recorded(home))
-    entry = EditEntry(case.target_image, case.target_prompt, case.matte)
-    # no loggers: theirs would be runs of single frames, in a folder that goes
-    options = replace(options, tuning=replace(options.tuning, trainables="none"), logger={})
-    frames = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for number in range(len(source.frames)):
-            place = Path(scratch) / str(number)
-            place.mkdir()
-            clip = replace(source, frames=source.frames[number : number + 1])
-            with closing(Run(replace(options, cache=str(place / "cache")), place, clip, Stages(show=False), None)) as run:
-                run.predict({"alone": entry})
-            frames.append(read_clip(place / "edits" / "alone" / "edited.mp4", WHOLE).frames)
-    return torch.cat(frames)
+def _pasted(run: Path, source: Clip, case: ListedCase) -> Tensor:
+    video = read_json(run / "run.json")["config"]["video"]
+    cut = ReadOptions(**{entry.name: video[entry.name] for entry in fields(ReadOptions)})
+    return _paste(_emptied(source.frames, _source_mask(source, case, cut)), *_photograph(case))
 
 
-CONTROLS: dict[str, Callable[[Path, Clip, ListedCase], Tensor]] = {
-    "source_unchanged": _unchanged,
-    "frozen_first_frame": _frozen,
-    "target_pasted": _pasted,
-    "per_frame": _alone,
-}
+def _pasted_true_pose(run: Path, source: Clip, case: ListedCase) -> Tensor:
+    empty = _emptied(source.frames, _truth(case, "source_mask")).frames
+    target, layer, occluder = (_truth(case, name) for name in ("target_mask", "target_layer", "occluder"))
+    down, right = ((outer - inner) // 2 for outer, inner in zip(layer.shape[1:3], target.shape[1:], strict=True))
+    boxes = torch.tensor([box_of(plane > 127) for plane in layer[..., 3].numpy()]).double()
+    place = Place(empty, boxes - torch.tensor([down, down, right, right]))
+    rgb, rough = _photograph(case)
+    alpha = _silhouette(case, rough)
+    black = replace(place, frames=torch.full_like(empty, -1.0))  # white pasted on black is the pasted silhouette
+    shown = [_overlap(_paste(black, torch.ones_like(rgb), cut)[:, 0] > 0, target) for cut in (alpha, alpha.flip(-1))]
+    if shown[1] > shown[0]:
+        rgb, alpha = rgb.flip(-1), alpha.flip(-1)
+    in_front = occluder[:, None, :, :, 3].float() / 255
+    return torch.lerp(_paste(place, rgb, alpha), source.frames, in_front)
+
+
+def _paste(place: Place, rgb: Tensor, alpha: Tensor) -> Tensor:
+    return torch.stack([put(place, i, rgb, alpha, height_scale=1.0, feather=0.0) for i in range(len(place.frames))])
+
+
+def _photograph(case: ListedCase) -> tuple[Tensor, Tensor]:
+    """The target image `3 H W` and the matte of its object `1 H W`: the given one, its alpha, or by colours."""
+    rgb, alpha = read_image(case.target_image)
+    return rgb, matte(rgb, alpha, read_matte(case.matte) if case.matte else None)
+
+
+def _silhouette(case: ListedCase, rough: Tensor) -> Tensor:
+    """The true matte of a drawn target image; the ``rough`` one `1 H W` decides its heading."""
+    from tave.roadside.draw import vehicle_layer
+    from tave.roadside.scene import Vehicle, portrait
+
+    kind = read_json(Path(case.truth or "") / "truth.json")["target"]["vehicle"]
+    drawn = torch.from_numpy(vehicle_layer(portrait(Vehicle(kind, "red"), "city", 0), 0, rough.shape[-1])[..., 3])[None]
+    return max(drawn, drawn.flip(-1), key=lambda each: _overlap(each > 0.5, rough > 0.5))
+
+
+def _overlap(first: Tensor, second: Tensor) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def _emptied(frames: Tensor, mask: Tensor) -> Place:
+    """The old object's boxes, and the frames with the median of the visible background in its place."""
+    place = find_place(frames, mask[:, None].float())
+    if place is None:
+        raise OptionError("no frame shows the old object: leave out the controls that paste")
+    hidden = torch.from_numpy(grown(mask.numpy(), max(1, round(RIM * mask.shape[1]))))[:, None]
+    median = frames.masked_fill(hidden, torch.nan).nanmedian(0).values
+    known = torch.where(median.isnan(), place.frames, median)  # inpainted where no frame shows the background
+    return replace(place, frames=torch.where(hidden, known, frames))

@@ -14,8 +14,9 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from itertools import chain
 from pathlib import Path
 
 from tave.cli import Context, compose_options, entry_point
@@ -39,19 +40,9 @@ class Finding:
     remedy: str = ""
 
 
-@dataclass
-class Report:
-    """All findings."""
-
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def works(self) -> bool:
-        return not any(finding.needed and finding.good is False for finding in self.findings)
-
-    @property
-    def remedies(self) -> list[str]:
-        return list(dict.fromkeys(finding.remedy for finding in self.findings if finding.remedy))
+def works(findings: list[Finding]) -> bool:
+    """Whether the default run works."""
+    return not any(finding.needed and finding.good is False for finding in findings)
 
 
 def packages(wanted: list[str] | None = None) -> Iterator[Finding]:
@@ -241,32 +232,25 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def examine(options: DoctorOptions, on_finding: Callable[[Finding], None] = lambda _: None) -> Report:
-    """All checks, one after another; ``on_finding`` is called with each finding."""
-    report = Report()
+def examine(options: DoctorOptions) -> Iterator[Finding]:
+    """All checks, one after another."""
     parts = [packages(), device(), weights(options.backbone), video(), logging_()]
     parts += [segmenter(options.segmenter)] if options.segmenter else []
-    parts += [small_edit()] if options.edit else []
-    for part in parts:
-        for finding in part:
-            report.findings.append(finding)
-            on_finding(finding)
-    return report
+    return chain(*parts, small_edit() if options.edit else ())
 
 
-def lines_of(report: Report) -> Iterator[str]:
-    """The report as text: a table of the findings, then what to do next."""
-    width, area = max(len(finding.name) for finding in report.findings), ""
-    for finding in report.findings:
+def report(findings: list[Finding]) -> Iterator[str]:
+    """The lines of the report: a table of the findings, then what to do next."""
+    width, area = max(len(finding.name) for finding in findings), ""
+    for finding in findings:
         mark = {True: "ok", False: "no", None: "-"}[finding.good]
         yield f"{finding.area if finding.area != area else '':<8} {mark:<2} {finding.name:<{width}} {finding.text}"
         area = finding.area
-    yield f"\nThe default run {'works' if report.works else 'does not work'} here. Next:"
-    real = any(finding.area == "weights" and finding.good and not finding.needed for finding in report.findings)
-    following = [DEFAULT_RUN] if report.works else []
-    if report.works and not real:
+    yield f"\nThe default run {'works' if works(findings) else 'does not work'} here. Next:"
+    following = [finding.remedy for finding in findings if finding.remedy] + [DEFAULT_RUN] * works(findings)
+    if works(findings) and not any(f.area == "weights" and f.good and not f.needed for f in findings):
         following.append("for real footage: weights, see docs/real_weights.md, then python -m tave.doctor again")
-    yield from (f"  {line}" for line in [*report.remedies, *following])
+    yield from (f"  {line}" for line in dict.fromkeys(following))
 
 
 def _work(options: DoctorOptions, _: Context) -> None:
@@ -274,10 +258,13 @@ def _work(options: DoctorOptions, _: Context) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    findings: list[Finding] = []
     with Console(stderr=True).status("looking") as status:
-        report = examine(options, lambda finding: status.update(f"{finding.area}: {finding.name}"))
-    print("\n".join(lines_of(report)))
-    if not report.works:
+        for finding in examine(options):
+            findings.append(finding)
+            status.update(f"{finding.area}: {finding.name}")
+    print("\n".join(report(findings)))
+    if not works(findings):
         raise SystemExit(1)
 
 

@@ -22,10 +22,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def content_digest(path: str | Path, pattern: str = "[!.]*") -> str:
-    """SHA-256 of a file; of a folder: of the relative names and contents of its files that match ``pattern``.
-
-    The default pattern leaves out hidden files.
-    """
+    """SHA-256 of a file, or of relative names and contents of the files in a folder that match ``pattern``."""
     path = Path(path).expanduser()
     if not path.is_dir():
         return file_digest(path)

@@ -57,7 +57,8 @@ def host_table(options: FootprintOptions, on_line: Callable[[str], None]) -> Non
         on_line(f"| {name} | {' | '.join(f'{part / GIB:.2f}' for part in parts)} | **{sum(parts) / GIB:.1f}** |")
 
 
-def _work(options: FootprintOptions, _: Context) -> None:
+def run(options: FootprintOptions, _: Context | None = None) -> None:
+    """Print both tables. Raises :class:`OptionError` if there is no device to measure on."""
     import torch
 
     if options.measure and not torch.cuda.is_available():
@@ -69,7 +70,7 @@ def _work(options: FootprintOptions, _: Context) -> None:
     host_table(options, print)
 
 
-main = entry_point("memory of the full-size models", "footprint", _work)
+main = entry_point("memory of the full-size models", "footprint", run)
 
 if __name__ == "__main__":
     main()

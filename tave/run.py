@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import platform
-import re
 import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch import Tensor
 
 from tave.backbone import Backbone, licence_text, load_backbone
 from tave.build import build_editor, build_trainer
 from tave.cache import Cache, StoredError, is_made, key_of, read_about, read_tensors, write_tensors
-from tave.config import PACKAGE, BackboneOptions, EditEntry, OptionError, ReadOptions, TrainOptions, VideoOptions
+from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import content_digest, file_digest, read_json, write_json
+from tave.files import read_json, write_json
 from tave.inflate import load_tuned, tuned_state
+from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.loggers import RunLogger, open_loggers
-from tave.memory import at_work, preset_note, rounding
+from tave.memory import preset_note, rounding
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
-from tave.reference import MatteError, TargetImage, matte
-from tave.reference.segmenter import load_segmenter
-from tave.video import Clip, read_clip, read_image, read_matte, write_video
+from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
 
 log = logging.getLogger(__name__)
@@ -168,9 +165,14 @@ class Run:
         self.data.targets = due
         write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
-        recorded = {
-            name: {"key": keys[name], **self._about(entry), **(about or {})} for name, entry in requests.items()
+        common = {
+            "source_prompt": self.options.video.source_prompt,
+            "segmenter": self.segmenter_hashes,
+            "seed": self.options.seed,
+            "options": asdict(self.options.editing),
+            **(about or {}),
         }
+        recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, recorded, self.progress)
         with _without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
@@ -191,64 +193,14 @@ class Run:
         images = [part for image in target.images for part in (image.rgb, image.alpha, image.matte)]
         return key_of(self.key, self.options.editing, target.prompt, *images, target.region)
 
-    # ---- inputs ------------------------------------------------------------------------------------------------------
-
     def targets(self, entries: Mapping[str, EditEntry]) -> list[Target]:
         """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
-        for name, entry in entries.items():
-            if entry.truth and not Path(entry.truth, "truth.npz").is_file():
-                raise OptionError(
-                    f"video.edits.{name}.truth={entry.truth} holds no truth.npz: give a drawn clip's, or null"
-                )
-        targets = [_target(name, entry, self.clip, self.options.video) for name, entry in entries.items()]
-        if self.options.reference.mode in ("as_is", "none"):
-            return targets
-        if self.options.reference.matte == "segmented":
-            targets = self._segmented(targets)
-        for target in targets:
-            for image, (path, _) in zip(target.images, entries[target.name].images, strict=True):
-                try:
-                    matte(image.rgb, image.alpha, image.matte, self.options.reference.matte)
-                except MatteError as error:
-                    raise MatteError(f"{path}: {error}") from None
+        reference = self.options.reference
+        targets = read_targets(entries, self.clip, self.options.video, reference)
+        if targets and reference.matte == "segmented" and reference.mode not in ("as_is", "none"):
+            device = self.editor.pipeline.encoders.device
+            targets, self.segmenter_hashes = segment_targets(targets, str(reference.segmenter), device, self.progress)
         return targets
-
-    def _segmented(self, targets: Sequence[Target]) -> list[Target]:
-        """``targets`` with the segmenter's matte of each target image; the segmenter is freed afterwards."""
-        with self.progress.stage("segmenting", "cutting out the target"):
-            segmenter = load_segmenter(str(self.options.reference.segmenter))
-            with at_work(segmenter.model, self.editor.pipeline.encoders.device):
-                cuts = [[segmenter.cut(image.rgb, target.prompt) for image in target.images] for target in targets]
-        self.segmenter_hashes = dict(segmenter.hashes)
-        found = ", ".join(f"{cut.name} ({cut.confidence:.2f})" for each in cuts for cut in each)
-        self.progress.note(
-            f"{segmenter.name} cut out: {found}; its weights are not verified, edit.json has their SHA-256"
-        )
-        return [
-            replace(target, images=[replace(i, matte=cut.matte) for i, cut in zip(target.images, each, strict=True)])
-            for target, each in zip(targets, cuts, strict=True)
-        ]
-
-    def _about(self, entry: EditEntry) -> dict[str, Any]:
-        """What ``edit.json`` records of a request."""
-        images = [
-            {
-                "target_image": path,
-                "sha256": file_digest(path),
-                "matte": matte,
-                "matte_sha256": matte and file_digest(matte),
-            }
-            for path, matte in entry.images
-        ]
-        return {
-            "source_prompt": self.options.video.source_prompt,
-            **images[0],  # the metrics compare with the first
-            "more_images": images[1:],
-            "mask": entry.mask,
-            "segmenter": self.segmenter_hashes,
-            "seed": self.options.seed,
-            "options": asdict(self.options.editing),
-        }
 
     def _note_weights(self) -> None:
         """Tell the user once about the weights in use."""
@@ -263,8 +215,7 @@ class Run:
             self._compare_weights()
         if note := preset_note(options.memory, options.precision, torch.cuda.is_available()):
             log.warning("%s", note)
-        prompts = [options.video.source_prompt, *(entry.target_prompt for entry in options.video.requests().values())]
-        for note in knowledge_notes(options.backbone, prompts):
+        for note in knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests()):
             log.warning("%s", note)
 
     def _compare_weights(self) -> None:
@@ -354,49 +305,6 @@ class Run:
     def close(self) -> None:
         """Finish the logs."""
         self.log.close()
-
-
-def knowledge_notes(backbone: BackboneOptions, prompts: Sequence[str]) -> list[str]:
-    """Warnings for a backbone that ``knows`` few nouns: about each prompt that has none of them."""
-    nouns = ", ".join(backbone.knows)
-    return [
-        f"{prompt!r} names nothing that this backbone knows ({nouns}): it was trained on drawings of these alone; "
-        "choose other weights for footage (backbone=sd21_unclip_small, see docs/real_weights.md)"
-        for prompt in dict.fromkeys(prompts)
-        if backbone.knows and not set(re.findall(r"\w+", prompt.lower())) & set(backbone.knows)
-    ]
-
-
-def _target(name: str, entry: EditEntry, clip: Clip, cut: VideoOptions) -> Target:
-    images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
-    region = None if entry.mask is None else read_region(entry.mask, clip, cut)
-    return Target(name, entry.target_prompt, images, region)
-
-
-def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
-    """The user's mask for ``clip``, ``f 1 H W``, 1 where it is white: a mask of the clip's frames, or of the whole
-    file.
-
-    Raises :class:`OptionError` if it fits neither, cut as the clip was, and where nothing in it is white.
-    """
-    masks = read_clip(path, ReadOptions(frames=None, multiple=1)).frames
-    if masks.shape != clip.frames.shape:
-        masks = read_clip(path, cut).frames
-    if masks.shape != clip.frames.shape:
-        found, wanted = (f"{len(t)} frames of {t.shape[3]}x{t.shape[2]}" for t in (masks, clip.frames))
-        raise OptionError(f"video.mask={path} has {found}, the clip {wanted}: give a mask clip cut like the clip")
-    region = (masks.mean(1, keepdim=True) > 0).float()
-    if not region.any():
-        raise OptionError(f"video.mask={path} is black everywhere: make it white where to edit, or leave it out")
-    return region
-
-
-def input_digests(options: TrainOptions) -> dict[str, str]:
-    """SHA-256 of the input files by path: clip, target images, mattes and masks, as far as they exist."""
-    entries = options.video.requests().values()
-    pictures = [path for entry in entries for pair in entry.images for path in pair]
-    paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
-    return {path: content_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}
 
 
 def _commit() -> str | None:

@@ -1,8 +1,8 @@
-"""A device that isn't the CPU and needs no hardware: a GPU's rules about where tensors lie, with the CPU's numbers.
+"""A simulated device without hardware: a GPU's rules about the devices of tensors, with the CPU's numbers.
 
-Inside ``with Elsewhere():`` whatever is moved to :data:`DEVICE` becomes a :class:`Moved` tensor, which computes on the CPU,
-refuses to be mixed with tensors that stayed behind, and is no NumPy array. What a GPU allows is allowed: numbers without
-dimensions, indices and copies from the CPU.
+Inside ``with Elsewhere():`` whatever is moved to :data:`DEVICE` becomes a :class:`Moved` tensor, which computes on the
+CPU, can't be mixed with tensors on the CPU, and can't become a NumPy array. What a GPU allows is allowed: tensors
+without dimensions, indices, and copies from the CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, 
 
 
 class Moved(Tensor):
-    """A tensor on :data:`DEVICE`; ``inner`` is the one on the CPU that has its numbers."""
+    """A tensor on :data:`DEVICE`; ``inner`` is a CPU tensor with its values."""
 
     inner: Tensor
 
@@ -54,21 +54,21 @@ class Moved(Tensor):
 
 
 class _FromNumbers(TorchFunctionMode):
-    """``torch.tensor`` and lists as indices lose their numbers on the meta device before any dispatch: make them here."""
+    """``torch.tensor`` and lists as indices lose their values on the meta device before dispatch: make them here."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        told = dict(kwargs or {})
-        if func in (torch.tensor, torch.as_tensor) and torch.device(told.get("device") or "cpu").type == DEVICE.type:
-            return func(*args, **told | {"device": "cpu"}).to(DEVICE)
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == DEVICE.type:
+            return func(*args, **kwargs | {"device": "cpu"}).to(DEVICE)
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(part) if isinstance(part, list) else part for part in index)
             args = (args[0], index, *args[2:])
-        return func(*args, **told)
+        return func(*args, **kwargs)
 
 
 class Elsewhere(TorchDispatchMode):
-    """The mode under which tensors can be made on, and moved to, :data:`DEVICE`."""
+    """The mode in which tensors can be made on, and moved to, :data:`DEVICE`."""
 
     def __enter__(self) -> Elsewhere:
         self._numbers = _FromNumbers()
@@ -76,9 +76,9 @@ class Elsewhere(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *told: Any) -> None:
-        super().__exit__(*told)
-        self._numbers.__exit__(*told)
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._numbers.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -92,12 +92,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     moved = any(isinstance(value, Moved) for value in tensors)
     if any(value.is_meta and not isinstance(value, Moved) for value in tensors):
-        raise RuntimeError(f"{func}: a tensor was made on {DEVICE} before it could be given its numbers")
+        raise RuntimeError(f"{func}: a tensor was made on {DEVICE} without values")
     if moved and func not in COPIES:
         alike = [args[0], *args[2:]] if func in INDEXING else (args, kwargs)
         behind = [v for v in tree_flatten(alike)[0] if isinstance(v, Tensor) and not isinstance(v, Moved) and v.dim()]
         if behind:
-            raise RuntimeError(f"{func}: a tensor of shape {tuple(behind[0].shape)} is on the CPU, the others are on {DEVICE}")
+            raise RuntimeError(
+                f"{func}: a tensor of shape {tuple(behind[0].shape)} is on the CPU, the others are on {DEVICE}"
+            )
     asked = kwargs.get("device")
     here = dict(kwargs) if asked is None else kwargs | {"device": torch.device("cpu")}
     made = func(*tree_map(_inner, args), **tree_map(_inner, here))

@@ -1,23 +1,19 @@
-"""Compiled blocks answer, and learn, as the plain ones do."""
+"""Compiled blocks predict and train like the plain ones."""
 
 from __future__ import annotations
 
 import copy
-import shutil
-from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 
 from tave.backbone import Backbone
-from tave.conditions import Condition
 from tave.denoiser import Denoiser, Tap
-from tave.evidence import attention_evidence
+from tave.encoders import Condition
 from tave.inflate import compile_blocks, compiled_blocks, inflate, select_trainables, tuned_state
 
 FRAMES, T = 3, 500
-NOISE, SLOPE = {"v_prediction": 0.01, "epsilon": 0.05}, 0.03  # what bf16 may change, as in test_memory.py
 pytestmark = pytest.mark.slow  # capturing takes minutes on a CPU, whatever the model's size
 
 
@@ -43,47 +39,11 @@ def pair(family: Backbone, backend: str) -> tuple[Denoiser, Denoiser]:
     return Denoiser(unet, family.scheduler), Denoiser(other, family.scheduler)
 
 
-def gradient(denoiser: Denoiser, latents: Tensor, condition: Condition) -> Tensor:
-    denoiser.zero_grad()
-    denoiser.output(latents, torch.tensor([T]), condition).float().square().mean().backward()
-    return torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
-
-
-def test_blocks_are_captured_whole_and_taps_still_answer(family: Backbone, told: Condition, latents: Tensor):
-    """Without a code generator: what is captured is run as it stands, so the bits are the same."""
+def test_blocks_are_captured_whole_and_taps_still_work(family: Backbone, family_condition: Condition, latents: Tensor):
+    """Without a code generator the captured graphs run as they are, so the bits are the same."""
     plain, compiled = pair(family, "eager")
     with torch.no_grad():
-        ours, theirs = (d(latents, T, told, 3.0, Tap(-2)) for d in (compiled, plain))
+        ours, theirs = (d(latents, T, family_condition, 3.0, Tap(-2)) for d in (compiled, plain))
     assert torch.equal(ours.noise, theirs.noise)
     assert ours.features is not None and theirs.features is not None and torch.equal(ours.features, theirs.features)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for _ in range(3):  # its processors come and go: no graph may be made of them
-        maps = [attention_evidence(d, told, [2, 3])(latents, T) for d in (compiled, plain)]
-        assert torch.equal(*maps)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
-
-
-@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # the code generator's own
-@pytest.mark.filterwarnings("ignore:.*non-leaf Tensor.*")
-@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler found")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_generated_code_agrees(family: Backbone, told: Condition, latents: Tensor, precision: str):
-    """Noise and gradients within 1e-4 of their size in float32; with and without checkpointing.
-
-    Under bf16 they are as near to the plain float32 model as autocast alone comes (docs/memory.md): generated code rounds in
-    other places, so that two bf16 models differ by more than either does from the true one.
-    """
-    plain, compiled = pair(family, "inductor")
-    half = precision == "bfloat16"
-    noise, slope = (NOISE[plain.prediction_type], SLOPE) if half else (1e-4, 1e-4)
-    with torch.no_grad():
-        exact = plain(latents, T, told, 3.0).noise
-    exact_slope = gradient(plain, latents, told)
-    for _ in range(2):
-        with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
-            with torch.no_grad():
-                found = compiled(latents, T, told, 3.0).noise
-            found_slope = gradient(compiled, latents, told)
-        assert float((found - exact).norm() / exact.norm()) < noise
-        assert float((found_slope - exact_slope).norm() / exact_slope.norm()) < slope
-        compiled.unet.enable_gradient_checkpointing()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -1,11 +1,11 @@
-"""What is counted from shapes is what a run keeps."""
+"""The memory that is counted from shapes is the memory that the code uses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,12 +14,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tave.backbone import Backbone
-from tave.conditions import Condition
-from tave.correction import CorrectionOptions, InterFrame
-from tave.denoiser import Denoiser
-from tave.footprint import (
+from tave.config import CorrectionOptions, FootprintOptions, MaskOptions, MemoryOptions, OptionError
+from tave.correction import InterFrame
+from tave.counting import (
     SHAPES,
-    FootprintOptions,
+    Footprint,
     Ledger,
     add_ip_adapter,
     footprint,
@@ -30,11 +29,12 @@ from tave.footprint import (
     saved_bytes,
     tuning_step,
 )
+from tave.denoiser import Denoiser
+from tave.encoders import Condition
+from tave.footprint import run, table
 from tave.inflate import inflate, select_trainables
 from tave.inversion import Trajectory
-from tave.masking import MaskOptions, find_mask
-from tave.memory import MemoryOptions
-from tave.options import OptionError
+from tave.masking import find_mask
 from tave.sampling import sample
 from tave.schedule import Schedule
 
@@ -49,7 +49,7 @@ def test_saved_bytes_are_those_of_the_formula():
     assert saved == [4 * (10 * 64 + 10 * 32)]
 
 
-def test_the_ledger_counts_what_lives_at_once():
+def test_the_ledger_counts_simultaneous_storage():
     with Ledger() as ledger:
         kept = torch.zeros(100)
         for _ in range(3):
@@ -58,6 +58,10 @@ def test_the_ledger_counts_what_lives_at_once():
         assert (ledger.now, ledger.peak) == (400, 4400)
         del kept, view
     assert ledger.now == 0
+
+
+def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -69,14 +73,10 @@ def test_counting_without_storage_equals_a_real_run(family: Backbone, checkpoint
     found = []
     for fake in (True, False):
         with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
-            unet = UNet2DConditionModel.from_config(config)
-            assert isinstance(unet, UNet2DConditionModel)
-            unet.eval()
+            unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)).eval()
             if adapter:
                 add_ip_adapter(unet, image)
-                assert {n: p.shape for n, p in unet.named_parameters()} == {
-                    n: p.shape for n, p in family.unet.named_parameters()
-                }
+                assert shapes_of(unet) == shapes_of(family.unet)
             select_trainables(inflate(unet, FRAMES), "patent")
             if checkpointing:
                 unet.enable_gradient_checkpointing()
@@ -92,19 +92,21 @@ def test_counting_without_storage_equals_a_real_run(family: Backbone, checkpoint
     assert 0 < found[0][0] < found[0][1]
 
 
-def test_the_steps_of_an_edit_need_what_is_counted(tiny: Backbone, unet: UNet2DConditionModel, condition: Condition):
-    """The steps of mask and sampling by the default options, with a mask that covers everything: within 1 %."""
+def test_the_steps_of_an_edit_use_the_memory_that_is_counted(
+    tiny: Backbone, unet: UNet2DConditionModel, condition: Condition
+):
+    """One step of mask and of sampling by the default options, with a mask of the whole frame: within 1 %."""
     denoiser, schedule = Denoiser(inflate(unet, FRAMES), tiny.scheduler), Schedule.from_scheduler(tiny.scheduler, 1)
     latents = torch.randn(1, FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     trajectory, other = Trajectory(torch.stack([latents, latents])), replace(condition, image=condition.image + 1)
-    blend = InterFrame(torch.ones(1, FRAMES, 1, 8, 8), CorrectionOptions(candidates="masked", agreement=1))
+    blend = InterFrame(torch.ones(1, FRAMES, 1, 8, 8), CorrectionOptions(steps=[0.0, 1.0]))
 
     def peak(work: Callable[[], object]) -> int:
         with Ledger() as ledger:
             work()
         return ledger.peak
 
-    masking = peak(lambda: find_mask(denoiser, schedule, trajectory, condition, other, MaskOptions(union="disputed")))
+    masking = peak(lambda: find_mask(denoiser, schedule, trajectory, condition, other, MaskOptions(steps=[0.0, 1.0])))
     sampling = peak(lambda: sample(denoiser, schedule, latents, condition, guidance_scale=7.5, corrections=[blend]))
     assert masking == pytest.approx(peak(lambda: masking_step(denoiser, latents, condition, nullcontext())), rel=0.01)
     assert sampling == pytest.approx(peak(lambda: sampling_step(denoiser, latents, condition, nullcontext())), rel=0.01)
@@ -114,7 +116,6 @@ def test_the_steps_of_an_edit_need_what_is_counted(tiny: Backbone, unet: UNet2DC
 @pytest.mark.slow  # full-size models, counted under each preset
 @pytest.mark.parametrize("backbone", ["sd21_unclip", "sd15_ip_adapter"])
 def test_each_saving_saves_where_it_should(backbone: str):
-    """The full-size model, at a size that is counted in seconds."""
     plain, spare = (
         footprint(SHAPES[backbone], memory, "bf16-mixed", 2, 128)
         for memory in (
@@ -132,11 +133,16 @@ def test_each_saving_saves_where_it_should(backbone: str):
         assert spare.resident < getattr(spare, stage) < getattr(plain, stage)
 
 
-def test_what_cannot_be_counted_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_measuring_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match="measure=true needs a CUDA device"):
-        FootprintOptions(measure=True)
-    with pytest.raises(OptionError, match="multiples of 64"):
-        FootprintOptions(sizes=[500])
-    with pytest.raises(OptionError, match="backbones='roadside' is not known: choose one of sd21_unclip, "):
-        FootprintOptions(backbones=["roadside"])
+        run(FootprintOptions(measure=True))
+
+
+def test_the_table_has_a_line_for_each_size(monkeypatch: pytest.MonkeyPatch):
+    found = Footprint(*[2**30] * 4, tuning=3 * 2**30, editing=2**30, coding=2**30)
+    monkeypatch.setattr("tave.counting.footprint", lambda *_, **__: found)
+    lines: list[str] = []
+    table(FootprintOptions(backbones=["sd21_unclip"], presets=["8gb", "full"]), lines.append)
+    assert len(lines) == 2 + 2 * 4
+    assert lines[2].startswith("| sd21_unclip | 8gb | 8 | 512 | 1.00 |") and lines[2].endswith("| **3.0** |")

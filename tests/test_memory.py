@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tave.backbone import Backbone
+from tave.cache import read_tensors
 from tave.cli import compose_options
 from tave.config import PRESETS, MemoryOptions, OptionError
 from tave.denoiser import Denoiser, Tap
@@ -21,6 +22,7 @@ from tave.encoders import Condition, Encoders, decode, encode, stack
 from tave.inflate import inflate, select_trainables, tuned_state
 from tave.memory import adamw, at_work, held, hold, preset_note, rounding, use_tiles
 from tave.schedule import to_noise
+from tave.train import train
 
 FRAMES, T = 3, 500
 
@@ -275,3 +277,13 @@ def test_presets_can_be_overridden():
     assert held(options.memory, options.precision) == torch.float16
     full = compose_options("train", ["video=bus_to_suv", "memory=full"])
     assert full.memory == MemoryOptions() and held(full.memory, full.precision) == torch.float32
+
+
+def test_the_smallest_preset_tunes_and_edits(clip: Path, tmp_path: Path):
+    """On the CPU, where bf16 rounds as it does on a GPU. What is tuned is stored in float32."""
+    words = ["video=bus_to_suv", "backbone=tiny", "video.frames=3", "video.edits.suv.truth=null", "memory=8gb"]
+    words += [f"video.path={clip / 'source.mp4'}", "tuning.steps=2", "inversion.steps=2", "metrics.enabled=false"]
+    folder = tmp_path / "run"
+    train(compose_options("train", [*words, f"cache={tmp_path / 'cache'}"]), folder, show=False)
+    assert (folder / "edits/suv/edited.mp4").is_file()
+    assert {value.dtype for value in read_tensors(folder / "tuned.safetensors")[0].values()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""One frame through the inflated model is the library's own pipeline, step for step: each family against its reference."""
+"""One frame through the inflated model equals the library's pipeline at every step, for each family."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from tave.backbone import Backbone, load_backbone, load_ip_adapter
-from tave.conditions import encode_condition
+from tave.backbone import Backbone, load_backbone
+from tave.config import BackboneOptions, ConditionOptions
 from tave.correction import Step
 from tave.denoiser import Denoiser, Tap
+from tave.encoders import Encoders
 from tave.inflate import inflate
 from tave.sampling import sample
 from tave.schedule import Schedule
@@ -26,12 +27,12 @@ STEPS, PROMPT, NEGATIVE = 5, "a red bus on the road", "a white car"
 
 
 class Spy:
-    """A correction that corrects nothing and keeps the latents `1 1 c h w` of every step."""
+    """A correction that changes nothing and records the latents `1 1 c h w` of every step."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
 
-    def tap(self, level: int, total: int) -> Tap | None:
+    def tap(self, index: int, total: int) -> Tap | None:
         return None
 
     def __call__(self, step: Step) -> Tensor:
@@ -50,10 +51,12 @@ def picture() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def ours(backbone: Backbone, start: Tensor, picture: Image.Image, scale: float, noise: Tensor, level: int = 0) -> list[Tensor]:
-    """The latents after each step, by this package: inflated for a clip of one frame."""
+def ours(backbone: Backbone, start: Tensor, picture: Image.Image, scale: float, level: int = 0) -> list[Tensor]:
+    """The latents after each step by this package, inflated for a clip of one frame."""
     shown = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    condition = encode_condition(backbone, PROMPT, shown, level=level, noise=noise, negative_prompt=NEGATIVE)
+    encoders = Encoders(backbone, ConditionOptions(level, NEGATIVE))
+    encoders.noise = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))  # as the pipeline draws it below
+    condition = encoders.condition(PROMPT, [shown])
     denoiser = Denoiser(inflate(copy.deepcopy(backbone.unet), 1), backbone.scheduler)
     spy, schedule = Spy(), Schedule.from_scheduler(backbone.scheduler, STEPS)
     sample(denoiser, schedule, start[None], condition, guidance_scale=scale, corrections=[spy])
@@ -67,9 +70,11 @@ def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("scale", "level"), [(1.0, 0), (7.5, 0), (7.5, 400)])
-def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Image.Image, scale: float, level: int) -> None:
-    """v-prediction, the picture as a vector added to the timestep."""
-    backbone = load_backbone(saved)
+def test_sd_unclip_equals_its_pipeline(
+    saved: Path, start: Tensor, picture: Image.Image, scale: float, level: int
+) -> None:
+    """v-prediction; the image condition is added to the timestep embedding."""
+    backbone = load_backbone(BackboneOptions(path=str(saved)))
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(saved, local_files_only=True)
     pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(saved, subfolder="scheduler", clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
@@ -88,27 +93,25 @@ def test_sd_unclip_equals_its_pipeline(saved: Path, start: Tensor, picture: Imag
         callback=lambda step, t, latents: theirs.append(latents),
         output_type="latent",
     )
-    noise = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))
     assert backbone.scheduler.config["prediction_type"] == "v_prediction"
-    check(ours(backbone, start, picture, scale, noise, level), theirs)
+    check(ours(backbone, start, picture, scale, level), theirs)
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_ip_adapter_equals_its_pipeline(
-    saved_ip_adapter: tuple[Path, Path], start: Tensor, picture: Image.Image, scale: float
+    saved_ip_adapter: tuple[Path, Path], ip_adapter: Backbone, start: Tensor, picture: Image.Image, scale: float
 ) -> None:
-    """epsilon-prediction, the picture as tokens in cross-attention."""
+    """Epsilon-prediction; the image condition is tokens in cross-attention."""
     folder, adapter = saved_ip_adapter
-    backbone = load_ip_adapter(folder, adapter)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
     pipeline.load_ip_adapter(str(adapter), subfolder="models", weight_name="ip-adapter_sd15.safetensors")
     pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     theirs: list[Tensor] = []
 
-    def keep(_pipeline: object, step: int, t: int, told: dict[str, Tensor]) -> dict[str, Tensor]:
-        theirs.append(told["latents"])
-        return told
+    def keep(_pipeline: object, step: int, t: int, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+        theirs.append(kwargs["latents"])
+        return kwargs
 
     pipeline(
         prompt=PROMPT,
@@ -122,8 +125,8 @@ def test_ip_adapter_equals_its_pipeline(
         callback_on_step_end=keep,  # type: ignore[arg-type]
         output_type="latent",
     )
-    assert backbone.scheduler.config["prediction_type"] == "epsilon"
-    made = ours(backbone, start, picture, scale, torch.zeros(1, 24))
+    assert ip_adapter.scheduler.config["prediction_type"] == "epsilon"
+    made = ours(ip_adapter, start, picture, scale)
     check(made, theirs)
-    other = ours(backbone, start, picture.rotate(180), scale, torch.zeros(1, 24))
-    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture is seen at all
+    other = ours(ip_adapter, start, picture.rotate(180), scale)
+    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture has an effect

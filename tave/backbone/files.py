@@ -36,19 +36,12 @@ PLAIN = {  # part without weights -> alternative sets of files
 
 
 def find(
-    path: str | Path | None,
-    mirrors: Sequence[str],
-    check: Callable[[Path], Files],
-    missing: str,
-    key: str = "path",
+    path: str | Path | None, mirrors: Sequence[str], check: Callable[[Path], Files], missing: str, key: str = "path"
 ) -> tuple[Path, Files]:
     """Find a checkpoint: ``path``, or the first complete one of ``mirrors`` in the hub's local cache.
 
-    Args:
-        path: A folder, or an `owner/name` of the hub.
-        check: Returns the weight files of a folder; raises :class:`BackboneError` if one is missing.
-        missing: The message of :class:`BackboneMissingError` if there is no such folder at all, and ``key`` the option
-            that it is about. An incomplete folder's own error takes precedence.
+    ``check`` returns the weight files of a folder or raises :class:`BackboneError`. Raises
+    :class:`BackboneMissingError` with the message ``missing``, about the option ``key``, if there is no folder at all.
     """
     incomplete: FileError | None = None
     for place in mirrors if path is None else [path]:
@@ -87,10 +80,9 @@ def _files_of(part: str) -> str:
 
 
 def pipeline_files(folder: Path, plain: Sequence[str], models: Sequence[str], layout: str) -> Files:
-    """The weight files of ``models`` in a pipeline's folder; ``plain`` are its parts without weights.
+    """The weight files of ``models`` in a pipeline's folder, whose parts without weights are ``plain``.
 
-    Raises :class:`BackboneError` for the first file that is missing, and for a UNet with more input channels than the
-    autoencoder's latents have.
+    Raises :class:`BackboneError` for a missing file, and for a UNet with more input channels than latents have.
     """
     for part in plain:
         if not any(all((folder / part / name).is_file() for name in names) for names in PLAIN[part]):
@@ -142,17 +134,10 @@ def unet_config(folder: Path) -> dict[str, Any]:
 
 
 def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> tuple[dict[str, str], list[str]]:
-    """Hash ``files`` and compare them with the published values.
+    """Hash ``files`` and compare with ``known``: part -> precision (fp32, fp16) -> published SHA-256 of a single file.
 
-    Args:
-        known: part -> precision (fp32, fp16) -> published SHA-256 of its single weight file.
-
-    Returns:
-        Path within ``root`` -> SHA-256, and the paths for which no value is known. Files that come with this package
-        are never among the latter.
-
-    Raises:
-        BackboneError: a hash differs (both are named), or a file is not in safetensors format.
+    Returns path within ``root`` -> SHA-256, and the paths without a published value, this package's own excepted.
+    Raises :class:`BackboneError` for a hash that differs, and for a file that is not in safetensors format.
     """
     hashes: dict[str, str] = {}
     unverified: list[str] = []
@@ -163,17 +148,12 @@ def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> t
             hashes[inside] = file_digest(file)
             published = known.get(part, {}).get(precision) if len(found) == 1 else None
             if published is None:
-                unverified += [] if is_shipped(root) else [inside]
+                unverified += [] if root.is_relative_to(PACKAGE) else [inside]
             elif hashes[inside] != published:
                 raise BackboneError(
                     f"{file} has SHA-256 {hashes[inside]}, but {name}'s {part} in {precision} has {published}: {COPY}"
                 )
     return hashes, unverified
-
-
-def is_shipped(path: str | Path) -> bool:
-    """Whether ``path`` lies within this package."""
-    return Path(path).is_relative_to(PACKAGE)
 
 
 def _precision(file: Path) -> str:
@@ -234,11 +214,7 @@ def scheduler_config(file: Path) -> dict[str, Any]:
 
 
 def read_scheduler(file: Path, prediction_type: str | None) -> DDIMScheduler:
-    """DDIM over the noise levels of any scheduler's config.
-
-    Args:
-        prediction_type: What the weights are known to predict; a file with another value is refused.
-    """
+    """DDIM over the noise levels of any scheduler's config, which must not contradict ``prediction_type``."""
     config = scheduler_config(file)
     defaults: dict[str, Any] = {}
     if config.get("_class_name") != "DDIMScheduler":  # these classes' defaults are not DDIM's

@@ -52,7 +52,7 @@ def load_ip_adapter(options: BackboneOptions) -> Backbone:
     parts: dict[str, Any] = {
         "tokenizer": read_part(CLIPTokenizer, folder / "tokenizer"),
         "text_encoder": read_model(CLIPTextModel, folder / "text_encoder", weights["text_encoder"]),
-        "feature_extractor": _extractor(folder / "feature_extractor", int(encoder.config.image_size)),
+        "feature_extractor": _extractor(folder / "feature_extractor", cast(int, encoder.config.image_size)),
         "image_encoder": encoder,
         "unet": read_model(UNet2DConditionModel, folder / "unet", weights["unet"]),
         "scheduler": files.read_scheduler(folder / "scheduler" / "scheduler_config.json", options.prediction_type),

@@ -37,7 +37,7 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Cut:
-    """A cut-out object: its matte `1 H W` in [0, 1], the name of its class and the score in [0, 1]."""
+    """A cut-out object: matte `1 H W` in [0, 1], name of its class, score in [0, 1]."""
 
     matte: Tensor
     name: str
@@ -61,8 +61,7 @@ class Segmenter:
     def cut(self, rgb: Tensor, prompt: str) -> Cut:
         """Cut the object that ``prompt`` describes out of ``rgb`` `3 H W` in [-1, 1], see :func:`choose`; on the CPU.
 
-        Raises:
-            MatteError: no instance could be the object.
+        Raises :class:`MatteError` if no instance could be the object.
         """
         size = tuple(rgb.shape[1:])
         shrink = min(1, GRID / max(size))
@@ -70,9 +69,8 @@ class Segmenter:
         inputs = self.processor(images=Image.fromarray(to_pixels(rgb)), return_tensors="pt")
         outputs = self.model(pixel_values=inputs["pixel_values"].to(self.model.device))
         process = self.processor.post_process_instance_segmentation
-        maps = "return_binary_maps" in signature(process).parameters  # of networks whose instances can overlap
-        settings = {"return_binary_maps": True} if maps else {}
-        found = process(outputs, target_sizes=[grid], threshold=CONFIDENT, **settings)[0]
+        maps = {"return_binary_maps": True} if "return_binary_maps" in signature(process).parameters else {}
+        found = process(outputs, target_sizes=[grid], threshold=CONFIDENT, **maps)[0]
         instances, segments = found["segmentation"].cpu(), found["segments_info"]
         names = [self.classes.get(segment["label_id"], str(segment["label_id"])) for segment in segments]
         masks = instances if maps else instances == torch.arange(len(segments))[:, None, None]
@@ -90,10 +88,8 @@ class Segmenter:
 def load_segmenter(path: str | Path) -> Segmenter:
     """Load a network from a folder that `save_pretrained` wrote, or by the `owner/name` of a copy in the hub's cache.
 
-    Weights are safetensors only, held in float32 on the CPU; no code in the folder is run.
-
-    Raises:
-        MatteError: in one line: missing, of another kind, incomplete or pickled; or scipy is not installed.
+    Weights are safetensors only, in float32 on the CPU; no code in the folder is run. Raises :class:`MatteError`, in
+    one line, for files that are missing, unreadable or of another kind, and without scipy.
     """
     kinds = ", ".join(MODELS.values())
 
@@ -107,9 +103,8 @@ def load_segmenter(path: str | Path) -> Segmenter:
         return files
 
     try:
-        needed = f"config.json, model.safetensors and {PROCESSOR} of a segmentation network ({kinds})"
-        missing = f"neither a folder nor in the hub's local cache: give a folder that has {needed}"
-        folder, files = find(path, (), check, missing)
+        missing = "neither a folder nor in the hub's local cache: give a folder that has config.json, model.safetensors"
+        folder, files = find(path, (), check, f"{missing} and {PROCESSOR} of a segmentation network ({kinds})")
         if find_spec("scipy") is None:  # needed by the losses, which the library builds as well
             raise BackboneError("the network needs scipy, which is not installed: pip install 'tave[segmenter]'")
         hashes, _ = verified(files, folder, {}, str(path))
@@ -126,11 +121,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
 def choose(masks: Tensor, scores: Tensor, names: Sequence[str], prompt: str) -> int | None:
     """Index of the one of q instances that is the target object; None if none can be.
 
-    Args:
-        masks: `q h w` in [0, 1].
-        scores: `q` in [0, 1].
-        names: the class of each; synonyms separated by commas.
-        prompt: the target's.
+    ``masks`` `q h w` and ``scores`` `q` are in [0, 1]; ``names`` are the classes, synonyms separated by commas.
 
     An instance can be the object if its score is at least a half and it covers neither almost nothing nor almost all of
     the picture. Instances whose class is named in the prompt, before any preposition of place ("a red car on a road"
@@ -151,9 +142,7 @@ def choose(masks: Tensor, scores: Tensor, names: Sequence[str], prompt: str) -> 
 
 
 def _named(name: str, prompt: str) -> bool:
-    mentioned = set(_words(_PLACE.split(prompt.lower())[0]))
-    return any(words and words <= mentioned for words in (set(_words(one)) for one in name.lower().split(",")))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text)
+    mentioned, *synonyms = (
+        set(re.findall(r"[^\W_]+", part)) for part in (_PLACE.split(prompt.lower())[0], *name.lower().split(","))
+    )
+    return any(words and words <= mentioned for words in synonyms)

@@ -111,7 +111,8 @@ STUDY: dict[str, Case] = {
         _case("car_to_yellow_van", "beach", Vehicle("car", "red", "dotted", "white"), Vehicle("van", "yellow"),
               "city", 52, x=23, speed=2.5, ground=55, scale=1.2),
         _case("van_to_striped_purple_van", "city", Vehicle("van", "black"),
-              Vehicle("van", "purple", "striped", "white"), "forest", 53, x=24, speed=2.1, ground=56, scale=1.2, zoom=0.01),
+              Vehicle("van", "purple", "striped", "white"), "forest", 53,
+              x=24, speed=2.1, ground=56, scale=1.2, zoom=0.01),
         _case("car_to_striped_suv", "mountain", Vehicle("car", "blue", "two-tone", "yellow"),
               Vehicle("suv", "red", "striped", "black"), "beach", 54, x=40, speed=-2.2, ground=54, scale=1.2, pan=-1.8),
     )

@@ -135,7 +135,7 @@ def _paint(vehicle: Vehicle, size: tuple[int, int], to_canvas, unit: float) -> I
 
 
 def vehicle_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Return the vehicle as premultiplied RGBA ``H W 4`` float32 in [0, 1], ``margin`` (x, y) pixels wider all round."""
+    """Return the vehicle as premultiplied RGBA ``H W 4`` float32 in [0, 1]; ``margin``: pixels to add (x, y)."""
     big = (size + 2 * margin[0]) * SUPERSAMPLE, (size + 2 * margin[1]) * SUPERSAMPLE
     unit = size * SUPERSAMPLE / UNITS
     shift = margin[0] * UNITS / size, margin[1] * UNITS / size

@@ -1,103 +1,135 @@
-"""All named clips at a glance: one picture of source, mask and edit for each, and one table of their figures.
+"""Pictures and a table of the edits of all named clips, for the documentation.
 
-python -m tave.roadside.sheet RUNS DOCS    RUNS: a folder of run folders named after the clips
+python -m tave.roadside.sheet RUNS DOCS    RUNS: a folder of run folders, one per clip
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from tave.config import ReadOptions
-from tave.video import contact_sheet, read_clip
+from tave.files import read_json
+from tave.video import read_clip
 from tave.video.frames import to_pixels
 
-WHOLE = ReadOptions(frames=None, multiple=1)
-SHOWN = (0, 2, 5, 7)  # frames of eight that a row shows
-FIGURES = {
-    "background_psnr_outside_mask": ("background outside the mask, dB", ">= 40", 1),
-    "background_psnr": ("background, all of it, dB", "", 1),
-    "mask_area_ratio": ("mask area / true union", "<= 1.6", 2),
-    "residue": ("residue of the old object", "<= 0.05", 3),
-    "object_presence": ("frames that show any object", "", 2),
-    "mask_recall": ("recall of the old object", ">= 0.95", 3),
-    "mask_iou_union": ("mask IoU with the union, before dilation", ">= 0.75", 3),
-    "mask_iou_final": ("mask IoU with the union, as it ends", "", 3),
-    "ideal_psnr": ("edit against the ideal, dB", "", 1),
-    "ideal_psnr_aligned": ("the same, best shift, dB", "", 1),
-    "judge_vehicle_accuracy": ("judge sees the vehicle", ">= 0.85", 2),
-    "judge_color_accuracy": ("judge sees the colour", ">= 0.95", 2),
-    "judge_pattern_accuracy": ("judge sees the pattern", "", 2),
-    "warp_error_object": ("warp error of the object, levels", "", 1),
-    "warp_error_object_source": ("the same of the source clip", "", 1),
+SHOWN = (0, 2, 5, 7)  # frames of the contact sheet
+HERO = "bus_to_suv"  # the clip that is shown moving
+GAP, LABEL, ZOOM = 4, 14, 2  # px, px, size of the moving picture relative to the clip's
+FIGURES = {  # metric: label, decimals
+    "ideal_psnr": ("edit against the ideal, dB", 1),
+    "ideal_psnr_aligned": ("the same at the best shift, dB", 1),
+    "background_psnr_outside_mask": ("background outside the mask, dB", 1),
+    "background_psnr": ("whole background, dB", 1),
+    "mask_recall": ("mask: recall of the old object", 2),
+    "mask_iou_union": ("mask: IoU with old and new object, before dilation", 2),
+    "mask_iou_final": ("mask: the same, as applied", 2),
+    "mask_area_ratio": ("mask: area relative to old and new object", 2),
+    "residue": ("residue of the old object", 3),
+    "object_presence": ("frames that show an object", 2),
+    "judge_vehicle_accuracy": ("judge: vehicle", 2),
+    "judge_color_accuracy": ("judge: colour", 2),
+    "judge_pattern_accuracy": ("judge: pattern", 2),
+    "warp_error_object": ("warp error of the object, 8-bit levels", 1),
+    "warp_error_object_source": ("warp error of the object in the source", 1),
 }
+ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
-def rows_of(run: Path) -> list[Tensor]:
-    """Source, mask and edit of a run's first edit, ``f 3 H W`` each."""
-    edit = next(path for path in sorted((run / "edits").iterdir()) if path.is_dir())
-    paths = (run / "source.mp4", edit / "mask.mp4", edit / "edited.mp4")
-    clips = [read_clip(path, WHOLE).frames for path in paths]
-    return [clip[[i for i in SHOWN if i < len(clip)]] for clip in clips]
+def clips_of(run: Path) -> dict[str, list[Image.Image]]:
+    """Return the frames of source, mask and edit (the run's first) by label, and the target image as a clip of one."""
+    edit = min(path for path in (run / "edits").glob("[!.]*") if path.is_dir())
+    paths = {"source": run / "source.mp4", "mask": edit / "mask.mp4", "edit": edit / "edited.mp4"}
+    clips = {label: read_clip(path, ReadOptions(frames=None, multiple=1)).frames for label, path in paths.items()}
+    shown = {label: [Image.fromarray(frame) for frame in to_pixels(clip)] for label, clip in clips.items()}
+    with Image.open(read_json(edit / "edit.json")["target_image"]) as opened:
+        picture = opened.convert("RGBA")
+    opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return {"target image": [opaque.resize(shown["source"][0].size, Image.Resampling.LANCZOS)], **shown}
 
 
-def picture(runs: list[Path]) -> Image.Image:
-    """Two runs a line; a run is three rows of frames under its name."""
-    blocks = [_titled(run) for run in runs]
-    wide, high = blocks[0].size
-    whole = Image.new("RGB", (2 * wide + 16, -(-len(blocks) // 2) * (high + 10)), "white")
-    for i, block in enumerate(blocks):
-        whole.paste(block, ((i % 2) * (wide + 16), (i // 2) * (high + 10)))
-    return whole
+def labelled(picture: Image.Image, label: str) -> Image.Image:
+    """Return the picture with a line of text above it."""
+    canvas = Image.new("RGB", (picture.width, picture.height + LABEL), "white")
+    canvas.paste(picture, (0, LABEL))
+    ImageDraw.Draw(canvas).text((1, 1), label, fill="black")
+    return canvas
 
 
-def _titled(run: Path) -> Image.Image:
-    sheet = contact_sheet(rows_of(run), columns=len(SHOWN))
-    pixels = to_pixels(sheet)
-    block = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + 16), "white")
-    block.paste(Image.fromarray(pixels), (0, 16))
-    ImageDraw.Draw(block).text((2, 2), run.name.replace("_", " "), fill="black")
-    return block
+def joined(pictures: list[Image.Image], columns: int, gap: int = GAP) -> Image.Image:
+    """Return pictures of one size in a grid on white."""
+    (width, height), rows = pictures[0].size, -(-len(pictures) // columns)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        canvas.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
+    return canvas
 
 
-def figures_of(run: Path) -> dict[str, Any]:
-    """The figures of a run's first edit, and the two reconstructions."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    (name, *_) = sorted(metrics["edits"])
-    return metrics["edits"][name] | {key: metrics[key] for key in ("reconstruction_psnr", "autoencoder_psnr")}
+def contact_sheet(runs: list[Path]) -> Image.Image:
+    """Return two clips per line: a row each of source, mask and edit, beside the target image."""
+    blocks = []
+    for run in runs:
+        clips = clips_of(run)
+        (target,) = clips.pop("target image")
+        cells = [labelled(target, "target image"), *[labelled(Image.new("RGB", target.size, "white"), "")] * 2]
+        for row, (label, frames) in enumerate(clips.items()):
+            shown = [frames[i] for i in SHOWN if i < len(frames)]
+            texts = [label] + [""] * (len(shown) - 1)
+            cells[row] = joined([cells[row], *map(labelled, shown, texts)], len(shown) + 1)
+        blocks.append(labelled(joined(cells, 1), run.name.replace("_", " ")))
+    return joined(blocks, 2, 6 * GAP)
+
+
+def write_moving_picture(run: Path, path: Path, fps: float = 8.0) -> None:
+    """Write source, target image, mask and edit side by side as an endless GIF."""
+    clips = clips_of(run)
+    frames = []
+    for i in range(len(clips["source"])):
+        cells = []
+        for label in ("source", "target image", "mask", "edit"):
+            picture = clips[label][i % len(clips[label])]
+            size = (ZOOM * picture.width, ZOOM * picture.height)
+            cells.append(labelled(picture.resize(size, Image.Resampling.LANCZOS), label))
+        frames.append(joined(cells, len(cells)))
+    palette = frames[0].quantize(255)  # one for all frames: colours that change from frame to frame flicker
+    coloured = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    coloured[0].save(path, save_all=True, append_images=coloured[1:], duration=round(1000 / fps), loop=0, optimize=True)
 
 
 def table(runs: list[Path]) -> str:
-    """Markdown: a line for each figure, a column for each clip, the mean over those that have it, and the bar."""
-    found = [figures_of(run) for run in runs]
+    """Return Markdown with a line per metric and a column per clip; the mean is over the clips that have the metric."""
+    records = [read_json(run / "metrics.json") for run in runs]
+    found: list[dict[str, Any]] = [record["edits"][min(record["edits"])] for record in records]
     names = [run.name.replace("_", " ") for run in runs]
-    lines = [f"| | bar | mean | {' | '.join(names)} |", "| --- " * (3 + len(names)) + "|"]
-    for key, (label, bar, digits) in FIGURES.items():
+    lines = [f"| | mean | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
+    for key, (label, digits) in FIGURES.items():
         values = [figures.get(key) for figures in found]
         known = [value for value in values if value is not None]
-        mean = f"**{sum(known) / len(known):.{digits}f}**" if known else ""
-        cells = ["" if value is None else f"{value:.{digits}f}" for value in values]
-        lines.append(f"| {label} | {bar} | {mean} | {' | '.join(cells)} |")
+        if known:
+            better = records[0]["metrics"].get(key, {}).get("higher_is_better")
+            cells = ["" if value is None else f"{value:.{digits}f}" for value in values]
+            lines.append(f"| {label}{ARROWS[better]} | **{np.mean(known):.{digits}f}** | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tave.roadside.sheet", description=__doc__)
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("docs", type=Path)
-    asked = parser.parse_args()
-    runs = [path.parent for path in sorted(asked.runs.glob("*/metrics.json"))]
+    """Write contact_sheet.png, named_clips.md and the moving picture."""
+    parser = argparse.ArgumentParser(prog="python -m tave.roadside.sheet", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", type=Path, help="a folder of run folders, one per clip")
+    parser.add_argument("docs", type=Path, help="where the files go")
+    options = parser.parse_args()
+    runs = [path.parent for path in sorted(options.runs.glob("*/metrics.json"))]
     if not runs:
-        raise SystemExit(f"error: {asked.runs} holds no finished runs; make them with make sheet")
-    asked.docs.mkdir(parents=True, exist_ok=True)
-    picture(runs).save(asked.docs / "contact_sheet.png")
-    (asked.docs / "named_clips.md").write_text(table(runs))
-    print(asked.docs / "contact_sheet.png", asked.docs / "named_clips.md", sep="\n")
+        raise SystemExit(f"error: {options.runs} has no finished runs: make them with make sheet")
+    options.docs.mkdir(parents=True, exist_ok=True)
+    contact_sheet(runs).save(options.docs / "contact_sheet.png", optimize=True)
+    (options.docs / "named_clips.md").write_text(table(runs))
+    if (hero := options.runs / HERO) in runs:
+        write_moving_picture(hero, options.docs / f"{HERO}.gif")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What the trained parts can do on scenes that they never saw, against the bars that they are meant to pass."""
+"""Measure the trained networks on held-out scenes, against the bars of the model card."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +13,34 @@ from PIL import Image
 from torch import Tensor
 
 from tave.backbone import Backbone
-from tave.conditions import Condition, draw_noise, encode_condition, encode_text
 from tave.correction import Background, Correction
 from tave.denoiser import Denoiser
+from tave.encoders import Condition, decode, encode, encode_text, image_embedding, noise_embedding
 from tave.inversion import Trajectory
-from tave.latents import decode, encode
-from tave.reference.regions import largest
+from tave.regions import largest
 from tave.roadside.draw import background, draw, silhouette, to_bytes
-from tave.roadside.pretrain.lessons import box_of, square_crop
-from tave.roadside.pretrain.training import to_signed
+from tave.roadside.pretrain.data import box_of, square_crop, to_signed
+from tave.roadside.pretrain.networks import JUDGE_SIZE, Embed
 from tave.roadside.scene import COLORS, PATTERNS, VEHICLES, Scene, Vehicle, caption, portrait, sample_scene
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
+from tave.video.frames import to_pixels
 
-Embed = Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]
+ATTRIBUTES = {"vehicle": "kind", "color": "color", "pattern": "pattern"}  # the judge's -> those of a Vehicle
+HOLE = (0.42, 0.7)  # height and width of the hole that the UNet fills, as shares of the picture
+CHANGED = 0.25  # of the range [-1, 1]: a pixel that differs as much from the empty road shows an object
+STEPS, GUIDANCE = 25, 3.0  # of the UNet's samples
+BARS = {
+    "held-out frames": {},
+    "text only": {"vehicle": 90.0, "color": 95.0},
+    "text and image": {"pattern": 80.0},
+    "image only": {"vehicle": 80.0, "color": 90.0},
+}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One line of the model card: what was measured, in which unit, and the bar, if there is one."""
+    """A line of the model card: what was measured, its unit, and the bar, if there is one."""
 
     part: str
     figure: float
@@ -40,24 +48,29 @@ class Mark:
     unit: str = "%"
 
     @property
-    def passed(self) -> str:
-        return "" if self.bar is None else "yes" if self.figure >= self.bar else "no"
+    def line(self) -> str:
+        bar = "" if self.bar is None else f"{self.bar:g} {self.unit}"
+        passed = "" if self.bar is None else "yes" if self.figure >= self.bar else "no"
+        return f"| {self.part} | {self.figure:.1f} {self.unit} | {bar} | {passed} |"
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Examination questions: scenes, their frames ``n H W 3`` uint8, silhouettes ``n H W`` bool."""
+class HeldOut:
+    """Held-out scenes, their frames ``n H W 3`` uint8 and silhouettes ``n H W`` bool."""
 
     scenes: list[Scene]
     frames: np.ndarray
     masks: np.ndarray
 
+    def truth(self, attribute: str) -> list[str]:
+        return [getattr(scene.vehicle, ATTRIBUTES[attribute]) for scene in self.scenes]
 
-def questions(count: int, size: int, seed: int = 7) -> Sheet:
-    """``count`` frames of held-out combinations and held-out skylines, the vehicle well inside the picture."""
+
+def held_out_frames(count: int, size: int, seed: int = 7) -> HeldOut:
+    """Draw ``count`` frames of held-out combinations and seeds, the whole vehicle inside the picture."""
     rng, scenes, frames, masks = np.random.default_rng(seed), [], [], []
     while len(scenes) < count:
-        scene = sample_scene(rng, examining=True)
+        scene = sample_scene(rng, unseen=True)
         moment = scene.frames // 2
         mask = silhouette(scene, moment, size) >= 0.5
         if scene.occluder or mask[:, [0, -1]].any() or not mask.any():
@@ -65,18 +78,16 @@ def questions(count: int, size: int, seed: int = 7) -> Sheet:
         scenes.append(scene)
         frames.append(to_bytes(draw(scene, moment, size)))
         masks.append(mask)
-    return Sheet(scenes, np.stack(frames), np.stack(masks))
+    return HeldOut(scenes, np.stack(frames), np.stack(masks))
 
 
 def captions_by_class() -> dict[str, dict[str, list[str]]]:
-    """The judge's classes and the captions that stand for each: the same grammar as in training."""
+    """Return the captions of each of the judge's classes, in the words of the training."""
     short = {(kind, color): caption(Vehicle(kind, color)) for kind in VEHICLES for color in COLORS}
-    named = [Vehicle(k, c, p, a) for k in VEHICLES for c in COLORS for p in PATTERNS for a in COLORS if a != c]
-    patterned: dict[str, list[str]] = {pattern: [] for pattern in PATTERNS}
-    for vehicle in named:
-        text = caption(vehicle, pattern=True)
-        if text not in patterned[vehicle.pattern]:
-            patterned[vehicle.pattern].append(text)
+    patterned: dict[str, list[str]] = {}
+    for pattern in PATTERNS:
+        vehicles = [Vehicle(k, c, pattern, a) for k in VEHICLES for c in COLORS for a in COLORS if a != c]
+        patterned[pattern] = list(dict.fromkeys(caption(vehicle, pattern=True) for vehicle in vehicles))
     return {
         "vehicle": {kind: [short[kind, color] for color in COLORS] for kind in VEHICLES},
         "color": {color: [short[kind, color] for kind in VEHICLES] for color in COLORS},
@@ -85,65 +96,61 @@ def captions_by_class() -> dict[str, dict[str, list[str]]]:
 
 
 @torch.no_grad()
-def answers(pictures: Tensor, embed: Embed, classes: dict[str, list[str]]) -> tuple[list[str], Tensor]:
-    """The class of the closest caption for each of ``n 3 V V``, and that caption's cosine ``n``."""
+def classify(pictures: Tensor, embed: Embed, classes: Mapping[str, list[str]]) -> list[str]:
+    """Return the class of the closest caption for each of ``n 3 V V``."""
     texts = [text for group in classes.values() for text in group]
     owner = [name for name, group in classes.items() for _ in group]
     images, words = embed(pictures, texts)
-    closeness, best = (F.normalize(images, dim=-1) @ F.normalize(words, dim=-1).T).max(1)
-    return [owner[int(i)] for i in best], closeness
+    best = (F.normalize(images, dim=-1) @ F.normalize(words, dim=-1).T).argmax(1)
+    return [owner[int(i)] for i in best]
 
 
 def share(found: list[str], truth: list[str]) -> float:
+    """Return the percentage of equal entries."""
     return 100 * float(np.mean([a == b for a, b in zip(found, truth, strict=True)]))
 
 
-def examine_autoencoder(backbone: Backbone, sheet: Sheet) -> list[Mark]:
+def examine_autoencoder(backbone: Backbone, sheet: HeldOut) -> list[Mark]:
     frames = to_signed(sheet.frames)
     error = (decode(backbone.vae, encode(backbone.vae, frames)) - frames).square() / 4
     inside = torch.from_numpy(sheet.masks)[:, None].expand_as(error)
-    whole, object_only = (float(-10 * torch.log10(e.mean())) for e in (error, error[inside]))
+    whole, vehicle = (float(-10 * torch.log10(each.mean())) for each in (error, error[inside]))
     return [
         Mark("autoencoder, whole frames", whole, 30, "dB"),
-        Mark("autoencoder, inside the object", object_only, 26, "dB"),
+        Mark("autoencoder, inside the object", vehicle, 26, "dB"),
     ]
 
 
-def examine_clip(embed: Embed, sheet: Sheet, size: int) -> list[Mark]:
+def examine_clip(embed: Embed, sheet: HeldOut, size: int) -> list[Mark]:
     both = {text: [text] for kind in VEHICLES for color in COLORS for text in [caption(Vehicle(kind, color))]}
     truth = [caption(scene.vehicle) for scene in sheet.scenes]
-    whole = np.stack([square_crop(f, (0, 0, f.shape[1], f.shape[0]), size, 0.0) for f in sheet.frames])
-    alone = [portrait(scene.vehicle, scene.place, scene.seed) for scene in sheet.scenes]
-    large = np.stack([to_bytes(draw(scene, 0, size)) for scene in alone])
+    frames = [square_crop(frame, (0, 0, frame.shape[1], frame.shape[0]), size, 0.0) for frame in sheet.frames]
+    alone = [to_bytes(draw(portrait(scene.vehicle, scene.place, scene.seed), 0, size)) for scene in sheet.scenes]
     return [
-        Mark("CLIP, whole frames, vehicle and colour", share(answers(to_signed(whole), embed, both)[0], truth), 95),
-        Mark("CLIP, portraits, vehicle and colour", share(answers(to_signed(large), embed, both)[0], truth), 95),
+        Mark(
+            f"CLIP, {name}, vehicle and colour", share(classify(to_signed(np.stack(pictures)), embed, both), truth), 95
+        )
+        for name, pictures in (("whole frames", frames), ("target images", alone))
     ]
 
 
-def examine_judge(embed: Embed, sheet: Sheet, size: int) -> list[Mark]:
-    crops = [square_crop(f, box_of(m), size) for f, m in zip(sheet.frames, sheet.masks, strict=True)]
+def examine_judge(judge: Embed, sheet: HeldOut) -> list[Mark]:
+    crops = [square_crop(f, box_of(m), JUDGE_SIZE) for f, m in zip(sheet.frames, sheet.masks, strict=True)]
     seen = to_signed(np.stack(crops))
     return [
-        Mark(f"judge, {kind}", share(answers(seen, embed, classes)[0], _truth(sheet, kind)), 95)
+        Mark(f"judge, {kind}", share(classify(seen, judge, classes), sheet.truth(kind)), 95)
         for kind, classes in captions_by_class().items()
     ]
 
 
-def _truth(sheet: Sheet, kind: str) -> list[str]:
-    attribute = {"vehicle": "kind", "color": "color", "pattern": "pattern"}[kind]
-    return [getattr(scene.vehicle, attribute) for scene in sheet.scenes]
-
-
-HOLE = (0.42, 0.7)  # height and width of the hole that the UNet is asked to fill, as shares of the picture
-CHANGED = 0.25  # of the range [-1, 1]: a pixel that differs so much from the empty road shows an object
+# ---- UNet ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Holes:
-    """Held-out roads without their vehicle, and where it is to be painted: the same size of hole whatever was there.
+    """Held-out roads without their vehicle, and holes of one size where it is sampled.
 
-    empty: ``n 3 H W`` in [-1, 1], as the autoencoder returns it; latents ``n 1 c h w``; cells ``n 1 1 h w``, 1 = hole.
+    empty: ``n 3 H W`` in [-1, 1], decoded; latents ``n 1 c h w``; cells ``n 1 1 h w``, 1 = hole.
     """
 
     empty: Tensor
@@ -151,8 +158,8 @@ class Holes:
     cells: Tensor
 
 
-def holes(backbone: Backbone, sheet: Sheet) -> Holes:
-    """The held-out scenes with a hole around the vehicle's place, standing on its ground line."""
+def holes(backbone: Backbone, sheet: HeldOut) -> Holes:
+    """Return the held-out roads with a hole in the vehicle's place, standing on its ground line."""
     size, cells = sheet.frames.shape[1], backbone.unet.config["sample_size"]
     roads = [to_bytes(background(scene, scene.frames // 2, size)) for scene in sheet.scenes]
     latents = encode(backbone.vae, to_signed(np.stack(roads)))
@@ -166,111 +173,80 @@ def holes(backbone: Backbone, sheet: Sheet) -> Holes:
     return Holes(decode(backbone.vae, latents), latents.transpose(0, 1), hole)
 
 
-def seen(frames: np.ndarray, found: Holes, embed: Embed, size: int, classes: dict[str, list[str]]) -> list[str]:
-    """The judge's answer for the largest thing in the hole that differs from the empty road; "nothing" where nothing does.
+def recognised(frames: np.ndarray, into: Holes, judge: Embed, classes: Mapping[str, list[str]]) -> list[str]:
+    """Return the judge's class of the largest thing in each hole that differs from the empty road, else "nothing".
 
-    A true frame is answered by the same rule, so its figures are the ceiling.
+    True frames under the same rule give the ceiling.
     """
     pictures = to_signed(frames)
-    inside = F.interpolate(found.cells[:, 0], pictures.shape[-2:], mode="nearest-exact")[:, 0]
-    changed = ((pictures - found.empty).abs().mean(1) > CHANGED).float() * inside
-    # a pixel counts where most of its neighbourhood changed too: the autoencoder's own ripples are thin
+    inside = F.interpolate(into.cells[:, 0], pictures.shape[-2:], mode="nearest-exact")[:, 0]
+    changed = ((pictures - into.empty).abs().mean(1) > CHANGED).float() * inside
+    # most of a pixel's neighbourhood has to differ: the autoencoder's artefacts are thin
     solid = (F.avg_pool2d(changed[:, None], 3, 1, 1)[:, 0] > 0.5).numpy()
-    solid = np.stack([largest(mask) for mask in solid])
-    shown = [i for i, mask in enumerate(solid) if mask.any()]
-    if not shown:
+    found = {i: largest(mask) for i, mask in enumerate(solid) if mask.any()}
+    if not found:
         return ["nothing"] * len(frames)
-    crops = np.stack([square_crop(frames[i], box_of(solid[i]), size) for i in shown])
-    told = dict(zip(shown, answers(to_signed(crops), embed, classes)[0], strict=True))
-    return [told.get(i, "nothing") for i in range(len(frames))]
+    crops = np.stack([square_crop(frames[i], box_of(mask), JUDGE_SIZE) for i, mask in found.items()])
+    names = dict(zip(found, classify(to_signed(crops), judge, classes), strict=True))
+    return [names.get(i, "nothing") for i in range(len(frames))]
 
 
-def paint(
-    backbone: Backbone, condition: Condition, *, steps: int, guidance_scale: float, seed: int, into: Holes | None = None
-) -> np.ndarray:
-    """Sample one picture for each `b` of ``condition``: ``b H W 3`` uint8.
-
-    ``into``: fill these holes, the rest held at the road's own latents, noised anew to each level's share.
-    """
-    cells, channels = backbone.unet.config["sample_size"], backbone.unet.config["in_channels"]
+def sample_into(backbone: Backbone, condition: Condition, into: Holes, steps: int = STEPS) -> np.ndarray:
+    """Sample a picture into each hole, ``b H W 3`` uint8; the rest is kept at the road's latents."""
     schedule = Schedule.from_scheduler(backbone.scheduler, steps)
+    noise = torch.randn(into.latents.transpose(0, 1).shape, generator=torch.Generator().manual_seed(3)).transpose(0, 1)
+    noised = [add_noise(into.latents, noise, alpha) for alpha in schedule.alphas[1:]]
+    kept: list[Correction] = [Background(into.cells, Trajectory(torch.stack([into.latents, *noised])))]
     denoiser = Denoiser(backbone.unet, backbone.scheduler)
-    noise = torch.randn(1, len(condition.text), channels, cells, cells, generator=torch.Generator().manual_seed(seed))
-    noise = noise.transpose(0, 1)
-    kept: list[Correction] = []
-    if into is not None:
-        noised = [add_noise(into.latents, noise, alpha) for alpha in schedule.alphas[1:]]
-        kept = [Background(into.cells, Trajectory(torch.stack([into.latents, *noised])))]
-    made = sample(denoiser, schedule, noise, condition, guidance_scale=guidance_scale, corrections=kept)
-    return _pixels(decode(backbone.vae, made.transpose(0, 1)))
+    made = sample(denoiser, schedule, noise, condition, guidance_scale=GUIDANCE, corrections=kept)
+    return to_pixels(decode(backbone.vae, made.transpose(0, 1)))
 
 
-def _pixels(frames: Tensor) -> np.ndarray:
-    return ((frames + 1) * 127.5 + 0.5).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def conditions_for(backbone: Backbone, sheet: Sheet, *, text: bool, image: bool) -> Condition:
-    """Held-out requests: the scene's caption (or none) and the scene's frame (or none); no caption names a pattern."""
+def conditions_for(backbone: Backbone, sheet: HeldOut, *, text: bool, image: bool) -> Condition:
+    """Return the scenes' captions (or none) and frames (or none) as a condition; no caption names a pattern."""
     prompts = [caption(s.vehicle, s.heading, s.place) if text else "" for s in sheet.scenes]
-    noise = draw_noise(backbone, torch.Generator().manual_seed(5))
-    one = encode_condition(backbone, "", to_signed(sheet.frames), noise=noise)
-    told = one.image.transpose(0, 1)
-    return Condition(
-        encode_text(backbone, prompts),
-        told if image else torch.zeros_like(told),
-        one.null_text.expand(len(prompts), -1, -1),
-    )
+    embeds = image_embedding(backbone, to_signed(sheet.frames))
+    noise = torch.randn(1, embeds.shape[1], generator=torch.Generator().manual_seed(5))
+    vectors = noise_embedding(backbone, embeds, 0, noise)[:, None]
+    null = encode_text(backbone, [""]).expand(len(prompts), -1, -1)
+    return Condition(encode_text(backbone, prompts), vectors if image else torch.zeros_like(vectors), null)
 
 
-def examine_unet(
-    backbone: Backbone, judge: Embed, sheet: Sheet, size: int, *, steps: int = 25, guidance_scale: float = 3.0
-) -> tuple[list[Mark], dict[str, np.ndarray]]:
-    """What is painted into holes for text, for text and image, for the image alone; with the pictures, to be looked at."""
+def examine_unet(backbone: Backbone, judge: Embed, sheet: HeldOut) -> tuple[list[Mark], dict[str, np.ndarray]]:
+    """Measure what is sampled for text, for text and image, and for the image alone; with the pictures."""
     classes, into = captions_by_class(), holes(backbone, sheet)
     pictures, marks = {"held-out frames": sheet.frames}, []
-    bars: dict[str, dict[str, float]] = {
-        "held-out frames": {},
-        "text only": {"vehicle": 90, "color": 95},
-        "text and image": {"pattern": 80},
-        "image only": {"vehicle": 80, "color": 90},
-    }
-    for name, text, image in (("text only", True, False), ("text and image", True, True), ("image only", False, True)):
-        condition = conditions_for(backbone, sheet, text=text, image=image)
-        pictures[name] = paint(backbone, condition, steps=steps, guidance_scale=guidance_scale, seed=3, into=into)
-    for name, painted in pictures.items():
-        for kind in ("vehicle", "color", "pattern"):
-            right = share(seen(painted, into, judge, size, classes[kind]), _truth(sheet, kind))
-            marks.append(Mark(f"UNet, {name}: {kind}", right, bars[name].get(kind)))
+    for name in ("text only", "text and image", "image only"):
+        condition = conditions_for(backbone, sheet, text="text" in name, image="image" in name)
+        pictures[name] = sample_into(backbone, condition, into)
+    for name, shown in pictures.items():
+        for kind in ATTRIBUTES:
+            right = share(recognised(shown, into, judge, classes[kind]), sheet.truth(kind))
+            marks.append(Mark(f"UNet, {name}: {kind}", right, BARS[name].get(kind)))
     return marks, pictures
 
 
-def picture_sheet(pictures: dict[str, np.ndarray], columns: int = 10) -> Image.Image:
-    """Rows of the first pictures of each kind."""
-    return Image.fromarray(np.concatenate([np.concatenate(list(p[:columns]), 1) for p in pictures.values()]))
+def picture_sheet(pictures: Mapping[str, np.ndarray], columns: int = 10) -> Image.Image:
+    """Return one row per kind with its first pictures."""
+    return Image.fromarray(np.concatenate([np.concatenate(list(each[:columns]), 1) for each in pictures.values()]))
 
 
-def card(marks: list[Mark], about: dict[str, Any]) -> str:
-    """The model card, in Markdown."""
-    rows = [
-        f"| {m.part} | {m.figure:.1f} {m.unit} | {'' if m.bar is None else f'{m.bar:g} {m.unit}'} | {m.passed} |" for m in marks
-    ]
-    facts = [f"- {key}: {value}" for key, value in about.items()]
-    return "\n".join(
-        [
-            "# Roadside backbone and judge",
-            "",
-            "Trained from nothing on drawn pictures by `python -m tave.roadside.pretrain`; the licence is that of the code.",
-            "It knows six vehicles in five places and nothing else. The judge is for measuring alone.",
-            "",
-            *facts,
-            "",
-            "Measured by the same command on held-out combinations and skylines. The UNet paints into a hole in an empty road,",
-            "as an edit does, from pure noise; the hole's size tells nothing of the vehicle. Its rows are the judge's answers",
-            "for what then differs from the empty road; `held-out frames` is their ceiling, true pictures under the same rule.",
-            "",
-            "| part | measured | bar | passed |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+def card(marks: list[Mark], facts: Mapping[str, str]) -> str:
+    """Return the model card in Markdown."""
+    listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    lines = "\n".join(mark.line for mark in marks)
+    return f"""# Roadside backbone and judge
+
+Trained from random weights on drawn pictures by `python -m tave.roadside.pretrain`; the licence is that of the code.
+It knows six vehicles in five places and nothing else. The judge is for measuring alone.
+
+{listed}
+
+Measured by the same command on held-out combinations and skylines. The UNet fills a hole in an empty road, as an edit
+does, from pure noise; the hole's size is the same for all vehicles. The judge classifies what then differs from the
+empty road; `held-out frames` are true pictures under the same rule, the ceiling.
+
+| part | measured | bar | passed |
+| --- | --- | --- | --- |
+{lines}
+"""

@@ -1,0 +1,113 @@
+"""What the user gives for an edit, read and checked before any long work: target images, mattes, masks, prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tave.config import BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
+from tave.files import content_digest, file_digest
+from tave.memory import at_work
+from tave.pipeline import Target
+from tave.progress import Progress
+from tave.reference import MatteError, TargetImage, matte
+from tave.reference.segmenter import load_segmenter
+from tave.video import Clip, read_clip, read_image, read_matte
+
+
+def read_targets(
+    entries: Mapping[str, EditEntry], clip: Clip, cut: ReadOptions, reference: ReferenceOptions
+) -> list[Target]:
+    """The requested edits. Raises ValueError, in one line, for what sampling or measuring would fail at.
+
+    ``cut``: how the clip was read, so that a mask of the whole file gets the same frames and size.
+    """
+    targets = []
+    for name, entry in entries.items():
+        if entry.truth and not Path(entry.truth, "truth.npz").is_file():
+            raise OptionError(
+                f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null"
+            )
+        images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
+        region = None if entry.mask is None else read_region(entry.mask, clip, cut)
+        for image, (path, _) in zip(images, entry.images, strict=True):
+            if reference.mode not in ("as_is", "none") and reference.matte != "segmented":
+                try:
+                    matte(image.rgb, image.alpha, image.matte, reference.matte)
+                except MatteError as error:
+                    raise MatteError(f"{path}: {error}") from None
+        targets.append(Target(name, entry.target_prompt, images, region))
+    return targets
+
+
+def segment_targets(
+    targets: Sequence[Target], segmenter: str, device: torch.device, progress: Progress
+) -> tuple[list[Target], dict[str, str]]:
+    """``targets`` with the segmenter's matte of each image, and the SHA-256 of its weights; it is freed afterwards."""
+    with progress.stage("segmenting", "cutting out the target"):
+        network = load_segmenter(segmenter)
+        with at_work(network.model, device):
+            cuts = [[network.cut(image.rgb, target.prompt) for image in target.images] for target in targets]
+    found = ", ".join(f"{cut.name} ({cut.confidence:.2f})" for each in cuts for cut in each)
+    progress.note(f"{network.name} cut out: {found}; its weights are not verified, edit.json has their SHA-256")
+    mattes = [
+        replace(target, images=[replace(i, matte=cut.matte) for i, cut in zip(target.images, each, strict=True)])
+        for target, each in zip(targets, cuts, strict=True)
+    ]
+    return mattes, dict(network.hashes)
+
+
+def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
+    """The user's mask for ``clip``, ``f 1 H W``, 1 where it is white: of the clip's frames, or of the whole file.
+
+    Raises :class:`OptionError` if it fits neither, cut as the clip was, and where nothing in it is white.
+    """
+    masks = read_clip(path, ReadOptions(frames=None, multiple=1)).frames
+    if masks.shape != clip.frames.shape:
+        masks = read_clip(path, cut).frames
+    if masks.shape != clip.frames.shape:
+        found, wanted = (f"{len(t)} frames of {t.shape[3]}x{t.shape[2]}" for t in (masks, clip.frames))
+        raise OptionError(f"video.mask={path} has {found}, the clip {wanted}: give a mask clip cut like the clip")
+    region = (masks.mean(1, keepdim=True) > 0).float()
+    if not region.any():
+        raise OptionError(f"video.mask={path} is black everywhere: make it white where to edit, or leave it out")
+    return region
+
+
+def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapping[str, EditEntry]) -> list[str]:
+    """Warnings of a backbone that ``knows`` few nouns: for a clip that is not drawn, and for prompts without its nouns."""
+    if not backbone.knows:
+        return []
+    nouns = ", ".join(backbone.knows)
+    notes = []
+    if not any(entry.truth for entry in entries.values()):
+        notes.append(
+            f"this backbone was trained on drawings of {nouns} alone; footage needs real weights: "
+            "backbone=sd21_unclip_small backbone.path=FOLDER (docs/real_weights.md)"
+        )
+    prompts = dict.fromkeys([source_prompt, *(entry.target_prompt for entry in entries.values())])
+    unknown = [p for p in prompts if not {*re.findall(r"\w+", p.lower())} & {*backbone.knows}]
+    return notes + [f"{prompt!r} names nothing that this backbone knows ({nouns})" for prompt in unknown]
+
+
+def request_record(entry: EditEntry) -> dict[str, Any]:
+    """What ``edit.json`` records of the files of a request."""
+    images = [
+        {"target_image": path, "sha256": file_digest(path), "matte": m, "matte_sha256": m and file_digest(m)}
+        for path, m in entry.images
+    ]
+    return {**images[0], "more_images": images[1:], "mask": entry.mask}  # the metrics compare with the first
+
+
+def input_digests(options: TrainOptions) -> dict[str, str]:
+    """SHA-256 of the input files by path: clip, target images, mattes and masks, as far as they exist."""
+    entries = options.video.requests().values()
+    pictures = [path for entry in entries for pair in entry.images for path in pair]
+    paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
+    return {path: content_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}

@@ -1,0 +1,134 @@
+"""Training pictures: drawn once in chunks, a part of them compressed by a video codec."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tave.files import whole_file
+from tave.roadside.draw import background, draw, over, silhouette, to_bytes, vehicle_layer
+from tave.roadside.scene import PLACES, Vehicle, portrait, sample_scene
+
+CHUNK = 500  # pictures per file; a file is drawn by one process, once
+GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a training picture shows; ``box`` is the vehicle's, in pixels (x0, y0, x1, y1)."""
+
+    vehicle: Vehicle
+    place: str
+    heading: int
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """``frames`` ``n H W 3`` uint8, and for each a ``views`` picture ``n V V 3`` of the same vehicle elsewhere."""
+
+    frames: np.ndarray
+    views: np.ndarray
+    pictures: list[Picture]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def to_signed(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Convert ``n H W 3`` uint8 to ``n 3 H W`` float32 in [-1, 1] on ``device``."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the bounding box of a mask ``H W``, which must not be empty: x0, y0, x1, y1."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def square_crop(frame: np.ndarray, box: tuple[float, ...], size: int, wider: float = 0.25) -> np.ndarray:
+    """Cut out a square around ``box``, larger than its long side by the share ``wider``; edges are repeated."""
+    x0, y0, x1, y1 = box
+    side = max(x1 - x0, y1 - y0) * (1 + wider)
+    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    pad = int(np.ceil(side))
+    wide = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+    window = (cx - side / 2 + pad, cy - side / 2 + pad, cx + side / 2 + pad, cy + side / 2 + pad)
+    return np.asarray(Image.fromarray(wide).resize((size, size), Image.Resampling.BICUBIC, box=window))
+
+
+def draw_chunk(index: int, size: int, view_size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[Picture]]:
+    """Draw chunk ``index``, a pure function of the arguments."""
+    rng = np.random.default_rng((seed, index))
+    frames, views, pictures = [], [], []
+    while len(frames) < CHUNK:
+        scene = sample_scene(rng)
+        moment = int(rng.integers(scene.frames))
+        mask = silhouette(scene, moment, size) >= 0.5
+        if mask.sum() < 0.006 * size * size:  # outside the picture, or hidden
+            continue
+        frames.append(to_bytes(draw(scene, moment, size)))
+        views.append(_view(scene.vehicle, rng, view_size))
+        pictures.append(Picture(scene.vehicle, scene.place, scene.heading, box_of(mask)))
+    coded = CHUNK * 2 // 5
+    stack = np.stack(frames)
+    stack[:coded] = _through_codec(stack[:coded], int(rng.integers(10, 24)))
+    return stack, np.stack(views), pictures
+
+
+def _view(vehicle: Vehicle, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw the vehicle as in a target image: large, in any place or cut out on grey."""
+    scene = portrait(vehicle, str(rng.choice(PLACES)), int(rng.integers(1_000_000)), int(rng.choice((-1, 1))))
+    ground = background(scene, 0, size) if rng.random() < 0.6 else np.full((size, size, 3), GREY, np.float32)
+    return to_bytes(over(vehicle_layer(scene, 0, size), ground))
+
+
+def _through_codec(frames: np.ndarray, crf: int) -> np.ndarray:
+    """Compress ``n H W 3`` uint8 as H.264 key frames in yuv420p, the usual format of clips."""
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": str(crf), "g": "1", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    sink.seek(0)
+    with av.open(sink, "r") as coded:
+        return np.stack([f.to_ndarray(format="rgb24") for f in coded.decode(video=0)])
+
+
+def draw_training_set(folder: Path, count: int, size: int, view_size: int, seed: int, workers: int) -> Iterator[int]:
+    """Draw ``count`` pictures into ``folder``, without the chunks that are there; yields after each chunk."""
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(partial(_draw_file, folder, size, view_size, seed), range(-(-count // CHUNK)))
+
+
+def _draw_file(folder: Path, size: int, view_size: int, seed: int, index: int) -> int:
+    if not (path := folder / f"{index:04d}.npz").exists():
+        frames, views, pictures = draw_chunk(index, size, view_size, seed)
+        with whole_file(path) as temporary, temporary.open("wb") as sink:
+            np.savez(sink, frames=frames, views=views, pictures=json.dumps([asdict(each) for each in pictures]))
+    return index
+
+
+def load_training_set(folder: Path, count: int) -> TrainingSet:
+    """Read the drawn chunks. Raises FileNotFoundError for the first one that is missing."""
+    frames, views, pictures = [], [], []
+    for index in range(-(-count // CHUNK)):
+        with np.load(folder / f"{index:04d}.npz") as stored:
+            frames.append(stored["frames"])
+            views.append(stored["views"])
+            for each in json.loads(str(stored["pictures"])):
+                pictures.append(Picture(Vehicle(**each["vehicle"]), each["place"], each["heading"], tuple(each["box"])))
+    return TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)
