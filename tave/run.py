@@ -41,7 +41,7 @@ def _without_advice() -> Iterator[None]:
     """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
     with warnings.catch_warnings():
         for message in ("does not have many workers", "checkpoint directory .* exists", "LeafSpec", "logging interval",
-                        "in eval mode", "infer the batch indices"):  # fmt: skip
+                        "in eval mode", "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
             warnings.filterwarnings("ignore", f".*{message}.*")
         yield
 
@@ -255,12 +255,10 @@ class Run:
             for file in {**base, **here}
             if base.get(file) != here.get(file)
         ]
-        if about.get("backbone") != self.backbone.name:
-            differing.insert(0, f"it was {about.get('backbone')}")
-        if differing:
+        if differing:  # the hashes alone decide: a folder's name is its path, and it may have been moved
             raise StoredError(
-                f"{path}: tuned from another backbone than {self.backbone.name} ({differing[0]}): "
-                "give that one, or tune again"
+                f"{path}: tuned from another backbone ({about.get('backbone')}) than {self.backbone.name} "
+                f"({differing[0]}): give that one, or tune again"
             )
         load_tuned(self.editor.denoiser.unet, state)
         return str(about.get("key"))

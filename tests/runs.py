@@ -1,0 +1,74 @@
+"""Small runs for tests of the entry points: the tiny backbone in a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from tave.cli import compose_config, typed
+from tave.config import ReadOptions, TrainOptions
+from tave.denoiser import Denoiser
+from tave.files import read_json
+from tave.video import read_clip
+
+TINY = ["backbone=tiny", "tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null"]
+WHOLE = ReadOptions(frames=None, multiple=1)
+
+
+def of_clip(clip: Path) -> list[str]:
+    """The words that choose the drawn clip of the fixture ``clip`` and its edit."""
+    edit = "video.edits.suv"
+    given = [f"{edit}.target_image={clip / 'target.png'}", f"{edit}.truth={clip / 'truth'}"]
+    return ["video=bus_to_suv", f"video.path={clip / 'source.mp4'}", *given]
+
+
+def options(clip: Path, folder: Path, *words: str) -> TrainOptions:
+    """A small run of ``clip``, without loggers, with its cache in ``folder``. Composed once: that takes as long as a run."""
+    groups = [word for word in words if word.partition("=")[0] in ("memory", "logger")]
+    values = OmegaConf.from_dotlist([f"cache={folder}", *(word for word in words if word not in groups)])
+    return typed(cast(DictConfig, OmegaConf.merge(_composed(clip, *groups), values)))
+
+
+@cache
+def _composed(clip: Path, *words: str) -> DictConfig:
+    return compose_config("train", [*of_clip(clip), *TINY, "logger=none", *words])
+
+
+def frames_of(path: Path) -> Tensor:
+    return read_clip(path, WHOLE).frames
+
+
+def ages(folder: Path) -> dict[Path, int]:
+    """When each file was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def figures_of(run: Path) -> dict[str, dict[str, Any]]:
+    return read_json(run / "metrics.json")["edits"]
+
+
+def computed(run: Path) -> set[str]:
+    """The stages that a run's first command computed, not those whose results were stored."""
+    return {name for name, spent in read_json(run / "metrics.json")["stages"].items() if spent["seconds"]}
+
+
+@contextmanager
+def evaluations() -> Iterator[list[int]]:
+    """Count the evaluations of the network: the list gets a number for each."""
+    seen: list[int] = []
+    output = Denoiser.output
+
+    def counted(self: Denoiser, latents: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(latents))
+        return output(self, latents, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Denoiser, "output", counted)
+        yield seen
