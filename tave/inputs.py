@@ -31,9 +31,7 @@ def read_targets(
     targets = []
     for name, entry in entries.items():
         if entry.truth and not Path(entry.truth, "truth.npz").is_file():
-            raise OptionError(
-                f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null"
-            )
+            raise OptionError(f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null")
         images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
         region = None if entry.mask is None else read_region(entry.mask, clip, cut)
         for image, (path, _) in zip(images, entry.images, strict=True):
@@ -81,7 +79,7 @@ def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
 
 
 def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapping[str, EditEntry]) -> list[str]:
-    """Warnings of a backbone that ``knows`` few nouns: for a clip that is not drawn, and for prompts without its nouns."""
+    """Warnings of a backbone that ``knows`` few nouns: for a clip that is not drawn, and prompts without them."""
     if not backbone.knows:
         return []
     nouns = ", ".join(backbone.knows)

@@ -18,6 +18,10 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from tave.options import OptionError
+from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
+from tave.rows import Method, called_as
+from tave.story import quoted
 
 import eval.score
 import tave.benchmark
@@ -30,12 +34,8 @@ from tave.config import CONF, typed
 from tave.controls import CONTROLS
 from tave.files import file_digest
 from tave.listing import read_listing
-from tave.options import OptionError
-from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
 from tave.roadside.cases import NAMED, truth_of, write_case
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
-from tave.rows import Method, called_as
-from tave.story import quoted
 from tave.video import ReadOptions, read_clip, write_image, write_video
 
 WHOLE = ReadOptions(frames=None, multiple=1)
@@ -181,7 +181,9 @@ def test_a_logger_tells_which_row_an_edit_is() -> None:
     assert called_as("patent", {"_target_": "csv"}) == {"_target_": "csv"}
 
 
-def test_frames_edited_alone_are_no_runs_of_a_logger(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_edited_alone_are_no_runs_of_a_logger(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The recorded loggers would open a run for each frame in a folder that goes."""
     seen: list[Any] = []
     real = tave.run.Run.__init__
@@ -230,7 +232,9 @@ def test_other_choices_in_the_same_folder_are_refused_by_name(made: Path, tmp_pa
     shutil.copytree(made, whole)
     (failed,) = benchmark(asked(whole, listed("overrides", *TINY, "tuning.lr=0.5")), show=False)
     assert failed["method"] == "tuning" and "tuning.lr" in failed["error"]
-    (failed,) = benchmark(asked(whole, "rows=[tave,patent]", listed("methods.patent.overrides", "mask.dilate=3")), show=False)
+    (failed,) = benchmark(
+        asked(whole, "rows=[tave,patent]", listed("methods.patent.overrides", "mask.dilate=3")), show=False
+    )
     assert failed["method"] == "patent" and "mask.dilate=1, not 3" in failed["error"]
     path = edit_of(whole, "tave") / "edit.json"
     told = json.loads(path.read_text())
@@ -412,11 +416,16 @@ def test_what_fails_is_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: 
     failed = benchmark(asked(tmp_path, *only), show=False)
     told = [json.loads((tmp_path / case / "failed.json").read_text())["failed"] for case in ("larger_0", "smaller_0")]
     assert failed == told[0] + told[1] and all(entry["seed"] == 33 for entry in failed)
-    assert [(entry["case"], entry["method"]) for entry in failed] == [("larger_0", "target_pasted"), ("smaller_0", "tuning")]
+    assert [(entry["case"], entry["method"]) for entry in failed] == [
+        ("larger_0", "target_pasted"),
+        ("smaller_0", "tuning"),
+    ]
     assert failed[0]["error"] == "RuntimeError: out of memory"
     assert {path.name for path in (tmp_path / "larger_0" / "edits").iterdir()} == {"tave", "source_unchanged"}
     # Another part of it leaves both lists, and what is mended leaves its own.
-    (tmp_path / "failed.json").write_text(json.dumps({"failed": [failed[0], {**failed[0], "case": "longer_0"}]}))  # as once
+    (tmp_path / "failed.json").write_text(
+        json.dumps({"failed": [failed[0], {**failed[0], "case": "longer_0"}]})
+    )  # as once
     assert benchmark(asked(tmp_path, "only=[larger_0]", "rows=[tave]"), show=False) == []
     again = [json.loads((tmp_path / case / "failed.json").read_text())["failed"] for case in ("larger_0", "smaller_0")]
     assert again == told
@@ -443,7 +452,10 @@ def test_cases_side_by_side_are_made_as_one_after_another(tmp_path: Path) -> Non
         for file in ("tuned.safetensors", "edits/tave/soft_mask.npz", "edits/source_unchanged/soft_mask.npz"):
             one, two = (tmp_path / place / case / file for place in ("one", "two"))
             assert one.read_bytes() == two.read_bytes()
-        assert set(json.loads((tmp_path / "two" / case / "metrics.json").read_text())["edits"]) == {"tave", "source_unchanged"}
+        assert set(json.loads((tmp_path / "two" / case / "metrics.json").read_text())["edits"]) == {
+            "tave",
+            "source_unchanged",
+        }
 
 
 def test_seeds_are_runs_of_their_own(made: Path, tmp_path: Path) -> None:

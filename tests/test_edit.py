@@ -77,7 +77,9 @@ def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
     assert read_json(made / "edit.json")["target_prompt"] == "a red car on a mountain road"
 
 
-def test_an_edit_equals_that_of_a_run_that_requested_it_at_once(clip: Path, run: Path, edit: Callable[..., Path]) -> None:
+def test_an_edit_equals_that_of_a_run_that_requested_it_at_once(
+    clip: Path, run: Path, edit: Callable[..., Path]
+) -> None:
     suv = read_json(run / "edits/suv/edit.json")
     made = edit(*requested(clip, suv["target_prompt"], "again"))
     assert read_json(made / "edit.json")["key"] == suv["key"]
@@ -146,7 +148,9 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
         assert torch.equal(frames[alpha == 0], source[alpha == 0])
         assert (frames - source)[alpha == 255].abs().mean() > 0.1
         inside = slice(0, 8) if side == "left" else slice(-8, None)
-        assert (alpha[..., inside] == 255).all() and (alpha[..., 8:].flip(-1) if side == "right" else alpha)[..., -8:].max() == 0
+        assert (alpha[..., inside] == 255).all() and (alpha[..., 8:].flip(-1) if side == "right" else alpha)[
+            ..., -8:
+        ].max() == 0
     found = frames_of(run / "edits/suv/edited.mp4")
     assert not torch.equal(made["left"], made["right"]) and not torch.equal(made["left"], found)
 

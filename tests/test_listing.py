@@ -12,11 +12,11 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from tave.options import OptionError
 
 from tave.benchmark import BenchmarkOptions, benchmark
 from tave.config import CONF, typed
 from tave.listing import listing_of, read_listing
-from tave.options import OptionError
 from tave.roadside.cases import NAMED, target_image, truth_of
 from tave.video import write_video
 
@@ -64,13 +64,19 @@ def test_a_davis_style_folder_goes_through_the_same_door(davis: Path, tmp_path: 
     told = json.loads((tmp_path / "pictures/edits/tave/edit.json").read_text())
     assert told["benchmark"] == {"case": "pictures", "group": ["smaller"], "method": "tave", "seed": 33}
     assert json.loads((tmp_path / "pictures/run.json").read_text())["size"] == [4, 3, 32, 32]
-    assert {path.name for path in (tmp_path / "video/edits").iterdir()} == set(rows) - {"oracle_mask"}  # nobody annotated it
+    assert {path.name for path in (tmp_path / "video/edits").iterdir()} == set(rows) - {
+        "oracle_mask"
+    }  # nobody annotated it
     assert json.loads((tmp_path / "video/run.json").read_text())["size"] == [3, 3, 32, 32]
 
 
 def test_annotations_that_come_or_change_later_are_measured_against(davis: Path, tmp_path: Path) -> None:
     home = Path(shutil.copytree(davis, tmp_path / "davis"))
-    (entry, _), folder, rows = yaml.safe_load((home / "cases.yaml").read_text()), tmp_path / "out", "rows=[tave,oracle_mask]"
+    (entry, _), folder, rows = (
+        yaml.safe_load((home / "cases.yaml").read_text()),
+        tmp_path / "out",
+        "rows=[tave,oracle_mask]",
+    )
     (home / "cases.yaml").write_text(yaml.safe_dump([{k: v for k, v in entry.items() if k != "annotations"}]))
     assert benchmark(asked(home, folder, rows), show=False) == []
 

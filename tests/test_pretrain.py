@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from eval.judge import load_judge
 from torch import Tensor
 
+from eval.judge import load_judge
 from tave.backbone import Backbone, load_backbone
 from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
 from tave.roadside.pretrain import data, exam, networks, training

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tave.api import edit_clip
 from tave.cli import compose_options
-
 from tave.config import PACKAGE
 from tave.train import train
 

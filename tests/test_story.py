@@ -27,7 +27,7 @@ from tave.editor import Editor
 from tave.files import file_digest, read_json, write_json
 from tave.run import Run
 from tave.train import objective, train
-from tave.video import read_clip, read_image, write_image, write_video
+from tave.video import read_clip, write_image, write_video
 
 FILES = {"run.json", "metrics.json", "source.mp4", "round_trip.mp4", "edits"}
 FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors"}
@@ -313,9 +313,7 @@ def test_the_shipped_backbone_names_what_it_knows() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the preset suits this machine")
-def test_a_gpus_preset_on_a_cpu_is_warned_of(
-    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpus_preset_on_a_cpu_is_warned_of(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begun(options(clip, tmp_path, "memory=24gb"), tmp_path / "run")
     assert "made for a GPU" in caplog.text and "memory=full" in caplog.text
 
