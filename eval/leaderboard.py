@@ -139,7 +139,11 @@ def _summary(board: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-main = entry_point("tabulate runs", "leaderboard/leaderboard", lambda options, _: leaderboard(options))
+def _work(options: LeaderboardOptions, _: object) -> None:
+    leaderboard(options)
+
+
+main = entry_point("tabulate runs", "leaderboard/leaderboard", _work)
 
 if __name__ == "__main__":
     main()

@@ -395,7 +395,7 @@ class SamplerOptions(Options, group="sampler"):
     """Sampling of the edit (docs/method.md, section 6)."""
 
     guidance_scale: float = option(7.5, "classifier-free guidance; 1: none", low=0, high=100)
-    fresh_noise: float = option(0.5, "share of new noise in the mask at the start; 0: as inverted", low=0, high=1)
+    fresh_noise: float = option(0.0, "share of new noise in the mask at the start; 0: as inverted", low=0, high=1)
     background: str = option("latents", "outside the mask: the source's latents, or none", choices=("latents", "none"))
     composite: bool = option(True, "outside the mask: the source's own pixels")
     feather: float = option(0.02, "composite's soft edge, share of the frame's shorter side", low=0, high=0.5)
