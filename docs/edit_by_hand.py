@@ -32,7 +32,7 @@ OUT = Path("outputs/by_hand")
 SEED = 33
 TUNING_STEPS, LEARNING_RATE = 120, 2e-4  # these and the next are what conf/backbone/roadside.yaml sets
 STEPS, SAMPLER, CORRECTION = 25, config.SamplerOptions(guidance_scale=5.0), config.CorrectionOptions(block=-1)
-MASK, REFERENCE = config.MaskOptions(), config.ReferenceOptions(mode="joint")
+MASK, REFERENCE = config.MaskOptions(), config.ReferenceOptions()
 
 # ---- 1. backbone and conditions: the clip as latents, prompt and picture as a condition ------------------------------
 
@@ -84,13 +84,12 @@ condition = encoders.condition(TARGET_PROMPT, first.pictures)
 mask = make_mask(compare(denoiser, schedule, trajectory, source, condition, MASK), MASK)
 place = find_place(clip.frames, resize_mask(mask.source_object, *clip.frames.shape[-2:]))
 assert place is not None, "nothing to edit was found"
-in_place, as_it_is = second_pass(first, image, place, REFERENCE).pictures
+(in_place,) = second_pass(first, image, place, REFERENCE).pictures
 condition = encoders.condition(TARGET_PROMPT, [in_place])
 mask = make_mask(compare(denoiser, schedule, trajectory, source, condition, MASK), MASK)
 
 # ---- 6. sampling: from the inverted latents, with the inter-frame correction and the source's background -------------
 
-condition = encoders.condition(TARGET_PROMPT, [in_place, as_it_is])
 noisiest, generator = trajectory.level(STEPS), generator_for(SEED, "start noise")
 start = start_latents(noisiest, mask.mask, mask.binary, SAMPLER.fresh_noise, generator)
 corrections = [InterFrame(mask.mask, CORRECTION), Background(mask.mask, trajectory)]

@@ -73,6 +73,7 @@ class Run:
         # cuDNN's convolutions round float32 to TF32's 10 bits by default: guided sampling amplifies the difference
         torch.backends.cudnn.allow_tf32 = False
         self.backbone: Backbone = load_backbone(options.backbone)
+        self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
