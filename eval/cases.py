@@ -22,7 +22,7 @@ from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_m
 from tave.video.frames import from_pixels
 
 from .ideal import IdealLayers
-from .records import EvalError, read_record, require_file, section
+from .records import EvalError, read_record, require_file
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 
@@ -88,30 +88,16 @@ class Case:
 
 
 def read_files(
-    edited: Path,
-    source: Path,
-    mask: Path | None = None,
-    request: Request | None = None,
-    annotations: Path | None = None,
+    edited: Path, source: Path, mask: Path | None, request: Request, annotations: Path | None = None
 ) -> Case:
-    """Bare files of any system as a case that is named after the edited clip.
-
-    Args:
-        edited: A video, or a folder of numbered pictures.
-        source: The same frames at the same size.
-        mask: A video or a folder of pictures, white inside; see :func:`read_mask`.
-        request: Prompts and target image.
-        annotations: Folder of the source object's masks, one picture a frame.
-    """
+    """Bare files of any system (clips as videos or folders of numbered pictures) as a case named after the edit."""
     frames, before = read_clip(edited, WHOLE).frames, read_clip(source, WHOLE).frames
     if frames.shape != before.shape:
-        raise EvalError(
-            f"{source} is {_size(before[:, 0].shape)}, but {edited} is {_size(frames[:, 0].shape)}:"
-            " give the frames that were edited, at the edit's size"
-        )
+        sizes = f"{source} is {_size(before[:, 0].shape)}, but {edited} is {_size(frames[:, 0].shape)}"
+        raise EvalError(f"{sizes}: give the frames that were edited, at the edit's size")
     masks = Masks(read_mask(mask, frames) if mask else None)
     annotation = read_annotations(annotations, frames) if annotations else None
-    return Case(edited.stem, before, frames, masks, request or Request(), annotation=annotation)
+    return Case(edited.stem, before, frames, masks, request, annotation=annotation)
 
 
 def read_cases(run: Path, names: Collection[str] | None = None, annotations: Path | None = None) -> Iterator[Case]:
@@ -136,14 +122,12 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     record = read_record(run / "run.json", optional=True)
     path = folder / "soft_mask.npz"
     arrays = _arrays(path, ("binary", "mask", "alpha"))
-    if any(array.ndim != 3 or len(array) != len(arrays["alpha"]) for array in arrays.values()):
-        raise EvalError(f"{path}: binary, mask and alpha must have three axes and as many frames each")
     source, edited = _video(run / "source.mp4"), _video(folder / "edited.mp4")
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
             raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
-    config = section(record, "config", run / "run.json")
+    config = record.get("config") or {}
     return Case(
         name=folder.name,
         source=source,
@@ -185,9 +169,6 @@ def read_picture(path: Path, matte: Path | None = None) -> Image4:
     if given.shape[1:] != rgb.shape[1:]:
         raise EvalError(f"{matte} isn't as large as {path}: a matte belongs to its image pixel by pixel")
     return Image4(rgb, given)
-
-
-# ---- masks drawn by hand ---------------------------------------------------------------------------------------------
 
 
 def read_annotations(folder: Path, like: Tensor, options: ReadOptions = WHOLE) -> Tensor:
@@ -241,13 +222,10 @@ def _checked(path: Path, masks: Tensor, like: Tensor) -> Tensor:
 
 def _cut(run: Path, config: dict[str, Any]) -> ReadOptions:
     """How the run cropped its clip."""
-    if not (video := section(config, "video", run / "run.json")):
+    if not (video := config.get("video")):
         raise EvalError(f"{run / 'run.json'} doesn't record how the clip was cropped, so annotations can't be fitted")
     names = {field.name for field in fields(ReadOptions)}
     return ReadOptions(**{name: value for name, value in video.items() if name in names})
-
-
-# ---- the known answer ------------------------------------------------------------------------------------------------
 
 
 def _read_truth(folder: Path, edited: Tensor) -> Truth:

@@ -47,28 +47,16 @@ def embed_frames(encoder: Encoder, frames: Tensor) -> Tensor:
 
 
 class OpenClip:
-    """An open_clip model from a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``."""
+    """An open_clip model; see :func:`load_encoder` and :func:`load_folder`.
 
-    def __init__(self, folder: str | Path, name: str | None = None, sha256: str | None = None) -> None:
-        folder = Path(folder)
-        if not (folder / "open_clip_config.json").is_file():
-            raise EvalError(f"{folder} has no open_clip_config.json: give a folder that holds an open_clip model")
-        files = [folder / file for file in CLIP_FILES if (folder / file).is_file()]
-        if not files:
-            raise EvalError(f"{folder} has no {CLIP_FILES[0]}: give a folder that holds an open_clip model")
-        self._load(f"local-dir:{folder}", name or folder.name, verify(files[0], sha256))
+    Args:
+        source: ``local-dir:FOLDER``, or an architecture that open_clip lists.
+        weights: Its verified weights.
+        name: For the id.
+        options: For ``open_clip.create_model``.
+    """
 
-    @classmethod
-    def built_in(cls, architecture: str, weights: Weights, name: str, config: dict[str, Any] | None = None) -> OpenClip:
-        """One of open_clip's own architectures; ``config`` as it lists it: mean, std, resize_mode, quick_gelu."""
-        config = config or {}
-        preprocess = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
-        made = cls.__new__(cls)
-        options = {"pretrained": str(weights.path), "force_preprocess_cfg": preprocess}
-        made._load(architecture, name, weights, force_quick_gelu=bool(config.get("quick_gelu")), **options)
-        return made
-
-    def _load(self, source: str, name: str, weights: Weights, **options: Any) -> None:
+    def __init__(self, source: str, weights: Weights, name: str, **options: Any) -> None:
         import open_clip  # takes seconds
 
         try:
@@ -113,6 +101,16 @@ class OpenClip:
         return False
 
 
+def load_folder(folder: str | Path, name: str | None = None, sha256: str | None = None) -> OpenClip:
+    """Load an encoder from a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``."""
+    folder = Path(folder)
+    files = [folder / file for file in CLIP_FILES if (folder / file).is_file()]
+    if not files or not (folder / "open_clip_config.json").is_file():
+        needed = f"open_clip_config.json and {CLIP_FILES[0]}"
+        raise EvalError(f"{folder} doesn't hold {needed}: give the folder of an open_clip model")
+    return OpenClip(f"local-dir:{folder}", verify(files[0], sha256), name or folder.name)
+
+
 def load_encoder(name: str, sha256: str | None = None, cache: Path | None = None) -> OpenClip:
     """Load an encoder from this disk; its weights are verified by SHA-256.
 
@@ -125,13 +123,13 @@ def load_encoder(name: str, sha256: str | None = None, cache: Path | None = None
         cache: The hub's cache; its usual place by default.
     """
     if Path(name).is_dir():
-        return OpenClip(name, sha256=sha256)
+        return load_folder(name, sha256=sha256)
     if name.startswith("hf-hub:"):
         repository = name.removeprefix("hf-hub:")
         found = cached(repository, CLIP_FILES, cache)
         if found is None:
             raise WeightsError(f"clip={name}: not in the hub's local cache; put it there, nothing is downloaded")
-        return OpenClip(found.parent, repository, sha256)
+        return load_folder(found.parent, repository, sha256)
     return _built_in(name, sha256, cache)
 
 
@@ -145,7 +143,7 @@ def _built_in(name: str, sha256: str | None, cache: Path | None) -> OpenClip:
         raise EvalError(f"clip={name}: no folder, hf-hub:OWNER/NAME or architecture of open_clip, such as vit-l-14")
     architecture = known[architecture.lower()]
     if wanted and Path(wanted).is_file():
-        return OpenClip.built_in(architecture, verify(Path(wanted), sha256), f"{architecture}:{Path(wanted).stem}")
+        return _with_architecture(architecture, verify(Path(wanted), sha256), Path(wanted).stem, {})
     listed = open_clip.list_pretrained_tags_by_model(architecture)
     tags = [tag for tag in listed if wanted in ("", tag)]
     if not tags:
@@ -153,11 +151,19 @@ def _built_in(name: str, sha256: str | None, cache: Path | None) -> OpenClip:
     for tag in tags:
         config = get_pretrained_cfg(architecture, tag)
         if weights := _tagged(config, sha256, cache):
-            return OpenClip.built_in(architecture, weights, f"{architecture}:{tag}", config)
+            return _with_architecture(architecture, weights, tag, config)
     raise WeightsError(
         f"clip={name}: no weights of {architecture} ({', '.join(tags)}) in the local caches;"
         f" put them there or give {architecture}:FILE, nothing is downloaded"
     )
+
+
+def _with_architecture(architecture: str, weights: Weights, tag: str, config: dict[str, Any]) -> OpenClip:
+    """``config``: what open_clip lists of the weights."""
+    picture = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+    options = {"pretrained": str(weights.path), "force_preprocess_cfg": picture}
+    quick = bool(config.get("quick_gelu"))
+    return OpenClip(architecture, weights, f"{architecture}:{tag}", force_quick_gelu=quick, **options)
 
 
 def _tagged(config: dict[str, Any], sha256: str | None, cache: Path | None) -> Weights | None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .alignment import object_crops
 from .background import require_region
-from .encoders import Encoder, OpenClip
-from .records import EvalError, read_json
+from .encoders import Encoder, load_folder
+from .records import EvalError, read_record
 
 KINDS = ("vehicle", "color", "pattern")
 MIN_INSIDE = 0.5  # least share of the target's silhouette inside the picture for a frame to count
@@ -35,7 +35,7 @@ class Judge:
     def __post_init__(self) -> None:
         for kind in KINDS:
             named = self.classes.get(kind)
-            if not named or not all(named.values()):
+            if not isinstance(named, Mapping) or not named or not all(named.values()):
                 raise EvalError(f"the judge's classes have no captions for every {kind}: complete classes.json")
 
     @property
@@ -64,10 +64,8 @@ def load_judge(folder: str | Path) -> Judge:
     path = Path(folder) / "classes.json"
     if not path.is_file():
         raise EvalError(f"{folder} has no classes.json: give the folder of a judge, or judge=null to go without")
-    classes = read_json(path)
-    if not isinstance(classes, dict) or not all(isinstance(named, dict) for named in classes.values()):
-        raise EvalError(f"{path} must map vehicle, color and pattern each to class -> captions")
-    return Judge(OpenClip(folder), classes)
+    classes = read_record(path)
+    return Judge(load_folder(folder), classes)
 
 
 def judge_accuracies(

@@ -72,9 +72,6 @@ def measure(case: Case, tools: Tools) -> Report:
     return report
 
 
-# ---- the background --------------------------------------------------------------------------------------------------
-
-
 def _background(report: Report, case: Case, mask: Tensor | None, tools: Tools) -> None:
     for which, (region, over) in _backgrounds(case, mask).items():
         for frames, reference in ((case.edited, ""), (case.round_trip, "autoencoder")):
@@ -115,9 +112,6 @@ def _beyond(region: Tensor, name: str) -> tuple[Tensor, str]:
     return background.outside(region), f"beyond {background.GUARD} px of {name}"
 
 
-# ---- the known answer ------------------------------------------------------------------------------------------------
-
-
 def _against_truth(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
     edited, old, new = case.edited, truth.source_mask, truth.target_mask
     if mask is not None:
@@ -153,17 +147,10 @@ def _judged(report: Report, case: Case, truth: Truth, by: judge.Judge) -> None:
             report.add(name, scores[name + suffix], reference=reference, by=by.id, size=size)
 
 
-# ---- along the motion ------------------------------------------------------------------------------------------------
-
-
 def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
     size = case.edited.shape[2:]
     track, old, new = motion.track_motion(truth.track.places, *size), truth.source_mask, truth.target_mask
-    for clip, region, reference in (
-        (case.edited, new, ""),
-        (case.source, old, "source"),
-        (truth.ideal, new, "ideal"),
-    ):
+    for clip, region, reference in ((case.edited, new, ""), (case.source, old, "source"), (truth.ideal, new, "ideal")):
         report.add("warp_error_object", motion.warp_error(clip, track, region), by=TRACK, reference=reference)
         report.add("object_gradient_energy", motion.gradient_energy(clip, region), reference=reference)
     if truth.track.still_camera:
@@ -207,9 +194,6 @@ def _pair(
 def _object(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
     """Where the object is, and by which source: the annotation, which all methods share, or else the mask."""
     return (mask, "mask") if case.annotation is None else (case.annotation, "annotation")
-
-
-# ---- encoders --------------------------------------------------------------------------------------------------------
 
 
 def _by_encoders(report: Report, case: Case, mask: Tensor | None, tools: Tools) -> None:

@@ -154,9 +154,13 @@ class ClipMetric(torchmetrics.Metric):
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.facts = METRICS[name]
-        self.higher_is_better = self.facts.higher_is_better
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("clips", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def higher_is_better(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The metric's direction; torchmetrics forbids assigning it."""
+        return self.facts.higher_is_better
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Add one clip."""

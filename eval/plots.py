@@ -18,6 +18,7 @@ from tave.config import ReadOptions
 from tave.video import read_clip, read_image
 
 from .records import EvalError
+from .tables import ALL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,11 +51,6 @@ def _frames(clip: Path) -> np.ndarray:
     return _shown(read_clip(clip, ReadOptions(frames=None, multiple=1)).frames)
 
 
-def _pale(frame: np.ndarray) -> np.ndarray:
-    """A frame as a ground to draw on."""
-    return 0.4 * frame + 0.6
-
-
 def grid(
     lines: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = (), side: float = 1.5, **shown: Any
 ) -> Figure:
@@ -74,9 +70,6 @@ def grid(
                 panel.set_title(titles[place], fontsize=8)
         line[0].set_ylabel(label, fontsize=7)
     return figure
-
-
-# ---- one edit --------------------------------------------------------------------------------------------------------
 
 
 def clips(paths: dict[str, Path]) -> Figure:
@@ -129,26 +122,31 @@ def field(edit: Path) -> np.ndarray:
     return np.where(((cells >= 0) & mask)[..., None], (there - here).astype(float), np.nan)
 
 
+def _ground(edit: Path, moves: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The source's frames, pale, and a cell's height and width in pixels."""
+    frames = _frames(edit.parents[1] / "source.mp4")
+    return 0.4 * frames + 0.6, frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
+
+
 def arrows(edit: Path) -> Figure:
-    """The field as arrows over the source: where in the next frame each masked cell finds what looks like it."""
-    moves, frames = field(edit), _frames(edit.parents[1] / "source.mp4")
+    """The field as arrows over the source: where in the next frame each masked cell finds its match."""
+    moves = field(edit)
+    frames, tall, wide = _ground(edit, moves)
     chosen = _chosen(max(1, len(moves) - 1), most=4)
-    figure = grid([("", [_pale(frames[i]) for i in chosen])], [f"frame {i} to {i + 1}" for i in chosen], side=3)
-    tall, wide = frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
-    y, x = np.mgrid[: moves.shape[1], : moves.shape[2]]
+    figure = grid([("", [frames[i] for i in chosen])], [f"frame {i} to {i + 1}" for i in chosen], side=3)
     for panel, i in zip(figure.axes, chosen, strict=True):
-        right, down = moves[i, ..., 0] * wide, moves[i, ..., 1] * tall
-        there = ~np.isnan(right)
-        at = (x[there] + 0.5) * wide, (y[there] + 0.5) * tall
-        panel.quiver(*at, right[there], down[there], color="crimson", angles="xy", scale_units="xy", scale=1)
+        y, x = np.nonzero(~np.isnan(moves[i, ..., 0]))
+        right, down = (moves[i, y, x] * (wide, tall)).T
+        at = (x + 0.5) * wide, (y + 0.5) * tall
+        panel.quiver(*at, right, down, color="crimson", angles="xy", scale_units="xy", scale=1)
     return figure
 
 
 def tracks(edit: Path) -> Figure:
     """The field followed from the first frame on: a line for each masked cell, over the first and the last frame."""
-    moves, frames = field(edit), _frames(edit.parents[1] / "source.mp4")
-    tall, wide = frames.shape[1] / moves.shape[1], frames.shape[2] / moves.shape[2]
-    figure = grid([("", [_pale(frames[0]), _pale(frames[-1])])], ["first frame", "last frame"], side=3)
+    moves = field(edit)
+    frames, tall, wide = _ground(edit, moves)
+    figure = grid([("", [frames[0], frames[-1]])], ["first frame", "last frame"], side=3)
     for y, x in np.argwhere(~np.isnan(moves[0, ..., 0])):
         line = [(x, y)]
         for move in moves[:-1]:
@@ -162,23 +160,20 @@ def tracks(edit: Path) -> Figure:
     return figure
 
 
-# ---- a sweep ---------------------------------------------------------------------------------------------------------
-
-
 def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
     """A panel for each metric of :func:`eval.study.means`: values across, a thin line for each clip, the mean thick."""
     across = min(4, len(metrics))
     down = -(-len(metrics) // across)
     figure = _figure(3.4 * across, 2.9 * down)
     for number, name in enumerate(metrics, 1):
-        panel, own = figure.add_subplot(down, across, number), [entry for entry in found if entry["metric"] == name]
+        panel, own = figure.add_subplot(down, across, number), [each for each in found if each["metric"] == name]
         places = list(range(len(own)))
-        for case in sorted({case for entry in own for case in entry["cases"]}):
-            values = [entry["cases"].get(case, np.nan) for entry in own]
+        for case in sorted({case for each in own for case in each["cases"]}):
+            values = [each["cases"].get(case, np.nan) for each in own]
             panel.plot(places, values, ".-", linewidth=0.7, alpha=0.7, label=case)
-        means, spreads = [entry["mean"] for entry in own], [entry["seeds_sd"] or 0 for entry in own]
+        means, spreads = [each["mean"] for each in own], [each["seeds_sd"] or 0 for each in own]
         panel.errorbar(places, means, spreads, marker="s", color="black", label="mean")
-        panel.set_xticks(places, [entry["value"] for entry in own], rotation=35, ha="right", fontsize=6)
+        panel.set_xticks(places, [each["value"] for each in own], rotation=35, ha="right", fontsize=6)
         panel.set_title(f"{name}\n{_better(facts[name])}", fontsize=8)
         panel.set_ylabel(facts[name]["unit"], fontsize=7)
         if number == 1:
@@ -187,15 +182,16 @@ def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dic
 
 
 def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
-    """A panel for each metric of :func:`eval.study.differences`: mean difference and 95 % interval."""
-    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({entry["value"] for entry in found}))
+    """A panel for each metric of :func:`eval.tables.paired`: mean of each method minus ``versus``, 95 % interval."""
+    found = [each for each in found if each["group"] == ALL]
+    figure = _figure(3.2 * len(metrics) + 1, 1.1 + 0.4 * len({each["method"] for each in found}))
     for panel, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        own = [entry for entry in found if entry["metric"] == name]
-        means = np.array([entry["difference"] for entry in own])
-        ends = np.array([[entry["low"], entry["high"]] for entry in own]).reshape(-1, 2)
+        own = [each for each in found if each["metric"] == name]
+        means = np.array([-each["difference"] for each in own])
+        ends = np.array([[-each["high"], -each["low"]] for each in own]).reshape(-1, 2)
         panel.errorbar(means, range(len(own)), xerr=np.abs(ends.T - means), fmt="s", color="black", capsize=3)
         panel.axvline(0, color="0.7", linewidth=0.8)
-        panel.set_yticks(range(len(own)), [entry["value"] for entry in own], fontsize=7)
+        panel.set_yticks(range(len(own)), [each["method"] for each in own], fontsize=7)
         panel.set_ylim(-0.6, max(len(own), 1) - 0.4)
         versus = own[0]["versus"] if own else ""
         panel.set_title(f"{name} minus {versus}'s\n{_better(facts[name])}", fontsize=8)
@@ -208,7 +204,7 @@ def edits(sweep: Sweep, case: str) -> Figure:
     found = sorted((result for result in sweep.results if result.case == case), key=lambda result: result.seed or 0)
     if not found:
         raise EvalError(f"case={case}: there are {', '.join(sorted({result.case for result in sweep.results}))}")
-    first = {sweep.value_of(result): result.edited for result in reversed(found)}
+    first = {result.method: result.edited for result in reversed(found)}
     return clips({"source": found[0].source} | {value: first[value] for value in sweep.values if value in first})
 
 

@@ -23,31 +23,18 @@ def require_file(path: Path) -> None:
         raise EvalError(f"{path} is missing: the run folder isn't complete")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises :class:`EvalError` if it is missing or isn't JSON."""
-    require_file(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvalError(f"{path} isn't JSON: {error}") from error
-
-
 def read_record(path: Path, optional: bool = False) -> dict[str, Any]:
     """Parse a JSON file that holds an object; with ``optional``, a missing file is an empty object."""
     if optional and not path.is_file():
         return {}
-    record = read_json(path)
+    require_file(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvalError(f"{path} isn't JSON: {error}") from error
     if not isinstance(record, dict):
         raise EvalError(f"{path} must hold a JSON object")
     return record
-
-
-def section(record: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """The object ``record[key]`` of the file ``path``; empty if there is none."""
-    found = record.get(key)
-    if found is not None and not isinstance(found, dict):
-        raise EvalError(f"{path}: {key} must be a JSON object")
-    return found or {}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
 
-from .records import EvalError, WeightsError, read_record, section, write_json
+from .records import EvalError, WeightsError, read_record, write_json
 
 if TYPE_CHECKING:
     from .cases import Case
@@ -56,29 +56,16 @@ class Scores:
         return [note for note in found if not note.startswith(UNMEASURED)]
 
 
+@dataclass
 class Toolbox:
-    """Loads each network when the first edit needs it.
+    """Loads each network when the first edit needs it; the fields are those of :class:`ScoreOptions`."""
 
-    Args:
-        judge: The judge's folder; None: no judge.
-        clip: As for :func:`eval.encoders.load_encoder`; "judge": the judge's encoder, which knows drawn vehicles alone;
-            None: the judge's encoder for drawn clips, none for footage.
-        clip_sha256: The hash that the encoder's weights must have.
-        dino: Folder or cached hub name; None: no DINO.
-        pickscore: Folder or cached hub name; None: no PickScore.
-    """
-
-    def __init__(
-        self,
-        judge: Path | None = None,
-        clip: str | None = None,
-        clip_sha256: str | None = None,
-        dino: str | None = None,
-        pickscore: str | None = None,
-    ) -> None:
-        self._folder, self._clip, self._sha256 = judge, clip, clip_sha256
-        self._optional = {"dino": dino, "pickscore": pickscore}
-        self._loaded: dict[Any, Any] = {}
+    judge: Path | None = None
+    clip: str | None = None
+    clip_sha256: str | None = None
+    dino: str | None = None
+    pickscore: str | None = None
+    _loaded: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def measure(self, case: Case) -> Report:
         """All figures of one edit."""
@@ -89,7 +76,7 @@ class Toolbox:
             report = measure(case, tools)
         except ValueError as error:
             raise EvalError(f"{case.name}: {error}") from error
-        if self._clip == JUDGE and tools.clip and not case.truth:
+        if self.clip == JUDGE and tools.clip and not case.truth:
             report.notes.append(f"the judge's encoder has only seen drawn vehicles: for footage {FOOTAGE}")
         return report
 
@@ -98,18 +85,16 @@ class Toolbox:
         from .judge import load_judge
         from .measure import Tools
 
-        by_judge = self._clip == JUDGE or (self._clip is None and drawn)
-        judge = self._once(load_judge, self._folder) if self._folder and (drawn or by_judge) else None
-        clip = None if by_judge or self._clip is None else self._once(load_encoder, self._clip, self._sha256)
+        by_judge = self.clip == JUDGE or (self.clip is None and drawn)
+        judge = self._once(load_judge, self.judge) if self.judge and (drawn or by_judge) else None
+        clip = None if by_judge or self.clip is None else self._once(load_encoder, self.clip, self.clip_sha256)
         lpips, remedy = self._once(_lpips)
-        optional = {
-            key: self._once(kind, self._optional[key]) if self._optional[key] else None
-            for key, kind in (("dino", Dino), ("pickscore", PickScore))
-        }
-        hints = {key: f"not requested; give {key}=FOLDER, or a name in the hub's local cache" for key in optional}
-        hints |= {"clip": FOOTAGE, "lpips": remedy}
+        dino = self._once(Dino, self.dino) if self.dino else None
+        pickscore = self._once(PickScore, self.pickscore) if self.pickscore else None
+        hint = "not requested; give {}=FOLDER, or a name in the hub's local cache"
+        hints = {key: hint.format(key) for key in ("dino", "pickscore")} | {"clip": FOOTAGE, "lpips": remedy}
         clip = judge.encoder if by_judge and judge else clip
-        return Tools(judge if drawn else None, clip, lpips, **optional, remedy=hints)
+        return Tools(judge if drawn else None, clip, lpips, dino, pickscore, hints)
 
     def _once(self, load: Callable[..., Any], *args: Any) -> Any:
         if load not in self._loaded:
@@ -180,7 +165,7 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
     A metric has one id in the file. If it gets another, its older values are dropped from all edits, with a warning.
     """
     record = read_record(path, optional=True)
-    known, facts = section(record, "edits", path), section(record, "metrics", path)
+    known, facts = record.get("edits", {}), record.get("metrics", {})
     changed = {name for name, about in metrics.items() if name in facts and facts[name]["id"] != about["id"]}
     dropped = [f"{edit}.{name}" for edit in known for name in sorted(changed & set(known[edit])) if edit not in edits]
     if dropped:

@@ -20,7 +20,7 @@ from tave.config import CONF, StudyOptions
 
 from .records import EvalError, read_record
 from .runs import PICTURES, Result, find, read_results
-from .tables import ARROWS, interval, markdown_table
+from .tables import ARROWS, by_method, markdown_table
 
 LEARNT = "## What was learnt"
 EDIT_SECONDS = "edit_seconds/-/masking, placing and sampling/clip/v2"
@@ -33,68 +33,61 @@ RUN_METRICS = {
 
 @dataclass
 class Sweep:
-    """Results of a sweep; ``metrics``: name -> id, direction and unit; ``records``: every run's ``run.json``."""
+    """Results of a sweep, each with the values of the axes as its method.
+
+    ``values``: these, numbers in ascending order; ``metrics``: name -> id, direction and unit; ``records``: every
+    run's ``run.json``.
+    """
 
     results: list[Result]
+    axes: list[str]
+    values: list[str]
     metrics: dict[str, dict[str, Any]]
     records: list[dict[str, Any]]
 
-    @property
-    def axes(self) -> list[str]:
-        """The options that differ between runs; the target's picture if it differs within a clip."""
-        keys = dict.fromkeys(key for result in self.results for key in result.options or {})
-        return [key for key in keys if self._differs(key)]
 
-    def _differs(self, key: str) -> bool:
-        values: dict[str, set[str]] = {}
-        for result in self.results:
-            value = json.dumps((result.options or {}).get(key))
-            values.setdefault(result.case if key == PICTURES else "", set()).add(value)
-        return any(len(found) > 1 for found in values.values())
+def read_sweep(folder: Path, cases: str = "*") -> Sweep:
+    """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
+    runs = {path: read_record(path.with_name("run.json")) for path in find(str(folder))}
+    runs = {path: run for path, run in runs.items() if fnmatch(str(run["config"]["video"]["name"]), cases)}
+    found = read_results(runs)
+    results = []
+    for path, run in runs.items():
+        own, more = [r for r in found.results if r.folder.parents[1] == path.parent], _run_figures(read_record(path))
+        name = run["config"]["video"]["name"]
+        results += [replace(r, case=name if len(own) == 1 else r.case, figures=more | r.figures) for r in own]
+    if not results:
+        raise EvalError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
+    unets = sorted({_unet(run) for run in runs.values()})
+    if len(unets) > 1:
+        raise EvalError(f"sweep={folder}: its runs used UNets {', '.join(unets)}; delete the older runs, go on")
+    keys = dict.fromkeys(key for result in results for key in result.options or {} if key != "weights")
+    axes = [key for key in keys if _differs(results, key)]
+    results.sort(key=lambda result: [_rank((result.options or {}).get(key)) for key in axes])
+    results = [replace(result, method=_value(result, axes)) for result in results]
+    values = list(dict.fromkeys(result.method for result in results))
+    return Sweep(results, axes, values, RUN_METRICS | found.metrics, list(runs.values()))
 
-    def value_of(self, result: Result) -> str:
-        """The values of the axes as text, each after the last part of its key."""
-        options = result.options or {}
-        values = (f"{key.rpartition('.')[2]}={json.dumps(options.get(key))}" for key in self.axes)
-        return ", ".join(value.replace('"', "") for value in values) or "as it is"
 
-    @property
-    def values(self) -> list[str]:
-        """Each value once, numbers in ascending order."""
-        found = sorted(self.results, key=lambda result: [_rank((result.options or {}).get(key)) for key in self.axes])
-        return list(dict.fromkeys(self.value_of(result) for result in found))
+def _differs(results: list[Result], key: str) -> bool:
+    """Whether an option differs between runs; the target's picture counts if it differs within a clip."""
+    values: dict[str, set[str]] = {}
+    for result in results:
+        value = json.dumps((result.options or {}).get(key))
+        values.setdefault(result.case if key == PICTURES else "", set()).add(value)
+    return any(len(found) > 1 for found in values.values())
+
+
+def _value(result: Result, axes: list[str]) -> str:
+    """The values of the axes as text, each after the last part of its key."""
+    values = (f"{key.rpartition('.')[2]}={json.dumps((result.options or {}).get(key))}" for key in axes)
+    return ", ".join(value.replace('"', "") for value in values) or "as it is"
 
 
 def _rank(value: Any) -> tuple[Any, ...]:
     if isinstance(value, list):
         return (1, [_rank(part) for part in value])
-    return (0, float(value)) if isinstance(value, (int, float)) else (2, str(value))
-
-
-def read_sweep(folder: Path, cases: str = "*") -> Sweep:
-    """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
-    results: list[Result] = []
-    measured, records = [], []
-    for path in find(str(folder)):
-        record = read_record(path.with_name("run.json"), optional=True)
-        if record and fnmatch(str(record["config"]["video"]["name"]), cases):
-            measured.append(path)
-            records.append(record)
-    found = read_results(measured)
-    for path, record in zip(measured, records, strict=True):
-        own = [result for result in found.results if result.folder.parents[1] == path.parent]
-        more = _run_figures(read_record(path))
-        for result in own:
-            case = record["config"]["video"]["name"] if len(own) == 1 else result.case
-            results.append(replace(result, case=case, figures=more | result.figures))
-    if not results:
-        raise EvalError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
-    unets = {_unet(record) for record in records}
-    if len(unets) > 1:
-        raise EvalError(f"sweep={folder}: its runs used UNets {', '.join(sorted(unets))}; delete the older runs, go on")
-    for result in results:
-        (result.options or {}).pop("weights")
-    return Sweep(results, RUN_METRICS | found.metrics, records)
+    return (0, float(value)) if isinstance(value, int | float) else (2, str(value))
 
 
 def _run_figures(record: dict[str, Any]) -> dict[str, float]:
@@ -113,39 +106,13 @@ def _unet(record: dict[str, Any]) -> str:
 def means(sweep: Sweep, metrics: list[str]) -> list[dict[str, Any]]:
     """For each value and metric: ``mean`` over ``cases`` of their means over seeds, ``seeds_sd`` of one seed's mean."""
     made = []
-    for value in sweep.values:
-        members = [result for result in sweep.results if sweep.value_of(result) == value]
-        for metric in metrics:
-            found = [result for result in members if metric in result.figures]
-            if not found:
-                continue
-            cases, seeds = _means_by("case", found, metric), _means_by("seed", found, metric)
-            spread = stdev(seeds.values()) if len(seeds) > 1 else None
-            numbers = {"mean": fmean(cases.values()), "seeds_sd": spread, "cases": cases, "n": len(found)}
-            made.append({"value": value, "metric": metric} | numbers)
-    return made
-
-
-def _means_by(key: str, results: list[Result], metric: str) -> dict[Any, float]:
-    """Value of the attribute ``key`` -> mean of ``metric``."""
-    grouped: dict[Any, list[float]] = {}
-    for result in results:
-        grouped.setdefault(getattr(result, key), []).append(result.figures[metric])
-    return {name: fmean(values) for name, values in sorted(grouped.items())}
-
-
-def differences(found: list[dict[str, Any]], versus: str) -> list[dict[str, Any]]:
-    """Every value's :func:`means` minus those of ``versus`` over the cases that both have, with 95 % intervals."""
-    base = {each["metric"]: each["cases"] for each in found if each["value"] == versus}
-    if not base:
-        raise EvalError(f"versus={versus}: there are {'; '.join(dict.fromkeys(each['value'] for each in found))}")
-    made = []
-    for each in found:
-        before = base.get(each["metric"], {}) if each["value"] != versus else {}
-        if both := [figure - before[case] for case, figure in each["cases"].items() if case in before]:
-            numbers = dict(zip(("difference", "low", "high"), interval(both), strict=True))
-            names = {"value": each["value"], "versus": versus, "metric": each["metric"]}
-            made.append(names | numbers | {"n": len(both)})
+    for metric in metrics:
+        found = by_method(sweep.results, metric)
+        for value in (value for value in sweep.values if value in found):
+            own = [r for r in sweep.results if r.method == value and metric in r.figures]
+            seeds = [fmean(r.figures[metric] for r in own if r.seed == seed) for seed in {r.seed for r in own}]
+            numbers = {"mean": fmean(found[value].values()), "seeds_sd": stdev(seeds) if len(seeds) > 1 else None}
+            made.append({"value": value, "metric": metric, "cases": found[value], "n": len(own)} | numbers)
     return made
 
 

@@ -38,6 +38,7 @@ def key_of(*parts: Any) -> str:
     """
     sha = hashlib.sha256(f"format {FORMAT}".encode())
     for part in parts:
+        sha.update(b"\n")  # else 1, 23 and 12, 3 would have one key
         if isinstance(part, Tensor):
             part = part.detach().cpu().contiguous()
             sha.update(f"{tuple(part.shape)}{part.dtype}".encode())

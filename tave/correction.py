@@ -68,7 +68,7 @@ class InterFrame:
 
     - ``latent``: the latents after the step (or before it, with the noise already predicted: ``when=before_step``);
     - ``x0``: the predicted clean latents; the noise part stays;
-    - ``noise``: the predicted noise; the signal part stays;
+    - ``noise``: the predicted noise, with which the step is then taken;
     - ``features``: the tapped block's output, within the forward.
 
     A latent is ``sqrt(a) x0 + sqrt(1-a) eps``. Where the frames' eps are independent, blending shrinks the noise by

@@ -222,7 +222,7 @@ class Pipeline:
         if target.region is not None:
             return given_mask(to_cells(target.region, *latents.shape[-2:]).to(latents))
         origin = source.condition
-        if self.options.reference.mode == "none":  # words against words: a picture on one side alone differs everywhere
+        if not condition.image.any():  # words against words: a picture on one side alone differs everywhere
             origin = replace(origin, image=origin.null_image)
 
         def make() -> Mapping[str, Tensor]:

@@ -138,7 +138,7 @@ def family_condition(family: Backbone) -> Condition:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A named clip drawn at the tiny backbone's size, with its truth: source.mp4, target.png, truth. Not to be changed."""
+    """A named clip at the tiny backbone's size: source.mp4, target.png, truth. Not to be changed."""
     folder = tmp_path_factory.mktemp("clip")
     write_case(NAMED["bus_to_suv"], folder, 32)
     return folder

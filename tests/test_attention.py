@@ -1,15 +1,19 @@
+"""ST-Attn and T-Attn against the library's plain attention."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from fakes import draw
 
 import tave.attention
-from tave.attention import SparseCausalAttention, TemporalAttention, frame_positions
-from tave.options import OptionError
+from tave.attention import SparseCausalAttention, TemporalAttention
 
 FRAMES, CELLS, WIDTH = 3, 6, 16
+CLIP = draw(FRAMES, CELLS, WIDTH, dtype=torch.float32)
+BRANCHES = draw(2, FRAMES, CELLS, WIDTH, seed=1, dtype=torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -29,27 +33,22 @@ def block(**settings) -> BasicTransformerBlock:
         ("first_previous_current", [[0, 0, 0], [0, 0, 1], [0, 1, 2]]),
     ],
 )
-def test_frames_see_the_frames_they_should(kv_frames: str, sources: list[list[int]]):
-    """Against plain attention over explicitly concatenated frames, two branches folded as `(b f)`."""
-    attn, clip = block().attn1, torch.randn(2, FRAMES, CELLS, WIDTH)
-    expected = torch.stack(
-        [
-            attn(clip[:, i], encoder_hidden_states=torch.cat([clip[:, j] for j in seen], dim=1))
-            for i, seen in enumerate(sources)
-        ],
-        dim=1,
-    )
+def test_frames_attend_to_the_named_frames(kv_frames: str, sources: list[list[int]]):
+    """Against plain attention over concatenated frames, two branches folded as `(b f)`."""
+    attn = block().attn1
+    seen = [torch.cat([BRANCHES[:, j] for j in frames], dim=1) for frames in sources]
+    expected = [attn(BRANCHES[:, i], encoder_hidden_states=cells) for i, cells in enumerate(seen)]
     attn.set_processor(SparseCausalAttention(FRAMES, kv_frames))  # type: ignore[arg-type]
-    assert torch.allclose(attn(clip.flatten(0, 1)), expected.flatten(0, 1), atol=1e-5)
+    assert torch.allclose(attn(BRANCHES.flatten(0, 1)), torch.stack(expected, 1).flatten(0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("kv_frames", tave.attention.KV_FRAMES)
 def test_a_still_clip_gets_plain_self_attention(kv_frames: str):
-    attn, frame = block().attn1, torch.randn(1, CELLS, WIDTH)
-    plain = attn(frame)
+    attn, still = block().attn1, CLIP[:1].expand(FRAMES, -1, -1)
     assert isinstance(attn.processor, AttnProcessor2_0)
+    plain = attn(still)
     attn.set_processor(SparseCausalAttention(FRAMES, kv_frames))  # type: ignore[arg-type]
-    assert torch.allclose(attn(frame.expand(FRAMES, -1, -1)), plain.expand(FRAMES, -1, -1), atol=1e-5)
+    assert torch.allclose(attn(still), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("upcast", [False, True])
@@ -66,60 +65,22 @@ def test_upcast_attention_is_honoured(monkeypatch: pytest.MonkeyPatch, upcast: b
     made = block(upcast_attention=upcast).to(torch.float32 if autocast else torch.bfloat16)
     temporal, attn = TemporalAttention(made, FRAMES), made.attn1
     attn.set_processor(SparseCausalAttention(FRAMES))  # type: ignore[arg-type]
-    clip = torch.randn(FRAMES, CELLS, WIDTH).to(attn.to_q.weight.dtype)  # type: ignore[union-attr]
+    clip = CLIP.to(attn.to_q.weight.dtype)  # type: ignore[union-attr]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert attn(clip).dtype == torch.bfloat16
         temporal(clip)
     assert set(seen) == {torch.float32 if upcast else torch.bfloat16} and len(seen) == 2
 
 
-def speaking(position: str = "none") -> TemporalAttention:
-    """T-Attn whose output projection has learnt something."""
-    temporal = TemporalAttention(block(), FRAMES, position)
-    torch.nn.init.normal_(temporal.to_out.weight)
-    torch.nn.init.normal_(temporal.to_out.bias)
-    return temporal
-
-
 @torch.no_grad()
 def test_temporal_attention_runs_over_the_frames_of_each_cell():
-    """Against the library's attention, cell by cell, two branches folded as `(b f)`."""
-    temporal, clip = speaking(), torch.randn(2, FRAMES, CELLS, WIDTH)
+    """Against the library's attention, cell by cell, two branches folded as `(b f)`; zero at first."""
+    temporal = TemporalAttention(block(), FRAMES)
+    assert torch.equal(temporal(CLIP), CLIP)
+    torch.nn.init.normal_(temporal.to_out.weight)
+    torch.nn.init.normal_(temporal.to_out.bias)
     attn = Attention(WIDTH, heads=2, dim_head=8)
-    attn.load_state_dict(
-        {
-            "to_q.weight": temporal.to_q.weight,
-            "to_k.weight": temporal.to_k.weight,
-            "to_v.weight": temporal.to_v.weight,
-            "to_out.0.weight": temporal.to_out.weight,
-            "to_out.0.bias": temporal.to_out.bias,
-        }
-    )
-    cells = [clip[:, :, n] + attn(temporal.norm(clip[:, :, n])) for n in range(CELLS)]
-    assert torch.allclose(temporal(clip.flatten(0, 1)), torch.stack(cells, dim=2).flatten(0, 1), atol=1e-5)
-
-
-@torch.no_grad()
-def test_only_a_position_tells_the_frames_apart():
-    clip = torch.randn(FRAMES, CELLS, WIDTH)
-    blind, seeing = speaking(), speaking("sinusoidal")
-    assert torch.allclose(blind(clip.flip(0)), blind(clip).flip(0), atol=1e-5)
-    assert not torch.allclose(seeing(clip.flip(0)), seeing(clip).flip(0), atol=1e-2)
-
-
-def test_temporal_attention_starts_silent():
-    clip = torch.randn(FRAMES, CELLS, WIDTH)
-    assert torch.equal(TemporalAttention(block(), FRAMES, "sinusoidal")(clip), clip)
-
-
-def test_positions_are_no_weights():
-    assert set(speaking("sinusoidal").state_dict()) == set(speaking().state_dict())
-    table = frame_positions(4, 5)
-    assert table.shape == (4, 5) and torch.equal(table[0], torch.tensor([0.0, 1, 0, 1, 0]))
-
-
-def test_unknown_switches_are_named():
-    with pytest.raises(OptionError, match="kv_frames='all'"):
-        SparseCausalAttention(FRAMES, "all")
-    with pytest.raises(OptionError, match="position='learnt'"):
-        TemporalAttention(block(), FRAMES, "learnt")
+    names = {name.replace("to_out.", "to_out.0."): value for name, value in temporal.state_dict().items()}
+    attn.load_state_dict({name: value for name, value in names.items() if "norm" not in name})
+    cells = [BRANCHES[:, :, n] + attn(temporal.norm(BRANCHES[:, :, n])) for n in range(CELLS)]
+    assert torch.allclose(temporal(BRANCHES.flatten(0, 1)), torch.stack(cells, dim=2).flatten(0, 1), atol=1e-5)

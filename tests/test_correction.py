@@ -1,4 +1,4 @@
-"""Each correction does its one thing, where and when it was told to."""
+"""Each form of the correction against its formula; masks, schedule, background and taps."""
 
 from __future__ import annotations
 
@@ -8,187 +8,142 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import draw
 from torch import Tensor
 
-from tave.correction import Background, CorrectionOptions, InterFrame, Step, tap_of
-from tave.correspondence import blend, correspond
+from tave.config import CorrectionOptions
+from tave.correction import Background, InterFrame, Level, Step, tap_of
+from tave.correspondence import Field, agreeing, blend, correspond, upsample
 from tave.inversion import Trajectory
-from tave.options import OptionError
-from tave.schedule import ddim_step, to_clean
+from tave.schedule import ddim_step
 
 F, C, H, W = 4, 4, 8, 8
-SWITCHES = [
-    {"space": space, "when": when, "candidates": candidates, "restore_variance": restore, "agreement": agreement}
-    for space, when, candidates, restore, agreement in itertools.product(
-        ("latent", "x0", "features"), ("after_step", "before_step"), ("all", "masked"), (False, True), (None, 1)
-    )
+WEIGHTS = (0.25, 0.5, 0.25)
+FORMS: list[dict[str, Any]] = [
+    {"space": "latent"},
+    {"space": "latent", "restore_variance": True},
+    {"space": "latent", "when": "before_step"},
+    {"space": "latent", "when": "before_step", "restore_variance": True},
+    {"space": "x0"},
+    {"space": "noise"},
+    {"space": "features"},
 ]
+SWITCHES = [
+    form | {"candidates": candidates, "agreement": agreement}
+    for form, candidates, agreement in itertools.product(FORMS, ("all", "masked"), (None, 0.1))
+]
+PLAIN: dict[str, Any] = {"steps": [0.0, 1.0], "agreement": None, "candidates": "all"}  # every cell is matched
+HOLE = torch.zeros(1, F, 1, H, W)
+HOLE[..., 2:6, 1:6] = 1
+FULL = torch.ones(1, F, 1, H, W)
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def inter_frame(mask: Tensor, **options: Any) -> InterFrame:
+    return InterFrame(mask, CorrectionOptions(**PLAIN | options))
 
 
-def step(features: Tensor | None = None, level: int = 4, total: int = 10) -> Step:
+def make_step(features: Tensor | None = None, index: int = 4, total: int = 10) -> Step:
+    """A DDIM step; with independent features, so that cells are matched at random."""
+    level = Level(index, total, torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.45, dtype=torch.float64))
     noisy, noise = draw(1, F, C, H, W), draw(1, F, C, H, W, seed=1)
-    alphas = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.45, dtype=torch.float64)
-    latents = ddim_step(noisy, noise, *alphas)
     features = draw(1, F, 6, H, W, seed=2) if features is None else features
-    return Step(level, total, 500, noisy, noise, latents, features, *alphas)
+    return Step(level, noisy, noise, ddim_step(noisy, noise, level.alpha_from, level.alpha_to), features)
 
 
-def hole() -> Tensor:
-    mask = torch.zeros(1, F, 1, H, W)
-    mask[..., 2:6, 1:6] = 1
-    return mask
-
-
-def own() -> list[float]:
-    return [0.0, 1.0, 0.0]
+def mixed(values: Tensor, step: Step) -> Tensor:
+    """``values`` blended in the hole along the features' field."""
+    assert step.features is not None
+    return blend(values, HOLE[0, :, 0], correspond(step.features[0]), WEIGHTS)
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
-def test_own_weight_alone_changes_no_bit(switches: dict[str, Any]) -> None:
-    before = step()
-    correction = InterFrame(torch.ones(1, F, 1, H, W), CorrectionOptions(weights=own(), **switches))
-    assert torch.equal(correction(before), before.latents)
+def test_own_weight_alone_outside_the_mask_and_an_empty_mask_change_no_bit(switches: dict[str, Any]) -> None:
+    step, outside = make_step(), (HOLE == 0).expand(1, F, C, H, W)
+    own = CorrectionOptions(weights=[0.0, 1.0, 0.0], **switches)
+    assert torch.equal(InterFrame(FULL, own)(step), step.latents)
+    after = InterFrame(HOLE, CorrectionOptions(**switches))(step)
+    assert torch.equal(after[outside], step.latents[outside])
+    assert torch.equal(after, step.latents) == (switches["space"] == "features")  # those act within the forward
+    empty = InterFrame(torch.zeros_like(FULL), CorrectionOptions(**switches))
+    assert empty(step) is step.latents and empty.tap(4, 10) is None
 
 
-@pytest.mark.parametrize("switches", SWITCHES)
-def test_outside_the_mask_no_bit_changes_and_inside_something_does(switches: dict[str, Any]) -> None:
-    before = step()
-    after = InterFrame(hole(), CorrectionOptions(**switches))(before)
-    outside = (hole() == 0).expand_as(after)
-    assert torch.equal(after[outside], before.latents[outside])
-    assert torch.equal(after, before.latents) == (switches["space"] == "features")  # those act within the forward
-
-
-@pytest.mark.parametrize("switches", SWITCHES)
-def test_an_empty_mask_asks_for_nothing(switches: dict[str, Any]) -> None:
-    before = step()
-    correction = InterFrame(torch.zeros(1, F, 1, H, W), CorrectionOptions(**switches))
-    assert correction(before) is before.latents and correction.tap(4, 10) is None
-
-
-def test_after_step_blends_what_came_out() -> None:
-    before = step()
-    assert before.features is not None
-    field = correspond(before.features[0])
-    expected = blend(before.latents, hole()[0, :, 0], field, (0.25, 0.5, 0.25))
-    torch.testing.assert_close(InterFrame(hole())(before), expected)
-
-
-def test_before_step_blends_what_went_in_then_steps_with_the_noise_already_predicted() -> None:
-    before = step()
-    assert before.features is not None
-    mixed = blend(before.noisy, hole()[0, :, 0], correspond(before.features[0]), (0.25, 0.5, 0.25))
-    expected = ddim_step(mixed, before.noise, before.alpha_from, before.alpha_to)
-    torch.testing.assert_close(InterFrame(hole(), CorrectionOptions(when="before_step"))(before), expected)
-
-
-def test_x0_blends_the_clean_estimate_and_keeps_the_noise() -> None:
-    before = step()
-    assert before.features is not None
-    clean = to_clean(before.noisy, before.noise, before.alpha_from)
-    mixed = blend(clean, hole()[0, :, 0], correspond(before.features[0]), (0.25, 0.5, 0.25))
-    after = InterFrame(hole(), CorrectionOptions(space="x0"))(before)
-    torch.testing.assert_close(to_clean(after, before.noise, before.alpha_to), mixed)
-
-
-@pytest.mark.parametrize("when", ["after_step", "before_step"])
-def test_what_earlier_corrections_did_stays(when: str) -> None:
-    shifted = replace(step(), latents=step().latents + 7)
-    for space in ("latent", "x0"):
-        options = CorrectionOptions(space=space, when=when)
-        torch.testing.assert_close(InterFrame(hole(), options)(shifted), InterFrame(hole(), options)(step()) + 7)
-
-
-def test_coarse_features_are_brought_to_the_latent_grid() -> None:
-    before = step(draw(1, F, 6, H // 2, W // 2, seed=5))
-    for candidates in ("all", "masked"):
-        after = InterFrame(hole(), CorrectionOptions(candidates=candidates))(before)
-        assert after.shape == before.latents.shape and not torch.equal(after, before.latents)
-
-
-def test_restored_noise_has_its_size_back_and_agreeing_frames_are_left_alone() -> None:
-    ones = torch.ones(1, 8, 1, 32, 32)
-    noise = draw(1, 8, C, 32, 32)
-    alpha = torch.tensor(0.02, dtype=torch.float64)
-    latents = (1 - alpha).sqrt() * noise  # all noise, no signal
-    features = draw(1, 8, 6, 32, 32, seed=4)  # independent: so are the blended cells
-    before = Step(4, 10, 500, latents, noise, latents, features, alpha, alpha)
-    for when in ("after_step", "before_step"):
-        shrunk = InterFrame(ones, CorrectionOptions(when=when))(before)
-        whole = InterFrame(ones, CorrectionOptions(when=when, restore_variance=True))(before)
-        assert shrunk[0, 1:-1].std() / latents.std() < 0.7  # sqrt(1/16 + 1/4 + 1/16) = 0.61
-        torch.testing.assert_close(whole[0].std(dim=(1, 2, 3)), latents[0].std(dim=(1, 2, 3)), rtol=0.01, atol=0)
-    still = noise[:, :1].expand(-1, 8, -1, -1, -1)
-    before = replace(before, noisy=still, noise=still, latents=still, features=features[:, :1].expand(-1, 8, -1, -1, -1))
-    torch.testing.assert_close(InterFrame(ones, CorrectionOptions(restore_variance=True))(before), still)
+@pytest.mark.parametrize("form", ["latent", "before_step", "x0", "noise"])
+def test_forms_equal_a_ddim_step_and_keep_what_earlier_corrections_did(form: str) -> None:
+    step = make_step()
+    a, b = float(step.level.alpha_from), float(step.level.alpha_to)
+    noisy = mixed(step.noisy, step) if form == "before_step" else step.noisy
+    noise = mixed(step.noise, step) if form == "noise" else step.noise
+    clean = (noisy - (1 - a) ** 0.5 * noise) / a**0.5
+    clean = mixed(clean, step) if form == "x0" else clean
+    expected = b**0.5 * clean + (1 - b) ** 0.5 * noise
+    expected = mixed(step.latents, step) if form == "latent" else expected
+    options = {"when": form} if form == "before_step" else {"space": form}
+    correction = inter_frame(HOLE, **options)
+    torch.testing.assert_close(correction(step), expected)
+    torch.testing.assert_close(correction(replace(step, latents=step.latents + 7)), expected + 7)
 
 
 def test_features_are_rewritten_in_the_forward_with_the_conditional_branchs_field() -> None:
-    correction = InterFrame(hole(), CorrectionOptions(space="features", block=-1))
-    tap = correction.tap(4, 10)
+    tap = inter_frame(HOLE, space="features", block=-1).tap(4, 10)
     assert tap is not None and tap.block == -1 and tap.rewrite is not None
     both = draw(2, F, 6, H, W)
-    rewritten = tap.rewrite(both[1:], both)
-    expected = blend(both, hole()[0, :, 0], correspond(both[1]), (0.25, 0.5, 0.25))
-    assert torch.equal(rewritten, expected)
+    expected = blend(both, HOLE[0, :, 0], correspond(both[1]), WEIGHTS)
+    assert torch.equal(tap.rewrite(both[1:], both), expected)
 
 
-def test_a_correction_acts_in_its_part_of_the_schedule_only() -> None:
-    options = CorrectionOptions(steps=[0.0, 0.5])
-    correction = InterFrame(hole(), options)
-    active = [level for level in reversed(range(10)) if correction.tap(level, 10) is not None]
-    assert active == [9, 8, 7, 6, 5]
-    late, early = step(level=4), step(level=5)
+@pytest.mark.parametrize("when", ["after_step", "before_step"])
+def test_blending_independent_noise_shrinks_it_unless_its_variance_is_restored(when: str) -> None:
+    """sqrt(1/16 + 1/4 + 1/16) = 0.61. Where the frames agree nothing is lost, and nothing may be added."""
+    shape, ones = (1, 8, C, 32, 32), torch.ones(1, 8, 1, 32, 32)
+    alpha = torch.tensor(0.02, dtype=torch.float64)
+    noise, features = draw(*shape), draw(1, 8, 6, 32, 32, seed=4)
+    latents = (1 - alpha).sqrt() * noise  # no signal
+    step = Step(Level(4, 10, alpha, alpha), latents, noise, latents, features)
+    shrunk, restored = (inter_frame(ones, when=when, restore_variance=restore) for restore in (False, True))
+    assert abs(float(shrunk(step)[0, 1:-1].std() / latents.std()) - 0.61) < 0.03
+    deviations = restored(step)[0].std(dim=(1, 2, 3)) / latents[0].std(dim=(1, 2, 3))
+    torch.testing.assert_close(deviations, torch.ones(8, dtype=torch.float64), rtol=0.01, atol=0)
+    still, alike = (part[:, :1].expand(-1, 8, -1, -1, -1) for part in (noise, features))
+    step = replace(step, noisy=still, noise=still, latents=still, features=alike)
+    torch.testing.assert_close(restored(step), still)
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_agreement_is_a_share_of_the_grid(side: int) -> None:
+    features = draw(1, F, 6, side, side, seed=5)
+    field = correspond(features[0])
+    correction = inter_frame(torch.ones(1, F, 1, 16, 16), agreement=0.25)
+    step = replace(make_step(features), latents=draw(1, F, C, 16, 16))
+    after, expected = correction(step), agreeing(field, side // 4)
+    assert isinstance(correction.field, Field) and torch.equal(correction.field.following, expected.following)
+    assert (expected.following != field.following).any() and (expected.following[:-1] >= 0).any()
+    torch.testing.assert_close(after, blend(step.latents, torch.ones(F, 16, 16), upsample(expected, 16, 16), WEIGHTS))
+
+
+def test_a_correction_acts_in_its_part_of_the_schedule() -> None:
+    correction = InterFrame(HOLE, CorrectionOptions(steps=[0.0, 0.5]))
+    assert [index for index in reversed(range(10)) if correction.tap(index, 10) is not None] == [9, 8, 7, 6, 5]
+    late, early = make_step(index=4), make_step(index=5)
     assert torch.equal(correction(late), late.latents) and not torch.equal(correction(early), early.latents)
 
 
-def test_the_background_is_the_trajectory_at_the_same_level() -> None:
+def test_the_background_is_the_trajectory_at_the_steps_level() -> None:
     trajectory = Trajectory(torch.arange(11.0).view(-1, 1, 1, 1, 1, 1).expand(-1, 1, F, C, H, W))
-    before = step(level=4)
-    after = Background(hole(), trajectory)(before)
-    inside = (hole() > 0).expand_as(after)
-    assert after[~inside].eq(4).all() and torch.equal(after[inside], before.latents[inside])
-
-
-def test_the_background_refuses_another_schedules_trajectory() -> None:
+    step, inside = make_step(index=4), (HOLE > 0).expand(1, F, C, H, W)
+    after = Background(HOLE, trajectory)(step)
+    assert after[~inside].eq(4).all() and torch.equal(after[inside], step.latents[inside])
     with pytest.raises(ValueError, match="one schedule"):
-        Background(hole(), Trajectory(torch.zeros(6, 1, F, C, H, W)))(step(total=10))
+        Background(HOLE, Trajectory(trajectory.latents[:6]))(step)
 
 
-def test_one_tap_a_step() -> None:
-    taps = [InterFrame(hole()), InterFrame(hole())]
+def test_unfit_input_is_refused() -> None:
     with pytest.raises(ValueError, match="at most one"):
-        tap_of(taps, 4, 10)
-    assert tap_of([Background(hole(), Trajectory(torch.zeros(1)))], 4, 10) is None
-
-
-def test_missing_features_and_batches_are_refused() -> None:
+        tap_of([InterFrame(HOLE), InterFrame(HOLE)], 4, 10)
+    assert tap_of([Background(HOLE, Trajectory(torch.zeros(1)))], 4, 10) is None
     with pytest.raises(ValueError, match="answer the tap"):
-        InterFrame(hole())(replace(step(), features=None))
+        InterFrame(HOLE)(replace(make_step(), features=None))
     with pytest.raises(ValueError, match="one clip"):
-        InterFrame(hole())(step(draw(2, F, 6, H, W)))
+        InterFrame(HOLE)(make_step(draw(2, F, 6, H, W)))
     with pytest.raises(ValueError, match="1 f 1 h w"):
-        InterFrame(hole()[0])
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"weights": [0.5, 0.5]},
-        {"weights": [0.5, 0.5, 0.5]},
-        {"weights": [-0.5, 1.0, 0.5]},
-        {"weights": [float("nan"), 0.5, 0.5]},
-        {"space": "pixels"},
-        {"when": "now"},
-        {"candidates": "some"},
-        {"agreement": -1},
-        {"steps": [0.6, 0.4]},
-    ],
-)
-def test_wrong_options_fail_by_name(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=f"correction.{next(iter(wrong))}"):
-        CorrectionOptions(**wrong)
+        InterFrame(HOLE[0])

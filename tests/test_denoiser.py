@@ -1,3 +1,5 @@
+"""Guidance, folding of frames and taps, against calls of the library's UNet."""
+
 from __future__ import annotations
 
 from typing import cast
@@ -5,26 +7,23 @@ from typing import cast
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from fakes import draw
 from torch import Tensor
 
 from tave.backbone import Backbone
-from tave.conditions import Condition, stack
-from tave.denoiser import Denoiser, DenoiserError, NoisePredictor, Tap
+from tave.denoiser import Denoiser, DenoiserError, Tap
+from tave.encoders import Condition, stack
 from tave.inflate import inflate
 from tave.schedule import to_noise
 
 FRAMES, T = 3, 500
+LATENTS = draw(1, FRAMES, 4, 8, 8, seed=3, dtype=torch.float32)
 
 
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def latents() -> Tensor:
-    return torch.randn(1, FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
@@ -43,121 +42,88 @@ def stock(unet: UNet2DConditionModel, frame: Tensor, text: Tensor, image: Tensor
     return unet(frame, T, encoder_hidden_states=text, class_labels=image).sample
 
 
-def test_one_frame_equals_the_stock_unet(tiny: Backbone, plain: Denoiser, condition: Condition, latents: Tensor):
-    v = stock(tiny.unet, latents[:, 0], condition.text, condition.image[:, 0])
-    theirs = to_noise(v, latents[:, 0], plain.alphas_cumprod[T], "v_prediction")
-    assert torch.equal(plain(latents[:, :1], T, condition).noise[:, 0], theirs)
+def test_one_frame_and_guidance_equal_the_pipelines_formula(tiny: Backbone, plain: Denoiser, condition: Condition):
+    v = stock(tiny.unet, LATENTS[:, 0], condition.text, condition.image[:, 0])
+    null = stock(tiny.unet, LATENTS[:, 0], condition.null_text, torch.zeros_like(condition.image[:, 0]))
+    for scale, output in ((1.0, v), (7.5, null + 7.5 * (v - null))):
+        theirs = to_noise(output, LATENTS[:, 0], plain.alphas_cumprod[T], "v_prediction")
+        assert torch.allclose(plain(LATENTS[:, :1], T, condition, scale).noise[:, 0], theirs, atol=1e-5)
 
 
-def test_guidance_equals_the_pipelines_formula(tiny: Backbone, plain: Denoiser, condition: Condition, latents: Tensor):
-    v = stock(tiny.unet, latents[:, 0], condition.text, condition.image[:, 0])
-    null = stock(tiny.unet, latents[:, 0], condition.null_text, torch.zeros_like(condition.image[:, 0]))
-    theirs = to_noise(null + 7.5 * (v - null), latents[:, 0], plain.alphas_cumprod[T], "v_prediction")
-    assert torch.allclose(plain(latents[:, :1], T, condition, 7.5).noise[:, 0], theirs, atol=1e-5)
-
-
-def test_each_frame_gets_its_own_picture(tiny: Backbone, plain: Denoiser, condition: Condition, latents: Tensor):
+def test_each_frame_gets_its_own_picture(tiny: Backbone, plain: Denoiser, condition: Condition):
     pictures = torch.cat([condition.image * k for k in range(FRAMES)], dim=1)
-    output = plain.output(latents, torch.tensor([T]), Condition(condition.text, pictures, condition.null_text))
+    output = plain.output(LATENTS, torch.tensor([T]), Condition(condition.text, pictures, condition.null_text))
     for i in range(FRAMES):
-        assert torch.allclose(output[:, i], stock(tiny.unet, latents[:, i], condition.text, pictures[:, i]), atol=1e-5)
+        assert torch.allclose(output[:, i], stock(tiny.unet, LATENTS[:, i], condition.text, pictures[:, i]), atol=1e-5)
 
 
-def test_branches_do_not_mix(clip: Denoiser, condition: Condition, latents: Tensor):
-    both = stack(condition, Condition(condition.null_text, condition.image + 1, condition.null_text))
-    noise = clip(torch.cat([latents, latents.flip(1)]), T, both, 3.0).noise
-    assert torch.allclose(noise[:1], clip(latents, T, condition, 3.0).noise, atol=1e-4)
-    other = Condition(both.text[1:], both.image[1:], both.null_text[1:])
-    assert torch.allclose(noise[1:], clip(latents.flip(1), T, other, 3.0).noise, atol=1e-4)
-
-
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_one_condition_serves_all_branches(clip: Denoiser, condition: Condition, latents: Tensor, scale: float):
-    noise = clip(latents.repeat(2, 1, 1, 1, 1), T, condition, scale).noise
-    assert torch.allclose(noise, clip(latents, T, condition, scale).noise.expand_as(noise), atol=1e-4)
+def test_branches_do_not_mix_and_one_condition_serves_all(clip: Denoiser, condition: Condition):
+    other = Condition(condition.null_text, condition.image + 1, condition.null_text)
+    alone = clip(LATENTS, T, condition, 3.0).noise
+    noise = clip(torch.cat([LATENTS, LATENTS.flip(1)]), T, stack(condition, other), 3.0).noise
+    assert torch.allclose(noise[:1], alone, atol=1e-4)
+    assert torch.allclose(noise[1:], clip(LATENTS.flip(1), T, other, 3.0).noise, atol=1e-4)
+    shared = clip(LATENTS.repeat(2, 1, 1, 1, 1), T, condition, 3.0).noise
+    assert torch.allclose(shared, alone.expand_as(shared), atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_tap_reads_the_conditional_branch(clip: Denoiser, condition: Condition, latents: Tensor, scale: float):
-    features = clip(latents, T, condition, scale, Tap(-2)).features
-    assert features is not None and features.shape == (1, FRAMES, 32, 8, 8)
-    alone = clip(latents, T, condition, 1.0, Tap(-2)).features
-    assert alone is not None and torch.allclose(features, alone, atol=1e-4)
-    assert clip(latents, T, condition, scale).features is None
-
-
-def test_reading_changes_nothing_and_leaves_nothing(clip: Denoiser, condition: Condition, latents: Tensor):
-    tapped, untapped = clip(latents, T, condition, 3.0, Tap(1)), clip(latents, T, condition, 3.0)
-    assert torch.equal(tapped.noise, untapped.noise)
+def test_a_tap_reads_the_conditional_branch_and_changes_nothing(clip: Denoiser, condition: Condition, scale: float):
+    tapped, untapped = clip(LATENTS, T, condition, scale, Tap(-2)), clip(LATENTS, T, condition, scale)
+    assert torch.equal(tapped.noise, untapped.noise) and untapped.features is None
+    assert tapped.features is not None and tapped.features.shape == (1, FRAMES, 32, 8, 8)
+    alone = clip(LATENTS, T, condition, 1.0, Tap(-2)).features
+    assert alone is not None and torch.allclose(tapped.features, alone, atol=1e-4)
     assert not any(block._forward_hooks for block in clip.unet.up_blocks)
 
 
-def test_rewriting_goes_on_in_the_same_forward(clip: Denoiser, condition: Condition, latents: Tensor):
+def test_a_rewrite_continues_in_the_same_forward(clip: Denoiser, condition: Condition):
     calls = []
 
     def rewrite(conditional: Tensor, whole: Tensor) -> Tensor:
         calls.append((conditional, whole))
         return torch.zeros_like(whole)
 
-    prediction = clip(latents, T, condition, 3.0, Tap(-1, rewrite))
+    prediction = clip(LATENTS, T, condition, 3.0, Tap(-1, rewrite))
     ((conditional, whole),) = calls
     assert whole.shape == (2, FRAMES, 16, 8, 8) and torch.equal(conditional, whole[1:])
-    assert prediction.features is not None and torch.equal(prediction.features, conditional)  # as the block made them
+    assert prediction.features is not None and torch.equal(prediction.features, conditional)  # before the rewrite
     norm = cast(torch.nn.Module, clip.unet.conv_norm_out)
-    silent = clip.unet.conv_out(torch.nn.functional.silu(norm(torch.zeros(FRAMES, 16, 8, 8))))
-    noise = to_noise(silent[None], latents, clip.alphas_cumprod[T], "v_prediction")
-    assert torch.allclose(prediction.noise, noise, atol=1e-5)
-    same = clip(latents, T, condition, 3.0, Tap(-1, lambda conditional, whole: whole)).noise
-    assert torch.equal(same, clip(latents, T, condition, 3.0).noise)
-
-
-def test_a_failing_rewrite_leaves_no_hook(clip: Denoiser, condition: Condition, latents: Tensor):
+    output = clip.unet.conv_out(torch.nn.functional.silu(norm(torch.zeros(FRAMES, 16, 8, 8))))
+    expected = to_noise(output[None], LATENTS, clip.alphas_cumprod[T], "v_prediction")
+    assert torch.allclose(prediction.noise, expected, atol=1e-5)
     with pytest.raises(DenoiserError, match="keep the shape"):
-        clip(latents, T, condition, 1.0, Tap(-1, lambda conditional, whole: whole[:, :1]))
+        clip(LATENTS, T, condition, 1.0, Tap(-1, lambda conditional, whole: whole[:, :1]))
     assert not any(block._forward_hooks for block in clip.unet.up_blocks)
 
 
-def test_a_compiled_unet_still_answers_taps(tiny: Backbone, clip: Denoiser, condition: Condition, latents: Tensor):
-    """Its graph wouldn't see the hook, so a tapped call goes around it."""
+def test_a_compiled_unet_returns_the_tapped_features(tiny: Backbone, clip: Denoiser, condition: Condition):
+    """Its graph does not see the hook, so a tapped call runs eagerly."""
     compiled = Denoiser(torch.compile(clip.unet, backend="eager"), tiny.scheduler)  # type: ignore[arg-type]
-    for block in (-1, -2):
-        ours, theirs = (d(latents, T, condition, 1.0, Tap(block)).features for d in (compiled, clip))
-        assert ours is not None and theirs is not None and torch.equal(ours, theirs)
+    ours, theirs = (d(LATENTS, T, condition, 1.0, Tap(-2)).features for d in (compiled, clip))
+    assert ours is not None and theirs is not None and torch.equal(ours, theirs)
 
 
-def test_alphas_are_exact_and_no_weights(tiny: Backbone, plain: Denoiser):
-    assert plain.alphas_cumprod.dtype == torch.float64
-    assert plain.state_dict().keys() == {f"unet.{name}" for name in tiny.unet.state_dict()}
-
-
-def test_noise_has_the_latents_dtype(tiny: Backbone, unet: UNet2DConditionModel, condition: Condition, latents: Tensor):
+def test_noise_has_the_latents_dtype_and_alphas_stay_exact(
+    tiny: Backbone, unet: UNet2DConditionModel, condition: Condition
+):
     """A half-precision network under single-precision latents; a cast of the module leaves the alphas alone."""
-    exact = Denoiser(tiny.unet, tiny.scheduler)(latents, T, condition).noise
+    exact = Denoiser(tiny.unet, tiny.scheduler)(LATENTS, T, condition).noise
     denoiser = Denoiser(unet, tiny.scheduler).to(torch.bfloat16)
-    noise = denoiser(latents, T, condition).noise
+    noise = denoiser(LATENTS, T, condition).noise
     assert denoiser.alphas_cumprod.dtype == torch.float64 and noise.dtype == torch.float32
     assert 0 < float((noise - exact).norm() / exact.norm()) < 0.05
+    assert denoiser.state_dict().keys() == {f"unet.{name}" for name in unet.state_dict()}
 
 
-def test_a_denoiser_is_a_noise_predictor(clip: Denoiser, condition: Condition, latents: Tensor):
-    predictor: NoisePredictor = clip
-    assert predictor(latents, T, condition).noise.shape == latents.shape
-
-
-def test_bad_input_is_named(tiny: Backbone, clip: Denoiser, condition: Condition, latents: Tensor):
+def test_bad_input_is_named(clip: Denoiser, condition: Condition):
     with pytest.raises(DenoiserError, match="b f c h w"):
-        clip(latents[0], T, condition)
+        clip(LATENTS[0], T, condition)
     with pytest.raises(DenoiserError, match="hold 2 frames but the UNet was inflated for 3: inflate it for 2"):
-        clip(latents[:, :2], T, condition)
+        clip(LATENTS[:, :2], T, condition)
     with pytest.raises(DenoiserError, match="2 conditions for 1 latents"):
-        clip(latents, T, stack(condition, condition))
+        clip(LATENTS, T, stack(condition, condition))
     with pytest.raises(DenoiserError, match="2 pictures for 3 frames"):
-        clip(latents, T, Condition(condition.text, condition.image.repeat(1, 2, 1), condition.null_text))
+        clip(LATENTS, T, Condition(condition.text, condition.image.repeat(1, 2, 1), condition.null_text))
     with pytest.raises(DenoiserError, match=r"tap.block=3 is out of range: the UNet has 3 up blocks"):
-        clip(latents, T, condition, 1.0, Tap(3))
-    tiny.scheduler.register_to_config(prediction_type="sample")
-    try:
-        with pytest.raises(ValueError, match=r"scheduler\.prediction_type='sample'"):
-            Denoiser(tiny.unet, tiny.scheduler)
-    finally:
-        tiny.scheduler.register_to_config(prediction_type="v_prediction")
+        clip(LATENTS, T, condition, 1.0, Tap(3))

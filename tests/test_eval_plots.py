@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from eval import plots
-from eval.records import RunError
-from eval.study import paired_rows
-from eval.sweep import Outcome, Sweep
+from eval.records import EvalError
+from eval.runs import Result
+from eval.study import Sweep
 from tave.correspondence import correspond
 from tave.video import write_video
 
@@ -67,36 +67,36 @@ def test_maps_are_shown_for_up_to_eight_steps_the_first_and_the_last_among_them(
     assert len(plots.masks(edit).axes) == 2 * FRAMES
 
 
-def test_what_was_not_made_is_told(edit: Path) -> None:
+def test_what_was_not_made_is_named(edit: Path) -> None:
     (edit / "field.npz").unlink()
-    with pytest.raises(RunError, match=r"field\.npz.*correction"):
+    with pytest.raises(EvalError, match=r"field\.npz.*correction"):
         plots.arrows(edit)
-    np.savez(edit / "soft_mask.npz", per_step=np.zeros((0, FRAMES, H, W)))
-    with pytest.raises(RunError, match="given"):
+    np.savez(edit / "soft_mask.npz", soft=np.zeros((FRAMES, H, W)))
+    with pytest.raises(EvalError, match="no maps"):
         plots.step_maps(edit)
 
 
 def test_the_strip_of_a_sweep_has_the_source_then_each_value(edit: Path) -> None:
-    outcomes = [Outcome("bus", seed, {"mask.dilate": value}, {}, edit) for seed in (1, 2) for value in (2, 0)]
-    figure = plots.edits(Sweep(outcomes), "bus")
+    values = ["dilate=0", "dilate=2"]
+    results = [Result("bus", value, (), seed, {}, edit) for seed in (1, 2) for value in reversed(values)]
+    sweep = Sweep(results, ["mask.dilate"], values, {}, [])
+    figure = plots.edits(sweep, "bus")
     labels = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
     assert labels == ["source", "dilate=0", "dilate=2"]
-    with pytest.raises(RunError, match=r"case=car.*bus"):
-        plots.edits(Sweep(outcomes), "car")
+    with pytest.raises(EvalError, match=r"case=car.*bus"):
+        plots.edits(sweep, "car")
 
 
-def test_differences_are_paired_over_the_cases_that_both_have() -> None:
-    about = {"good": {"higher_is_better": True, "unit": "dB"}}
-    rows = [
-        {"value": "a", "metric": "good", "mean": 2.0, "seeds_sd": None, "cases": {"bus": 1.0, "car": 3.0}, "n": 2},
-        {"value": "b", "metric": "good", "mean": 4.0, "seeds_sd": 0.1, "cases": {"bus": 2.0, "car": 4.0, "van": 6.0}, "n": 3},
+def test_a_sweep_has_a_panel_for_each_metric() -> None:
+    facts = {"good": {"higher_is_better": True, "unit": "dB"}}
+    found = [
+        {"value": "a", "metric": "good", "mean": 2.0, "seeds_sd": None, "cases": {"bus": 1.0, "car": 3.0}},
+        {"value": "b", "metric": "good", "mean": 4.0, "seeds_sd": 0.1, "cases": {"bus": 2.0, "car": 4.0, "van": 6.0}},
     ]
-    (told,) = paired_rows(rows, "a")
-    assert (told["value"], told["versus"], told["n"]) == ("b", "a", 2)
-    assert told["difference"] == told["low"] == told["high"] == 1.0
-    with pytest.raises(RunError, match="versus=c"):
-        paired_rows(rows, "c")
-    (panel,) = plots.intervals([told], ["good"], about).axes
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["b"]
-    (panel,) = plots.by_value(rows, ["good"], about).axes
+    (panel,) = plots.by_value(found, ["good"], facts).axes
     assert {line.get_label() for line in panel.lines} >= {"bus", "car", "van"}
+    differences = [
+        {"method": "b", "versus": "a", "metric": "good", "group": "all", "difference": 1.0, "low": 0.5, "high": 2}
+    ]
+    (panel,) = plots.intervals(differences, ["good"], facts).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["b"]

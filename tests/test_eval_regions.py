@@ -1,4 +1,4 @@
-"""Mask figures against torchmetrics and by hand, and on the masks that need no skill: nothing, everything, the truth."""
+"""Mask metrics against torchmetrics and by hand, and for trivial masks: nothing, everything, the truth."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_jaccard_index, binary_recall
 
-from eval.metric import MetricError
-from eval.regions import cells, mask_area_ratio, mask_iou_union, mask_recall, pixels
+from eval.records import EvalError
+from eval.regions import cells, mask_area_ratio, mask_iou_source, mask_iou_union, mask_recall, pixels
 
 
 def random_mask(seed: int, *shape: int, share: float = 0.5) -> Tensor:
@@ -31,9 +31,10 @@ def test_iou_is_torchmetrics_jaccard_over_cells() -> None:
     assert mask_iou_union(binary, OLD, NEW) == pytest.approx(expected)
 
 
-def test_area_ratio_by_hand() -> None:
+def test_iou_with_the_source_object_is_torchmetrics_jaccard() -> None:
     mask = random_mask(4, 3, 16, 24)
-    assert mask_area_ratio(mask, OLD, NEW) == int(mask.sum()) / int((OLD | NEW).sum())
+    assert mask_iou_source(mask, OLD) == pytest.approx(binary_jaccard_index(mask.int(), OLD.int()).item())
+    assert mask_iou_source(mask, mask) == 1 and mask_iou_source(NOTHING, NOTHING) is None
 
 
 def test_trivial_masks() -> None:
@@ -67,11 +68,11 @@ def test_cells_and_pixels_are_inverse_on_whole_cells() -> None:
 
 
 def test_refuses_grids_and_shapes_that_do_not_fit() -> None:
-    with pytest.raises(MetricError, match="24x16 picture can't be cut into 5x4"):
+    with pytest.raises(EvalError, match="24x16 picture can't be cut into 5x4"):
         cells(OLD, 4, 5)
-    with pytest.raises(MetricError, match="24x16 picture can't be cut into 7x4"):
+    with pytest.raises(EvalError, match="24x16 picture can't be cut into 7x4"):
         pixels(torch.zeros(3, 4, 7, dtype=torch.bool), 16, 24)
-    with pytest.raises(MetricError, match="source_mask"):
+    with pytest.raises(EvalError, match="source_mask"):
         mask_recall(OLD[:1], OLD)
-    with pytest.raises(MetricError, match="binary"):
+    with pytest.raises(EvalError, match="binary"):
         mask_iou_union(torch.zeros(2, 4, 6, dtype=torch.bool), OLD, NEW)

@@ -1,9 +1,11 @@
-"""One frame through the inflated model equals the library's pipeline at every step, for each family."""
+"""One frame through the inflated model equals the library's pipeline, step by step, for each family."""
 
 from __future__ import annotations
 
 import copy
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from fakes import draw
 from PIL import Image
 from torch import Tensor
 
@@ -23,11 +26,12 @@ from tave.inflate import inflate
 from tave.sampling import sample
 from tave.schedule import Schedule
 
-STEPS, PROMPT, NEGATIVE = 5, "a red bus on the road", "a white car"
+STEPS, PROMPT, NEGATIVE = 3, "a red bus on the road", "a white car"
+START = draw(1, 4, 8, 8, seed=4, dtype=torch.float32)
 
 
-class Spy:
-    """A correction that changes nothing and records the latents `1 1 c h w` of every step."""
+class Watch:
+    """A correction that changes nothing and keeps the latents `1 1 c h w` of every step."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
@@ -41,26 +45,23 @@ class Spy:
 
 
 @pytest.fixture
-def start() -> Tensor:
-    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-
-
-@pytest.fixture
 def picture() -> Image.Image:
-    pixels = np.random.default_rng(5).integers(256, size=(40, 48, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(np.random.default_rng(5).integers(256, size=(40, 48, 3), dtype=np.uint8))
 
 
-def ours(backbone: Backbone, start: Tensor, picture: Image.Image, scale: float, level: int = 0) -> list[Tensor]:
-    """The latents after each step by this package, inflated for a clip of one frame."""
+def ours(backbone: Backbone, picture: Image.Image, scale: float, noise: Tensor, level: int = 0) -> list[Tensor]:
+    """The latents after each step, by this package: inflated for a clip of one frame."""
     shown = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    encoders = Encoders(backbone, ConditionOptions(level, NEGATIVE))
-    encoders.noise = torch.randn(1, 24, generator=torch.Generator().manual_seed(6))  # as the pipeline draws it below
-    condition = encoders.condition(PROMPT, [shown])
+    encoders = Encoders(backbone, ConditionOptions(noise_level=level, negative_prompt=NEGATIVE))
+    encoders.noise = noise
     denoiser = Denoiser(inflate(copy.deepcopy(backbone.unet), 1), backbone.scheduler)
-    spy, schedule = Spy(), Schedule.from_scheduler(backbone.scheduler, STEPS)
-    sample(denoiser, schedule, start[None], condition, guidance_scale=scale, corrections=[spy])
-    return [latents[0] for latents in spy.latents]
+    watch, schedule, condition = (
+        Watch(),
+        Schedule.from_scheduler(backbone.scheduler, STEPS),
+        encoders.condition(PROMPT, [shown]),
+    )
+    sample(denoiser, schedule, START[None], condition, guidance_scale=scale, corrections=[watch])
+    return [latents[0] for latents in watch.latents]
 
 
 def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -69,64 +70,43 @@ def check(ours: list[Tensor], theirs: list[Tensor]) -> None:
         assert torch.allclose(mine, reference, atol=1e-4), f"step {step}: {(mine - reference).abs().max():.1e} apart"
 
 
+def theirs(pipeline: Any, folder: Path, **inputs: Any) -> list[Tensor]:
+    """The latents after each step, by the library's pipeline with its DDIM scheduler."""
+    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    found: list[Tensor] = []
+    inputs |= {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "latents": START}
+    if "callback_on_step_end" in signature(pipeline.__call__).parameters:
+        inputs["callback_on_step_end"] = lambda _, step, t, values: found.append(values["latents"]) or values
+    else:
+        inputs["callback"] = lambda step, t, latents: found.append(latents)
+    pipeline(height=32, width=32, output_type="latent", **inputs)
+    return found
+
+
 @pytest.mark.parametrize(("scale", "level"), [(1.0, 0), (7.5, 0), (7.5, 400)])
-def test_sd_unclip_equals_its_pipeline(
-    saved: Path, start: Tensor, picture: Image.Image, scale: float, level: int
-) -> None:
-    """v-prediction; the image condition is added to the timestep embedding."""
+def test_sd_unclip_equals_its_pipeline(saved: Path, picture: Image.Image, scale: float, level: int) -> None:
+    """v-prediction, the picture as a vector added to the timestep's embedding."""
     backbone = load_backbone(BackboneOptions(path=str(saved)))
     pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(saved, local_files_only=True)
-    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(saved, subfolder="scheduler", clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    theirs: list[Tensor] = []
-    pipeline(
-        image=picture,
-        prompt=PROMPT,
-        negative_prompt=NEGATIVE,
-        guidance_scale=scale,
-        num_inference_steps=STEPS,
-        noise_level=level,  # type: ignore[arg-type]
-        generator=torch.Generator().manual_seed(6),
-        latents=start,
-        height=32,
-        width=32,
-        callback=lambda step, t, latents: theirs.append(latents),
-        output_type="latent",
-    )
+    generator = torch.Generator().manual_seed(6)
+    reference = theirs(pipeline, saved, image=picture, guidance_scale=scale, noise_level=level, generator=generator)
+    noise = torch.randn(1, 24, generator=generator.manual_seed(6))
     assert backbone.scheduler.config["prediction_type"] == "v_prediction"
-    check(ours(backbone, start, picture, scale, level), theirs)
+    check(ours(backbone, picture, scale, noise, level), reference)
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_ip_adapter_equals_its_pipeline(
-    saved_ip_adapter: tuple[Path, Path], ip_adapter: Backbone, start: Tensor, picture: Image.Image, scale: float
+    saved_ip_adapter: tuple[Path, Path], ip_adapter: Backbone, picture: Image.Image, scale: float
 ) -> None:
-    """Epsilon-prediction; the image condition is tokens in cross-attention."""
+    """epsilon-prediction, the picture as tokens in cross-attention."""
     folder, adapter = saved_ip_adapter
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
     pipeline.load_ip_adapter(str(adapter), subfolder="models", weight_name="ip-adapter_sd15.safetensors")
-    pipeline.register_modules(scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    theirs: list[Tensor] = []
-
-    def keep(_pipeline: object, step: int, t: int, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
-        theirs.append(kwargs["latents"])
-        return kwargs
-
-    pipeline(
-        prompt=PROMPT,
-        negative_prompt=NEGATIVE,
-        ip_adapter_image=picture,
-        guidance_scale=scale,
-        num_inference_steps=STEPS,
-        latents=start,
-        height=32,
-        width=32,
-        callback_on_step_end=keep,  # type: ignore[arg-type]
-        output_type="latent",
-    )
+    reference = theirs(pipeline, folder, ip_adapter_image=picture, guidance_scale=scale)
     assert ip_adapter.scheduler.config["prediction_type"] == "epsilon"
-    made = ours(ip_adapter, start, picture, scale)
-    check(made, theirs)
-    other = ours(ip_adapter, start, picture.rotate(180), scale)
-    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture has an effect
+    made = ours(ip_adapter, picture, scale, torch.zeros(1, 24))
+    check(made, reference)
+    other = ours(ip_adapter, picture.rotate(180), scale, torch.zeros(1, 24))
+    assert not torch.allclose(other[-1], made[-1], atol=1e-3)  # the picture matters at all

@@ -197,7 +197,7 @@ def test_shipped_weights_can_be_trained_on(tmp_path: Path, shipped: Backbone) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
 def test_every_stage_from_drawing_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "CHUNK", 20)
     part = PartOptions(steps=2, batch=2)

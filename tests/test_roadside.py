@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_the_resolver_costs_no_library_until_it_is_used() -> None:
 
 @pytest.mark.parametrize("name", list(STUDY))
 def test_files_of_the_study_clips_have_the_cases_prompts(name: str) -> None:
-    video = OmegaConf.to_container(OmegaConf.load(CONF / "video/study" / f"{name}.yaml"))["video"]  # type: ignore[index]
+    video: Any = OmegaConf.to_container(OmegaConf.load(CONF / "video/study" / f"{name}.yaml").video)
     (edit,) = video["edits"].values()
     at = f"${{drawn:{name}}}"
     assert (video["name"], video["path"], video["source_prompt"]) == (

@@ -96,7 +96,8 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
         default_root_dir=folder,
         enable_model_summary=False,
     )
-    trainer.fit(part, DataLoader(range(part.steps), batch_size=1), ckpt_path="last")  # type: ignore[arg-type]
+    steps, last = DataLoader(range(part.steps), batch_size=1), folder / "last.ckpt"  # type: ignore[arg-type]
+    trainer.fit(part, steps, ckpt_path=last if last.exists() else None)
     state = {name: tensor.contiguous() for name, tensor in part.network.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"steps": str(part.steps)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -18,12 +19,57 @@ from transformers import (
     Dinov2Model,
 )
 
-from eval.extras import Dino, PickScore, pickscore
-from eval.features import FeatureError, OpenClip, load_encoder
-from eval.perceptual import TRUNK, Lpips, background_lpips, find_trunk
-from eval.weights import Weights, WeightsError, verify
+from eval.alignment import pickscore
+from eval.background import background_lpips
+from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, load_encoder, load_folder
+from eval.records import EvalError, WeightsError
+from eval.weights import Weights, verify
 from tave.backbone.tiny import byte_tokenizer
-from tests.test_eval_features import MODEL, folder  # noqa: F401 - a fixture
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+PICTURE = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from open_clip.model import CLIP
+
+    found = tmp_path_factory.mktemp("judge")
+    (found / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": PICTURE}))
+    torch.manual_seed(0)
+    model = CLIP(**MODEL)  # type: ignore[arg-type]
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, found / "open_clip_model.safetensors")
+    return found
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> OpenClip:
+    return load_folder(folder)
+
+
+def test_pictures_and_captions_become_unit_vectors(encoder: OpenClip) -> None:
+    pictures, captions = torch.rand(3, 3, 32, 32) * 2 - 1, encoder.texts(["a red car", "a blue bus"])
+    assert encoder.size == 32 and encoder.fit == "stretch" and not torch.allclose(captions[0], captions[1])
+    for vectors in (encoder.images(pictures), captions):
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors))) and vectors.shape[1] == 16
+
+
+def test_numbers_are_those_of_open_clip_itself(encoder: OpenClip, folder: Path) -> None:
+    import numpy as np
+    import open_clip
+    from PIL import Image
+
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")  # type: ignore[misc]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model.eval().encode_image(preprocess(Image.fromarray(pixels))[None], normalize=True)  # type: ignore[operator,index]
+    ours = encoder.images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
+    assert torch.allclose(ours, expected, atol=1e-5)
 
 
 def kept(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
@@ -40,35 +86,34 @@ def kept(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
 
 
 @pytest.fixture
-def cache(folder: Path, tmp_path: Path) -> Path:  # noqa: F811
+def cache(folder: Path, tmp_path: Path) -> Path:
     kept(tmp_path, "here/tiny", {path.name: path.read_bytes() for path in folder.iterdir()})
     return tmp_path
 
 
-def test_a_cached_hub_name_loads_and_is_named_with_its_hash(folder: Path, cache: Path) -> None:  # noqa: F811
-    made, same = load_encoder("hf-hub:here/tiny", cache=cache), OpenClip(folder)
+def test_a_cached_hub_name_loads_and_is_named_with_its_hash(folder: Path, cache: Path) -> None:
+    made, same = load_encoder("hf-hub:here/tiny", cache=cache), load_folder(folder)
     digest = hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
     assert made.id == f"here/tiny@{digest[:12]}" and same.id == f"{folder.name}@{digest[:12]}"
     picture = torch.rand(1, 3, 32, 32) * 2 - 1
     assert torch.equal(made.images(picture), same.images(picture))
-    assert made.fit == "stretch"
     assert load_encoder(str(folder), digest).id == same.id
 
 
-def test_a_damaged_cache_is_refused(cache: Path) -> None:
-    weights = next((cache / "models--here--tiny" / "blobs").iterdir())
-    for blob in (cache / "models--here--tiny" / "blobs").iterdir():
-        weights = blob if blob.stat().st_size > weights.stat().st_size else weights
+def test_damaged_weights_are_refused(folder: Path, cache: Path, tmp_path: Path) -> None:
+    weights = max((cache / "models--here--tiny" / "blobs").iterdir(), key=lambda blob: blob.stat().st_size)
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
-    with pytest.raises(WeightsError, match="damaged or another one"):
+    with pytest.raises(WeightsError, match="damaged or another file"):
         load_encoder("hf-hub:here/tiny", cache=cache)
+    with pytest.raises(EvalError, match=r"open_clip_config\.json and open_clip_model\.safetensors"):
+        load_folder(tmp_path / "nowhere")
+    bad = Path(shutil.copytree(folder, tmp_path / "bad"))
+    save_file({"visual.proj": torch.zeros(2, 2)}, bad / "open_clip_model.safetensors")
+    with pytest.raises(EvalError, match="bad isn't a model that open_clip can load"):
+        load_folder(bad)
 
 
-def test_a_file_for_an_architecture_of_open_clip(
-    folder: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_file_for_an_architecture_of_open_clip(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from open_clip import factory
 
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Tiny-B-8", MODEL)
@@ -78,9 +123,6 @@ def test_a_file_for_an_architecture_of_open_clip(
     assert made.id == f"Tiny-B-8:mine@{verify(file).sha256[:12]}" and made.fit == "crop"
     with pytest.raises(WeightsError, match="not 0123"):
         load_encoder(f"tiny-b-8:{file}", "0123")
-    save_file({"visual.proj": torch.zeros(2, 2)}, file)
-    with pytest.raises(FeatureError, match=r"mine\.safetensors isn't a model that open_clip can load"):
-        load_encoder(f"tiny-b-8:{file}")
 
 
 @pytest.mark.parametrize(
@@ -89,12 +131,14 @@ def test_a_file_for_an_architecture_of_open_clip(
         ("vit-l-14", r"no weights of ViT-L-14 \(openai, .*in the local caches; .*nothing is downloaded"),
         ("ViT-B-32:laion2b_s34b_b79k", r"no weights of ViT-B-32 \(laion2b_s34b_b79k\)"),
         ("ViT-B-32:nowhere.pt", r"neither a file nor one of openai"),
-        ("hf-hub:nobody/nothing", r"not in the hub's local cache; put the weights there, nothing is downloaded"),
+        ("hf-hub:nobody/nothing", r"not in the hub's local cache; put it there, nothing is downloaded"),
         ("hf-hub:a/b/c", r"no name of the hub"),
-        ("my-clip", r"no folder, no hf-hub:OWNER/NAME and no architecture"),
+        ("my-clip", r"no folder, hf-hub:OWNER/NAME or architecture"),
     ],
 )
-def test_what_is_not_here_is_said_in_one_line(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_named_in_one_line(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match=message) as caught:
         load_encoder(name, cache=tmp_path)
@@ -102,23 +146,21 @@ def test_what_is_not_here_is_said_in_one_line(name: str, message: str, tmp_path:
 
 
 def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
-    folder: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from open_clip import factory, pretrained
 
     content = (folder / "open_clip_model.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    told = {"hf_hub": "here/tagged/", "mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.1), "resize_mode": "squash"}
+    config = {"hf_hub": "here/tagged/", "mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.1), "resize_mode": "squash"}
     url = f"https://host/mlfoundations/tiny-{digest[:8]}.safetensors"
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Tiny-B-8", MODEL)
-    monkeypatch.setitem(pretrained._PRETRAINED, "Tiny-B-8", {"one": told, "two": {"url": url}})
+    monkeypatch.setitem(pretrained._PRETRAINED, "Tiny-B-8", {"one": config, "two": {"url": url}})
     monkeypatch.setenv("HOME", str(tmp_path))
     kept(tmp_path, "here/tagged", {"open_clip_model.safetensors": content})
     made, picture = load_encoder("tiny-b-8", cache=tmp_path), torch.rand(1, 3, 32, 32)
     assert made.id == f"Tiny-B-8:one@{digest[:12]}"
-    assert torch.equal(made.images(picture), OpenClip(folder).images(picture))
+    assert torch.equal(made.images(picture), load_folder(folder).images(picture))
     own = tmp_path / ".cache" / "clip" / url.rpartition("/")[2]
     own.parent.mkdir(parents=True)
     own.write_bytes(content)
@@ -128,17 +170,14 @@ def test_a_tag_is_found_in_the_hubs_cache_and_in_open_clips_own(
         load_encoder("tiny-b-8:two", cache=tmp_path)
 
 
-def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    encoder, key = OpenClip(folder), "vision_model.embeddings.patch_embedding.weight"
+def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) -> None:
+    encoder, key = load_folder(folder), "vision_model.embeddings.patch_embedding.weight"
     patches = encoder._model.visual.conv1.weight
     assert not encoder.conditions(tmp_path)
     save_file({key: patches.half()}, tmp_path / "model.safetensors")
     assert encoder.conditions(tmp_path)
     save_file({key: torch.randn_like(patches)}, tmp_path / "model.safetensors")
     assert not encoder.conditions(tmp_path)
-
-
-# ---- the optional ones -------------------------------------------------------------------------------------------------
 
 
 def test_dino_is_the_class_token_of_transformers_own_model(tmp_path: Path) -> None:
@@ -169,7 +208,9 @@ def test_pickscore_is_the_models_own_logit(tmp_path: Path) -> None:
         projection_dim=8,
     )
     model = CLIPModel(config).eval()
-    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer)
+    processor = CLIPProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer
+    )
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     pictures = (torch.rand(3, 3, 16, 16) * 255).round() / 127.5 - 1
@@ -186,7 +227,7 @@ def test_pickscore_is_the_models_own_logit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "key"), [(Dino, "dino"), (PickScore, "pickscore")])
-def test_optional_weights_that_are_missing_are_said_in_one_line(make: type, key: str, tmp_path: Path) -> None:
+def test_missing_optional_weights_are_named(make: type, key: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"{key}=some/model: neither a folder nor in .* nothing is downloaded"):
         make("some/model", tmp_path)
     with pytest.raises(WeightsError, match=r"the folder has none of model\.safetensors"):
@@ -196,52 +237,26 @@ def test_optional_weights_that_are_missing_are_said_in_one_line(make: type, key:
         make(str(tmp_path))
 
 
-# ---- LPIPS -------------------------------------------------------------------------------------------------------------
-
-
-def test_lpips_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=f"{TRUNK}: no such weights; put the file there, nothing is downloaded"):
-        find_trunk(tmp_path)
-    (tmp_path / TRUNK).write_bytes(b"cut")
-    with pytest.raises(WeightsError, match="not 7be5be79"):
-        find_trunk(tmp_path)
-
-
 def test_lpips_of_the_background(tmp_path: Path) -> None:
-    from torch.nn.functional import interpolate
+    """torchmetrics' own distance, pooled over the region; the trunk is torchvision's."""
+    from torchmetrics.functional.image.lpips import _LPIPS
     from torchvision.models import alexnet
 
+    with pytest.raises(WeightsError, match="no such weights"):
+        Lpips(verify(tmp_path / ALEXNET))
     torch.manual_seed(0)
-    trunk = alexnet(weights=None).features.eval()
-    file = tmp_path / "trunk.pth"
+    trunk, file = alexnet(weights=None).features.eval(), tmp_path / "trunk.pth"
     torch.save({f"features.{name}": value for name, value in trunk.state_dict().items()}, file)
-    lpips = Lpips(Weights(file, "0" * 64))
+    lpips, whole = Lpips(Weights(file, "0" * 64)), _LPIPS(net="alex", pnet_rand=True, spatial=True).eval()
+    layers = [layer for part in whole.net.children() for layer in part.children()]
+    for layer, source in zip(layers, trunk, strict=False):
+        layer.load_state_dict(source.state_dict())
     source, edited = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(s)) * 2 - 1 for s in (1, 2))
-
-    def written_out(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """The map as the paper writes it: unit features, weighted squared differences, upsampled and summed."""
-        import torchmetrics.functional.image.lpips as library
-
-        file = Path(library.__file__).parent / "lpips_models" / "alex.pth"
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-        pair = [(x - shift[:, None, None]) / scale[:, None, None] for x in (one, other)]
-        total = torch.zeros(len(one), 64, 64)
-        for index, layer in enumerate(trunk):
-            pair = [layer(x) for x in pair]
-            if index in (1, 4, 7, 9, 11):
-                level = (1, 4, 7, 9, 11).index(index)
-                a, b = (x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt() for x in pair)
-                change = ((a - b).square() * weights[f"lin{level}.model.1.weight"]).sum(1, keepdim=True)
-                total += interpolate(change, (64, 64), mode="bilinear", align_corners=False)[:, 0]
-        return total
-
     region = torch.zeros(2, 64, 64, dtype=torch.bool)
     region[:, :, :40] = True
     with torch.no_grad():
-        filled = torch.where(region[:, None], edited, source)
-        expected = written_out(filled, source)[region].mean().item()
-    assert background_lpips(edited, source, region, lpips) == pytest.approx(expected, rel=1e-4)
+        expected = whole(torch.where(region[:, None], edited, source), source)[:, 0][region].mean().item()
+    assert expected > 0 and background_lpips(edited, source, region, lpips) == pytest.approx(expected, rel=1e-4)
     assert background_lpips(torch.where(region[:, None], source, edited), source, region, lpips) == 0
     assert background_lpips(edited, source, ~region & region, lpips) is None
     assert background_lpips(edited[..., :32], source[..., :32], region[..., :32], lpips) is None

@@ -13,18 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import cosine_similarity, normalize
 
-import eval.figures
+import eval.measure
 from eval.alignment import masked_crops, reference_pictures
-from eval.cases import Asked, Case, Truth
-from eval.extras import Dino, PickScore
-from eval.features import OpenClip
-from eval.figures import Tools, measure
+from eval.background import GUARD, grow
+from eval.cases import Case, Masks, Request, Track, Truth
+from eval.encoders import Dino, Lpips, OpenClip, PickScore
 from eval.ideal import IdealLayers
-from eval.identity import KINDS, Judge
-from eval.motion import Motion, track_motion
-from eval.perceptual import Lpips
-from eval.preservation import GUARD, grow
-from eval.steadiness import gradient_energy, warp_error
+from eval.judge import KINDS, Judge
+from eval.measure import Tools, measure
+from eval.motion import Motion, gradient_energy, track_motion, warp_error
 from tave.video import Image4
 
 FRAMES, HEIGHT, WIDTH = 3, 64, 96
@@ -53,9 +50,9 @@ def case(**changes: Any) -> Case:
     picture = torch.tensor(TARGET)[:, None, None].expand(3, 40, 40)
     matte = torch.zeros(1, 40, 40)
     matte[:, 10:25, 5:20] = 1
-    asked = Asked("a blue bus", "a red car", Image4(picture, matte))
+    request = Request("a blue bus", "a red car", Image4(picture, matte))
     source, edited = painted((ANNOTATED, OLD)), painted((MASK, NEW))
-    return replace(Case("edit", source, edited, None, None, MASK, asked=asked), **changes)
+    return replace(Case("edit", source, edited, Masks(MASK), request), **changes)
 
 
 class Eye:
@@ -63,8 +60,8 @@ class Eye:
 
     size, fit = 32, "stretch"
 
-    def __init__(self, told: str) -> None:
-        self.id = told
+    def __init__(self, name: str) -> None:
+        self.id = name
 
     def images(self, pictures: Tensor) -> Tensor:
         return normalize(functional.pad(pictures.mean(dim=(2, 3)), (0, 1), value=0.3), dim=1)
@@ -105,32 +102,26 @@ def cosine(one: Tensor, other: Tensor) -> float:
     return float(cosine_similarity(one, other, dim=0))
 
 
-def test_each_encoder_measures_what_its_figure_says() -> None:
+def test_each_encoder_measures_what_its_figure_is_named_after() -> None:
     found = case()
     figures = values(found)
     eye, liking = Eye(""), Liking("")
     words = eye.texts(["a red car"])[0]
-    assert found.asked.image is not None
-    whole, cut = (eye.images(picture)[0] for picture in reference_pictures(*found.asked.image, 224))
+    assert found.request.image is not None
+    whole, cut = (eye.images(picture)[0] for picture in reference_pictures(*found.request.image, 224))
 
     def mean(frames: Tensor, other: Tensor, region: Tensor | None = None) -> float:
         looked = frames if region is None else masked_crops(frames, region, 224)
         return sum(cosine(eye.images(picture[None])[0], other) for picture in looked) / FRAMES
 
-    expected = {
-        "clip_text": mean(found.edited, words),
-        "clip_text_source": mean(found.source, words),
-        "clip_text_in_mask": mean(found.edited, words, MASK),
-        "clip_text_in_mask_source": mean(found.source, words, MASK),
-        "clip_image": mean(found.edited, whole),
-        "clip_image_source": mean(found.source, whole),
-        "clip_image_in_mask": mean(found.edited, cut, MASK),
-        "clip_image_in_mask_source": mean(found.source, cut, MASK),
-        "dino_image": mean(found.edited, whole),
-        "dino_image_in_mask": mean(found.edited, cut, MASK),
-        "pickscore": liking.scale * mean(found.edited, words),
-        "background_lpips_outside_mask": float((found.edited[:, 0] + 1)[~grow(MASK, GUARD)].mean()),
-    }
+    expected = {"pickscore": liking.scale * mean(found.edited, words)}
+    for reference, clip in (("", found.edited), ("_source", found.source)):
+        expected[f"clip_text{reference}"] = mean(clip, words)
+        expected[f"clip_text_in_mask{reference}"] = mean(clip, words, MASK)
+        expected[f"clip_image{reference}"] = mean(clip, whole)
+        expected[f"clip_image_in_mask{reference}"] = mean(clip, cut, MASK)
+    expected |= {"dino_image": expected["clip_image"], "dino_image_in_mask": expected["clip_image_in_mask"]}
+    expected["background_lpips_outside_mask"] = float((found.edited[:, 0] + 1)[~grow(MASK, GUARD)].mean())
     assert len({round(value, 2) for value in expected.values()}) == len(expected) - 2  # DINO's two are CLIP's
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=2e-3)  # at other sizes
     ids = {name: figure.id for name, figure in measure(found, TOOLS).figures.items()}
@@ -140,38 +131,31 @@ def test_each_encoder_measures_what_its_figure_says() -> None:
 
 
 def test_an_annotated_object_is_measured_without_a_mask() -> None:
-    sheet = measure(case(mask=None, annotation=ANNOTATED), TOOLS)
-    figures = {name: figure.value for name, figure in sheet.figures.items()}
-    far = ~grow(ANNOTATED, GUARD)
-    assert figures["background_lpips_outside_annotation"] == pytest.approx(float((case().edited[:, 0] + 1)[far].mean()))
-    assert {
-        *("background_psnr_outside_annotation", "background_ssim_outside_annotation", "dino_image_in_annotation"),
-        *("clip_text_in_annotation", "clip_image_in_annotation", "warp_error_in_annotation", "gradient_energy_in_annotation"),
-        *("warp_error_outside_annotation", "mask_temporal_iou_flow_source"),
-    } <= set(figures)
-    near = TOOLS.clip.images(masked_crops(case().source, ANNOTATED, Eye.size)) if TOOLS.clip else torch.empty(0)
-    assert figures["clip_text_in_annotation_source"] == pytest.approx(cosine(near[0], Eye("").texts(["a red car"])[0]))
-    assert not [note for note in sheet.notes if "nobody says" in note]
-    assert [note for note in sheet.notes if "mask=" in note] == [
+    report = measure(case(masks=Masks(), annotation=ANNOTATED), TOOLS)
+    endings = ("outside_annotation", "in_annotation", "in_annotation_source", "flow_source")
+    assert all(any(name.endswith(ending) for name in report.figures) for ending in endings)
+    assert [note for note in report.notes if "mask=" in note] == [
         "not measured: the mask, and the background outside of it: there is none; give mask=..."
     ]
-    nowhere = measure(case(mask=None), TOOLS).notes
-    assert sum("nobody says where the object is; give mask=... or annotations=..." in note for note in nowhere) == 2
+    nowhere = measure(case(masks=Masks()), TOOLS).notes
+    assert sum("place is unknown; give mask=... or annotations=..." in note for note in nowhere) == 2
 
 
-@pytest.mark.parametrize("whose", ["mask", "annotation", "truth"])
-def test_each_region_is_followed_along_its_own_motion(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within the object each clip's own flow, since an edit has another shape there; beyond it the source's for both."""
+@pytest.mark.parametrize("by", ["mask", "annotation", "truth"])
+def test_each_region_is_followed_along_its_own_motion(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside the object each clip's own flow, since an edit has another shape there; outside the source's for both."""
     noise = torch.Generator().manual_seed(0)
     source, edited = (torch.rand(FRAMES, 3, HEIGHT, WIDTH, generator=noise) * 2 - 1 for _ in range(2))
     flows = {"source": drift(2, 1), "edited": drift(-3, 0)}
-    monkeypatch.setattr(eval.figures, "optical_flow", lambda clip: flows["source" if clip is source else "edited"])
-    found = case(source=source, edited=edited, annotation=ANNOTATED if whose == "annotation" else None)
-    if whose == "truth":
+    monkeypatch.setattr(
+        eval.measure.motion, "optical_flow", lambda clip: flows["source" if clip is source else "edited"]
+    )
+    found = case(source=source, edited=edited, annotation=ANNOTATED if by == "annotation" else None)
+    if by == "truth":
         truth = drawn().truth
-        assert truth is not None and truth.track is not None
-        track = track_motion(truth.track, HEIGHT, WIDTH)
-        truth = replace(truth, source=source, still_camera=False)
+        assert truth is not None and truth.track
+        track = track_motion(truth.track.places, HEIGHT, WIDTH)
+        truth = replace(truth, source=source, track=truth.track._replace(still_camera=False))
         found = replace(found, truth=truth)
         near, far, area = "warp_error_object", "warp_error_background_flow", truth.source_mask | truth.target_mask
         expected = {
@@ -179,12 +163,12 @@ def test_each_region_is_followed_along_its_own_motion(whose: str, monkeypatch: p
             f"{near}_source": warp_error(source, track, truth.source_mask),
         }
     else:
-        area = {"mask": MASK, "annotation": ANNOTATED}[whose]
-        near, far = f"warp_error_in_{whose}", f"warp_error_outside_{whose}"
+        area = {"mask": MASK, "annotation": ANNOTATED}[by]
+        near, far = f"warp_error_in_{by}", f"warp_error_outside_{by}"
         expected = {
             near: warp_error(edited, flows["edited"], area),
             f"{near}_source": warp_error(source, flows["source"], area),
-            f"gradient_energy_in_{whose}": gradient_energy(edited, area),
+            f"gradient_energy_in_{by}": gradient_energy(edited, area),
         }
     for name, clip in ((far, edited), (f"{far}_source", source)):
         expected[name] = warp_error(clip, flows["source"], ~grow(area, GUARD))
@@ -194,48 +178,51 @@ def test_each_region_is_followed_along_its_own_motion(whose: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("alpha", [False, True], ids=["bare", "run"])
-def test_all_rows_are_judged_at_the_annotated_object(alpha: bool) -> None:
-    """A mask that is too large, and repainted, wins only what is said to be taken outside of it."""
-    rows = {}
+def test_all_methods_are_measured_at_the_annotated_object(alpha: bool) -> None:
+    """A mask that is too large, and repainted, wins only what is measured outside of it."""
+    methods: dict[str, Any] = {}
     for name, mask in {"fitting": MASK, "oversized": grow(MASK, 12)}.items():
         edited = torch.where((mask | ANNOTATED)[:, None], painted((MASK, NEW)) * 0.5, case().source)
         composite = grow(mask, 1).to(torch.uint8) * 255 if alpha else None
-        rows[name] = measure(case(edited=edited, mask=mask, alpha=composite, annotation=ANNOTATED), TOOLS).figures
+        methods[name] = measure(
+            case(edited=edited, masks=Masks(mask, alpha=composite), annotation=ANNOTATED), TOOLS
+        ).figures
     for name, best in (("background_psnr_outside_union", 100), ("background_ssim_outside_union", 1)):
-        assert rows["fitting"][name].value == pytest.approx(rows["oversized"][name].value) == pytest.approx(best)
-        assert "3 px of the annotated object" in rows["fitting"][name].id
+        assert methods["fitting"][name].value == pytest.approx(methods["oversized"][name].value) == pytest.approx(best)
+        assert "3 px of the annotated object" in methods["fitting"][name].id
     for name in ("background_psnr_outside_annotation", "background_ssim_outside_annotation"):
-        assert rows["fitting"][name].value > rows["oversized"][name].value
-    assert set(rows["fitting"]) == set(rows["oversized"])
-    assert not [name for name in rows["fitting"] if "in_mask" in name or "outside_mask" in name]
+        assert methods["fitting"][name].value > methods["oversized"][name].value
+    assert set(methods["fitting"]) == set(methods["oversized"])
+    assert not [name for name in methods["fitting"] if "in_mask" in name or "outside_mask" in name]
 
 
 def test_the_same_edit_has_the_same_figures_whatever_its_mask() -> None:
-    one, other = (values(case(annotation=ANNOTATED, mask=mask)) for mask in (MASK, grow(MASK, 12)))
+    one, other = (values(case(annotation=ANNOTATED, masks=Masks(mask))) for mask in (MASK, grow(MASK, 12)))
     changed = {name for name in one if one[name] != other[name]}
     assert changed and all(name.startswith("mask_") or name.endswith("outside_union") for name in changed)
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_an_encoder_that_conditions_the_model_is_said_to_praise_itself(
+def test_an_encoder_that_conditions_the_model_is_noted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, same: bool
 ) -> None:
     class Conditioning(Eye):
         def conditions(self, folder: Path) -> bool:
             return same and folder == tmp_path
 
-    monkeypatch.setattr(eval.figures, "OpenClip", Conditioning)
-    eye = cast(OpenClip, Conditioning("clip-stub"))
-    notes = measure(case(conditioner=tmp_path), replace(TOOLS, clip=eye)).notes
-    assert ("clip-stub also conditions the model: it praises itself in clip_image and clip_text" in notes) == same
-    assert not any("praises" in note for note in measure(case(), replace(TOOLS, clip=eye)).notes)
+    monkeypatch.setattr(eval.measure, "OpenClip", Conditioning)
+    eye, found = cast(OpenClip, Conditioning("clip-stub")), case()
+    request = replace(found.request, conditioner=tmp_path)
+    notes = measure(replace(found, request=request), replace(TOOLS, clip=eye)).notes
+    assert ("clip-stub also conditions the model: clip_image and clip_text favour it" in notes) == same
+    assert not any("favour" in note for note in measure(case(), replace(TOOLS, clip=eye)).notes)
 
 
-# ---- the controls, on a clip whose answer is known -------------------------------------------------------------------
+# ---- the controls, on a clip with a known answer -------------------------------------------------------------------
 
 
 def moving(height: int, width: int, colour: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
-    """A striped box that stands on one line and goes eight pixels a frame: its colours on the ground, and its silhouette."""
+    """A striped box that moves eight pixels a frame on a line: its colours on the ground, and its silhouette."""
     region = torch.zeros(FRAMES, HEIGHT, WIDTH, dtype=torch.bool)
     frames = painted()
     for index in range(FRAMES):
@@ -253,8 +240,8 @@ def drawn() -> Case:
     layer[:, :3, my:-my, mx:-mx], layer[:, 3, my:-my, mx:-mx] = ideal, new.float()
     layers = IdealLayers(painted(), layer, torch.zeros(FRAMES, 4, HEIGHT, WIDTH))
     track = [[36.0 + 8 * index, 40.0, 1.0] for index in range(FRAMES)]
-    truth = Truth(source, ideal, old, new, layers, {}, [1.0] * FRAMES, track, True)
-    return case(source=source, edited=ideal, mask=grow(old, 2), truth=truth)
+    truth = Truth(source, ideal, old, new, layers, {}, [1.0] * FRAMES, Track(track, True))
+    return case(source=source, edited=ideal, masks=Masks(grow(old, 2)), truth=truth)
 
 
 class Keen(Eye):
@@ -271,12 +258,12 @@ def drift(right: int, down: int) -> Motion:
 
 
 def judging(found: Case) -> tuple[Case, Tools]:
-    """``found`` with a judge to whom old and new object are a class each, by their colours, and prompts that name these."""
+    """``found`` with a judge that has a class for each object, by its colour, and prompts that name these."""
     assert found.truth is not None
     judge = Judge(Keen("judge-stub"), {kind: {"old": ["the old"], "new": ["the new"]} for kind in KINDS})
-    asked = replace(found.asked, source_prompt="the old", target_prompt="the new")
+    request = replace(found.request, source_prompt="the old", target_prompt="the new")
     truth = replace(found.truth, target=dict.fromkeys(KINDS, "new"))
-    return replace(found, asked=asked, truth=truth), replace(TOOLS, judge=judge, clip=Keen("clip-stub"))
+    return replace(found, request=request, truth=truth), replace(TOOLS, judge=judge, clip=Keen("clip-stub"))
 
 
 JUDGED = {f"judge_{kind}_accuracy" for kind in KINDS}
