@@ -381,7 +381,7 @@ class CorrectionOptions(Options, group="correction"):
     when: str = option("after_step", "space=latent: when it is blended", choices=("after_step", "before_step"))
     candidates: str = option("masked", "cells of the neighbour to match with", choices=("masked", "all"))
     agreement: float | None = option(0.04, AGREEMENT, low=0, high=1)
-    restore_variance: bool = option(False, "space=latent: restore the noise's variance after blending")
+    restore_variance: bool = option(True, "space=latent: restore the noise's variance after blending")
 
     def __post_init__(self) -> None:
         super().__post_init__()
