@@ -329,11 +329,6 @@ class TuningOptions(Options, group="tuning"):
     trainables: str = option("patent", "which parameters train", choices=TRAINABLES)
     lora_rank: int = option(4, "trainables=lora: rank", low=1, high=1024)
     image_dropout: float = option(0.1, "probability of a step without the image condition", low=0, high=1)
-    reference: str = option(
-        "random_frame",
-        "source frame shown in a step: one at random for all frames, or each frame its own",
-        choices=("random_frame", "own_frame"),
-    )
     image_noise: int | None = option(None, "noise level of the image embedding; null: drawn each step", low=0, high=999)
 
 
