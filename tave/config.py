@@ -52,12 +52,8 @@ IMAGE = "picture of the target, or [several] of one object"
 MATTE = "silhouette in the picture, white inside, or [several]; null: none"
 MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
 AGREEMENT = "largest error of a match there and back, share of the grid's shorter side; null: unchecked"
-JUDGE_HELP = (
-    "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
-)
-CLIP_HELP = (
-    "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
-)
+JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
+CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
 
 
 class OptionError(ValueError):
