@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tave.config import OptionError
-from tave.listing import ListedCase, listing_of, read_listing
+from tave.listing import listing_of, read_listing
 
 CASE = {"source_prompt": "a bus", "target_prompt": "a suv", "target_image": "suv.png", "path": "bus.mp4"}
 
@@ -19,25 +19,19 @@ def home(tmp_path: Path) -> Path:
     """The files of a set."""
     for name in ("suv.png", "bus.mp4"):
         (tmp_path / name).touch()
-    for name in ("Annotations/bus", "truth"):
-        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "Annotations/bus").mkdir(parents=True)
     return tmp_path
 
 
 def test_yaml_and_json_list_the_same_cases_by_paths_beside_the_file(home: Path) -> None:
-    cases = [
-        {"name": "bus", "groups": "smaller", "annotations": "Annotations/bus", "frames": 3, **CASE},
-        {"name": "other", "groups": ["a", "b"], "truth": "truth", **CASE},
-    ]
-    (home / "cases.yaml").write_text(yaml.safe_dump(cases))
-    first, second = read_listing(listing_of(home))
-    files = {"path": str(home / "bus.mp4"), "target_image": str(home / "suv.png")}
-    assert first == ListedCase("bus", files["path"], "a bus", files["target_image"], "a suv", ("smaller",), None, 3,
-                               str(home / "Annotations/bus"))  # fmt: skip
-    assert (second.groups, second.truth, second.frames) == (("a", "b"), str(home / "truth"), None)
-    (home / "cases.json").write_text(json.dumps({"cases": cases}))
+    case = {"name": "bus", "groups": "smaller", "annotations": "Annotations/bus", "frames": 3, **CASE}
+    (home / "cases.yaml").write_text(yaml.safe_dump([case]))
+    (found,) = read_listing(listing_of(home))
+    assert (found.name, found.groups, found.frames, found.truth) == ("bus", ("smaller",), 3, None)
+    assert (found.path, found.annotations) == (str(home / "bus.mp4"), str(home / "Annotations/bus"))
+    (home / "cases.json").write_text(json.dumps({"cases": [case]}))
     assert listing_of(home).suffix == ".json"
-    assert read_listing(listing_of(home)) == [first, second]
+    assert read_listing(listing_of(home)) == [found]
 
 
 @pytest.mark.parametrize(
