@@ -1,23 +1,21 @@
-"""The main job on the drawn world's backbone, as a person would look at it."""
+"""The main job on the shipped backbone under the default options, as a person would look at it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from runs import figures_of
 
-from tave.api import edit_clip
 from tave.cli import compose_options
-from tave.config import PACKAGE
 from tave.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BARS = {
     "background_psnr_outside_mask": 40,  # dB: the background is the source's
-    "mask_recall": 0.9,
-    "object_presence": 0.9,
+    "mask_recall": 0.95,  # of the old object
+    "object_presence": 1.0,  # in every frame
     "judge_color_accuracy": 0.95,  # it is red
     "judge_vehicle_accuracy": 0.85,  # and an SUV
 }
@@ -32,12 +30,5 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", list(BARS))
 def test_the_edit_shows_a_red_suv_on_the_sources_background(run: Path, name: str) -> None:
-    assert json.loads((run / "metrics.json").read_text())["edits"]["suv"][name] >= BARS[name]
-
-
-def test_a_second_edit_neither_tunes_nor_inverts(run: Path) -> None:
-    stamps = {name: (run / name).stat().st_mtime_ns for name in ("tuned.safetensors", "trajectory.safetensors")}
-    image = PACKAGE / "roadside/clips/car_to_van/target.png"
-    made = edit_clip(run, image, "a blue van driving right on a mountain road", show=False)
-    assert stamps == {name: (run / name).stat().st_mtime_ns for name in stamps}
-    assert "background_psnr_outside_mask" in made.figures
+    assert figures_of(run)["suv"][name] >= BARS[name]
+    assert (run / "edits/suv/field.npz").is_file()  # neighbouring frames were blended

@@ -6,28 +6,23 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import TINY, WHOLE, ages, call, computed, evaluations, figures_of, frames_of, of_clip, options
+from runs import TINY, ages, call, computed, evaluations, figures_of, options
 
 import tave.train
 from tave.cache import StoredError, read_tensors
 from tave.cli import compose_options
-from tave.config import OptionError, TrainOptions
+from tave.config import OptionError
 from tave.editor import Editor
 from tave.files import file_digest, read_json, write_json
 from tave.run import Run
 from tave.train import objective, train
-from tave.video import read_clip, write_image, write_video
+from tave.video import write_image
 
 FILES = {"run.json", "metrics.json", "source.mp4", "round_trip.mp4", "edits"}
 FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors"}
@@ -56,13 +51,8 @@ def as_is(run: Path, clip: Path, cache: Path, tmp_path_factory: pytest.TempPathF
 
 
 def same_tensors(one: Path, other: Path) -> bool:
-    tensors = [read_tensors(path)[0] for path in (one, other)]
-    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
-
-
-def same_arrays(one: Path, other: Path) -> bool:
-    with np.load(one) as arrays, np.load(other) as others:
-        return set(arrays) == set(others) and all(np.array_equal(arrays[key], others[key]) for key in arrays)
+    tensors, others = read_tensors(one)[0], read_tensors(other)[0]
+    return tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
 
 
 # ---- what a run leaves -----------------------------------------------------------------------------------------------
@@ -83,24 +73,13 @@ def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
 
 def test_the_record_holds_config_versions_inputs_and_keys(run: Path, clip: Path) -> None:
     record = read_json(run / "run.json")
-    assert record["config"]["mask"]["threshold"] == "otsu"
-    assert record["config"]["correction"]["enabled"] is True
+    assert record["config"]["correction"]["enabled"] is True and record["weights"]["unet"]
     assert record["seed"] == record["config"]["seed"] == 33
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["inputs"] == {str(clip / name): file_digest(clip / name) for name in ("source.mp4", "target.png")}
-    assert record["weights"]["unet"]
     for holder in (record, read_json(run / "tuned.json"), read_json(run / "edits/suv/edit.json")):
         assert re.fullmatch("[0-9a-f]{12}", holder["key"])
     assert read_json(run / "metrics.json")["keys"].keys() == {"suv"}
-
-
-def test_the_background_is_the_sources_own(run: Path) -> None:
-    source, edited = frames_of(run / "source.mp4"), frames_of(run / "edits/suv/edited.mp4")
-    with np.load(run / "edits/suv/soft_mask.npz") as stored:
-        alpha = torch.from_numpy(stored["alpha"])[:, None].expand_as(source)
-    assert (alpha == 0).any()
-    assert (source - edited)[alpha == 0].abs().mean() < 0.03  # the codec's share
-    assert (source - edited)[alpha == 255].abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("truth", [True, False])
@@ -110,20 +89,8 @@ def test_a_seed_decides_every_bit_and_the_truth_none(run: Path, clip: Path, trut
     assert (again / "edits/suv/truth").exists() == truth
     for name in ("tuned.safetensors", "trajectory.safetensors"):
         assert same_tensors(run / name, again / name)
-    for name in ("soft_mask.npz", "field.npz"):
-        assert same_arrays(run / "edits/suv" / name, again / "edits/suv" / name)
-    assert torch.equal(frames_of(run / "edits/suv/edited.mp4"), frames_of(again / "edits/suv/edited.mp4"))
-
-
-def test_a_clip_of_odd_sides_and_its_own_frame_rate(clip: Path, tmp_path: Path) -> None:
-    frames = torch.rand(6, 3, 63, 47, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    write_video(tmp_path / "mine.mp4", frames, 29.97)
-    own = [f"video.path={tmp_path / 'mine.mp4'}", "video.frames=3", "video.stride=2"]
-    own += ["video.width=null", "video.height=null", "video.edits.suv.truth=null", "metrics.enabled=false"]
-    run = train(options(clip, tmp_path / "cache", *own), tmp_path / "run", show=False)
-    edited = read_clip(run / "edits/suv/edited.mp4", WHOLE)
-    assert edited.frames.shape == (3, 3, 56, 40)
-    assert edited.fps == pytest.approx(29.97 / 2, rel=1e-3)
+    for name in ("edited.mp4", "mask.mp4", "soft_mask.npz", "field.npz"):
+        assert (run / "edits/suv" / name).read_bytes() == (again / "edits/suv" / name).read_bytes(), name
 
 
 # ---- what is already made --------------------------------------------------------------------------------------------
@@ -156,22 +123,9 @@ def test_another_option_remakes_only_what_depends_on_it(
 ) -> None:
     with evaluations() as seen:
         other = train(options(clip, cache, *AS_IS, word), tmp_path / "other", show=False)
-    slow = {"tuning", "inversion", "reconstruction", "masking", "sampling"}
-    assert computed(other) & slow == again
+    assert computed(other) & {"tuning", "inversion", "reconstruction", "masking", "sampling"} == again
     if again == {"sampling"}:
         assert len(seen) == 2  # steps
-
-
-def test_another_option_in_the_same_folder_replaces_the_edit_and_its_figures(
-    run: Path, clip: Path, cache: Path, tmp_path: Path
-) -> None:
-    here = Path(shutil.copytree(run, tmp_path / "run"))
-    train(options(clip, cache, "sampler.guidance_scale=1", "sampler.fresh_noise=0"), here, show=False)
-    assert same_tensors(run / "tuned.safetensors", here / "tuned.safetensors")
-    assert read_json(here / "edits/suv/edit.json")["options"]["sampler"]["fresh_noise"] == 0
-    assert not torch.equal(frames_of(here / "edits/suv/edited.mp4"), frames_of(run / "edits/suv/edited.mp4"))
-    assert figures_of(here)["suv"].keys() == figures_of(run)["suv"].keys()
-    assert figures_of(here)["suv"]["ideal_psnr"] != figures_of(run)["suv"]["ideal_psnr"]
 
 
 @pytest.mark.parametrize("word", ["video.frames=2", "tuning.lr=1e-3", "seed=1"])
@@ -182,11 +136,10 @@ def test_a_folder_of_another_clip_or_tuning_is_refused_untouched(run: Path, clip
     assert ages(run) == before
 
 
-def test_an_edit_that_can_not_be_measured_keeps_its_record(
+def test_another_option_in_the_same_folder_replaces_the_edit_even_where_measuring_fails(
     run: Path, clip: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Path(shutil.copytree(run, tmp_path / "run"))
-    changed = options(clip, cache, "sampler.guidance_scale=1")
+    here, changed = Path(shutil.copytree(run, tmp_path / "run")), options(clip, cache, "sampler.fresh_noise=0")
 
     def fails(*_: Any) -> None:
         raise ValueError("cannot be measured")
@@ -194,11 +147,13 @@ def test_an_edit_that_can_not_be_measured_keeps_its_record(
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="cannot be measured"):
         patched.setattr("tave.eval.score.score_run", fails)
         train(changed, here, show=False)
-    assert read_json(here / "run.json")["config"]["sampler"]["guidance_scale"] == 1
+    assert read_json(here / "run.json")["config"]["sampler"]["fresh_noise"] == 0
+    assert read_json(here / "edits/suv/edit.json")["options"]["sampler"]["fresh_noise"] == 0
     assert "suv" not in figures_of(here)  # those were of the edit before
     with evaluations() as seen:
         train(changed, here, show=False)
-    assert figures_of(here)["suv"] and not seen
+    assert not seen and figures_of(here)["suv"]["ideal_psnr"] != figures_of(run)["suv"]["ideal_psnr"]
+    assert same_tensors(run / "tuned.safetensors", here / "tuned.safetensors")
 
 
 def test_a_stopped_tuning_continues_and_equals_an_uninterrupted_one(
@@ -231,27 +186,6 @@ def test_a_stopped_tuning_continues_and_equals_an_uninterrupted_one(
     assert same_tensors(tmp_path / "stopped/tuned.safetensors", tmp_path / "whole/tuned.safetensors")
 
 
-@pytest.mark.slow  # a process of its own, with its imports
-def test_a_killed_tuning_continues_and_equals_an_uninterrupted_one(clip: Path, tmp_path: Path) -> None:
-    def words(where: str) -> list[str]:
-        given = [*of_clip(clip), *TINY, "logger=none", "metrics.enabled=false", "tuning.steps=150"]
-        return [*given, f"cache={tmp_path / where / 'cache'}"]
-
-    command = [sys.executable, "-W", "ignore", "-m", "tave.train", *words("killed")]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    folder, states = tmp_path / "killed/run", tmp_path / "killed/cache"
-    process = subprocess.Popen([*command, f"hydra.run.dir={folder}"], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(states.glob("tuned-*/last.ckpt")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert list(states.glob("tuned-*/last.ckpt")) and not list(states.glob("tuned-*.safetensors"))
-    for where in ("killed", "whole"):
-        train(compose_options("train", words(where)), tmp_path / where / "run", show=False)
-    assert same_tensors(folder / "tuned.safetensors", tmp_path / "whole/run/tuned.safetensors")
-
-
 # ---- what is refused or warned of before the work --------------------------------------------------------------------
 
 
@@ -263,11 +197,9 @@ def test_a_killed_tuning_continues_and_equals_an_uninterrupted_one(clip: Path, t
         (["video.edits.suv.target_image=nowhere.png"], r"nowhere\.png"),
         (["video.edits.suv.target_image={folder}/clear.png"], r"clear\.png: the target image's alpha is empty"),
         (["video.edits.suv.matte={folder}/small.png"], r"target\.png: .*matte is 10x10"),
-        (["reference.matte=given"], r"target\.png: reference\.matte=given but there is no matte"),
         (["video.edits.suv.mask={folder}/small.png"], r"small\.png"),
         (["video.edits.suv.truth=/nowhere"], r"truth=/nowhere has no truth\.npz"),
         (["correction.block=7"], r"correction\.block=7 is out of range: set it between -3 and 2"),
-        (["mask.steps=[0.0,0.01]"], r"mask\.steps=\[0\.0, 0\.01\]"),
         (["trainer.accelerator=nonsense"], r"^trainer: .*nonsense"),
         (["metrics.judge=/nowhere"], r"metrics\.judge=/nowhere holds no classes\.json"),
         (["metrics.objective=residue", "metrics.enabled=false"], r"objective=residue, but nothing is measured"),
@@ -285,12 +217,6 @@ def test_a_mistake_is_refused_in_one_line_before_anything_is_made(
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
-def begun(given: TrainOptions, folder: Path) -> None:
-    """Everything up to the tuning."""
-    with closing(Run.begin(given, folder, show=False)):
-        pass
-
-
 @pytest.mark.parametrize(
     ("words", "notes"),
     [
@@ -303,7 +229,8 @@ def begun(given: TrainOptions, folder: Path) -> None:
 def test_what_the_backbone_does_not_know_is_noted_before_the_tuning(
     clip: Path, words: list[str], notes: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun(options(clip, tmp_path, "backbone.knows=[bus,suv]", *words), tmp_path / "run")
+    given = options(clip, tmp_path, "backbone.knows=[bus,suv]", *words)
+    Run.begin(given, tmp_path / "run", show=False).close()
     assert len(caplog.messages) == len(notes)
     assert all(re.search(note, message) for note, message in zip(notes, caplog.messages, strict=True))
 
@@ -314,16 +241,8 @@ def test_the_shipped_backbone_names_what_it_knows() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the preset suits this machine")
 def test_a_gpus_preset_on_a_cpu_is_warned_of(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    begun(options(clip, tmp_path, "memory=24gb"), tmp_path / "run")
+    Run.begin(options(clip, tmp_path, "memory=24gb"), tmp_path / "run", show=False).close()
     assert "made for a GPU" in caplog.text and "memory=full" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["metrics.json", "tuned.safetensors"])
-def test_a_damaged_file_is_named_with_the_remedy(clip: Path, cache: Path, run: Path, name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text('{"edits": ')
-    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*delete it and run again") as refused:
-        train(options(clip, cache), tmp_path, show=False)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_search_gets_the_mean_of_its_figure(clip: Path, tmp_path: Path) -> None:
