@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tave.files import read_json
+
+from . import EvalError
 from .alignment import object_crops
-from .background import require_region
 from .encoders import Encoder, load_folder
-from .records import EvalError, read_record
 
 KINDS = ("vehicle", "color", "pattern")
 MIN_INSIDE = 0.5  # least share of the target's silhouette inside the picture for a frame to count
@@ -64,38 +65,37 @@ def load_judge(folder: str | Path) -> Judge:
     path = Path(folder) / "classes.json"
     if not path.is_file():
         raise EvalError(f"{folder} has no classes.json: give the folder of a judge, or judge=null to go without")
-    classes = read_record(path)
-    return Judge(load_folder(folder), classes)
+    return Judge(load_folder(folder), read_json(path, "complete classes.json"))
 
 
 def judge_accuracies(
     judge: Judge, clips: Mapping[str, Tensor], region: Tensor, inside: Sequence[float], target: Mapping[str, str]
-) -> dict[str, float | int | None]:
+) -> tuple[int, dict[tuple[str, str], float | None]]:
     """Share of counted frames in which the judge recognises the target's class, in [0, 1].
 
     Args:
         judge: The judge.
-        clips: Suffix -> clip: "" the edit, "_ceiling" the ideal clip, "_floor" the source.
+        clips: By name: "" the edit, "ceiling" the ideal clip, "floor" the source.
         region: Source-or-ideal-target pixels; frames without any don't count.
         inside: For each frame the share of the target's silhouette inside the picture; see :data:`MIN_INSIDE`.
         target: The target's class for each of :data:`KINDS`.
 
     Returns:
-        ``judge_{kind}_accuracy{suffix}``, and ``judge_frames``, the number of frames that counted.
+        The number of frames that counted, and by kind and clip the accuracy.
     """
     for kind in KINDS:
         if target.get(kind) not in judge.classes[kind]:
             known = ", ".join(judge.classes[kind])
             raise EvalError(f"the judge doesn't know the target's {kind} {target.get(kind)!r}: it knows {known}")
     counted = (torch.tensor(list(inside)) >= MIN_INSIDE) & region.flatten(1).any(dim=1)
-    scores: dict[str, float | int | None] = {"judge_frames": int(counted.sum())}
-    for suffix, frames in clips.items():
-        require_region(region, frames)
-        pictures = object_crops(frames[counted], region[counted], judge.encoder.size)
-        for kind in KINDS:
-            seen = judge.classify(pictures, kind) if len(pictures) else []
-            scores[f"judge_{kind}_accuracy{suffix}"] = accuracy(seen, target[kind])
-    return scores
+    pictures = {
+        name: object_crops(frames[counted], region[counted], judge.encoder.size) for name, frames in clips.items()
+    }
+    return int(counted.sum()), {
+        (kind, name): accuracy(judge.classify(crops, kind) if len(crops) else [], target[kind])
+        for kind in KINDS
+        for name, crops in pictures.items()
+    }
 
 
 def accuracy(seen: Sequence[str], wanted: str) -> float | None:

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
+from tave.files import read_json, write_json
 
-from .records import EvalError, read_record
+from . import EvalError
 from .runs import PICTURES, Result, find, read_results
 from .tables import ARROWS, by_method, markdown_table
 
@@ -48,12 +49,12 @@ class Sweep:
 
 def read_sweep(folder: Path, cases: str = "*") -> Sweep:
     """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
-    runs = {path: read_record(path.with_name("run.json")) for path in find(str(folder))}
+    runs = {path: read_json(path.with_name("run.json")) for path in find(str(folder))}
     runs = {path: run for path, run in runs.items() if fnmatch(str(run["config"]["video"]["name"]), cases)}
     found = read_results(runs)
     results = []
     for path, run in runs.items():
-        own, more = [r for r in found.results if r.folder.parents[1] == path.parent], _run_figures(read_record(path))
+        own, more = [r for r in found.results if r.folder.parents[1] == path.parent], _run_figures(read_json(path))
         name = run["config"]["video"]["name"]
         results += [replace(r, case=name if len(own) == 1 else r.case, figures=more | r.figures) for r in own]
     if not results:
@@ -200,7 +201,7 @@ def study(options: StudyOptions) -> Path:
     save_small(by_value(found, metrics, sweep.metrics), out / "figure.png")
     facts = {name: sweep.metrics[name] for name in metrics}
     content = {"axes": sweep.axes, "metrics": facts, "means": found}
-    (out / "study.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "study.json", content)
     path.write_text(_readme(sweep, found, metrics, Path(options.sweep), before or "Not written yet."), encoding="utf-8")
     print(path)
     return path

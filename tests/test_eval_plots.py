@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import plots
-from eval.records import EvalError
+from eval import EvalError, plots
 from eval.runs import Result
 from eval.study import Sweep
 from tave.correspondence import correspond

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval.records import EvalError
+from eval import EvalError
 from eval.study import StudyOptions, read_sweep, study
 
 pytest.importorskip("matplotlib")
