@@ -174,15 +174,9 @@ def read_picture(path: Path, matte: Path | None = None) -> Image4:
 
 
 def read_annotations(folder: Path, like: Tensor, options: ReadOptions = WHOLE) -> Tensor:
-    """The annotated objects (all that isn't black), with the frames and size of a clip.
+    """The annotated objects (all that isn't black) -> ``f H W`` bool, with the frames and size of the clip ``like``.
 
-    Args:
-        folder: Numbered pictures, palette or RGB, as in DAVIS.
-        like: The clip ``f 3 H W`` that the masks must fit.
-        options: The frames and the crop with which the clip was read.
-
-    Returns:
-        ``f H W`` bool.
+    ``folder``: numbered pictures, palette or RGB, as in DAVIS; ``options``: those with which the clip was read.
     """
     if not folder.is_dir():
         raise EvalError(f"annotations={folder}: no such folder; give one with a numbered picture a frame, as in DAVIS")

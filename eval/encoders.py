@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tave.files import file_digest
-from tave.video import fit_frames
 from tave.video.frames import to_pixels
 
 from . import EvalError, WeightsError
@@ -85,29 +84,12 @@ class Encoder(Protocol):
     size: int  # side in pixels of the square pictures
     fit: str  # how a whole frame becomes that square: crop | stretch | pad
 
-    def images(self, pictures: Tensor) -> Tensor:
-        """``n 3 size size`` in [-1, 1] -> unit vectors ``n d`` float32."""
-        ...
-
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        """``n`` captions -> unit vectors ``n d`` float32."""
-        ...
-
-
-def embed_frames(encoder: Encoder, frames: Tensor) -> Tensor:
-    """Whole frames through the encoder's own preprocessing -> unit vectors ``f d``."""
-    return encoder.images(fit_frames(frames, encoder.size, encoder.size, encoder.fit))
+    def images(self, pictures: Tensor) -> Tensor: ...  # n 3 size size in [-1, 1] -> unit vectors n d float32
+    def texts(self, captions: Sequence[str]) -> Tensor: ...  # n captions -> unit vectors n d float32
 
 
 class OpenClip:
-    """An open_clip model; see :func:`load_encoder` and :func:`load_folder`.
-
-    Args:
-        source: ``local-dir:FOLDER``, or an architecture that open_clip lists.
-        weights: Its verified weights.
-        name: For the id.
-        options: For ``open_clip.create_model``.
-    """
+    """An open_clip model from ``source``, ``local-dir:FOLDER`` or an architecture; see :func:`load_encoder`."""
 
     def __init__(self, source: str, weights: Weights, name: str, **options: Any) -> None:
         import open_clip  # takes seconds
@@ -167,13 +149,10 @@ def load_folder(folder: str | Path, name: str | None = None, sha256: str | None 
 def load_encoder(name: str, sha256: str | None = None, cache: Path | None = None) -> OpenClip:
     """Load an encoder from this disk; its weights are verified by SHA-256.
 
-    Args:
-        name: A folder that holds an open_clip model; ``hf-hub:OWNER/NAME``; ``ARCHITECTURE`` or ``ARCHITECTURE:TAG`` as
-            open_clip lists them, in any case (``vit-l-14``, ``ViT-B-32:laion2b_s34b_b79k``), from the hub's local cache
-            or open_clip's own; ``ARCHITECTURE:FILE``.
-        sha256: The hash that the weights must have, or its beginning. Without it, files in a cache are compared with
-            the hash that the cache or open_clip's list has.
-        cache: The hub's cache; its usual place by default.
+    ``name`` is a folder with an open_clip model; ``hf-hub:OWNER/NAME``; ``ARCHITECTURE`` or ``ARCHITECTURE:TAG`` as
+    open_clip lists them, in any case (``vit-l-14``), from the hub's local cache or open_clip's own;
+    ``ARCHITECTURE:FILE``. ``sha256`` is the hash that the weights must have, or its beginning: by default the one that
+    the cache or open_clip's list has. ``cache`` is the hub's cache.
     """
     if Path(name).is_dir():
         return load_folder(name, sha256=sha256)
@@ -223,9 +202,8 @@ def _tagged(config: dict[str, Any], sha256: str | None, cache: Path | None) -> W
     if not url or not path.is_file():
         return None
     # Both hosts have the hash in the address.
-    listed = url.split("/")[-2] if "openaipublic" in url else None
-    listed = path.stem.rpartition("-")[2] if "mlfoundations" in url else listed
-    return verify(path, sha256 or listed)
+    listed = path.stem.rpartition("-")[2] if "mlfoundations" in url else None
+    return verify(path, sha256 or (url.split("/")[-2] if "openaipublic" in url else listed))
 
 
 class Dino:
@@ -253,12 +231,12 @@ class PickScore:
         self.scale = float(self._model.logit_scale.exp())
 
     @torch.inference_mode()
-    def embed(self, pictures: Tensor, prompt: str) -> tuple[Tensor, Tensor]:
-        """``n 3 H W`` in [-1, 1] and a prompt -> unit vectors ``n d`` and ``d``. A long prompt is truncated."""
+    def score(self, pictures: Tensor, prompt: str) -> float:
+        """Mean of the model's logit (about 100 times the cosine) of ``n 3 H W`` in [-1, 1] and a prompt, truncated."""
         length = self._model.config.text_config.max_position_embeddings
         options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
         found = self._model(**self._processor(images=list(to_pixels(pictures)), text=[prompt], **options))
-        return found.image_embeds.float(), found.text_embeds[0].float()
+        return self.scale * float((found.image_embeds.float() @ found.text_embeds[0].float()).mean())
 
 
 def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: Any) -> tuple[Any, Any, str]:

@@ -132,20 +132,13 @@ def ideal_ssim(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: 
 
 
 def ideal_ssim_aligned(
-    edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers
+    edited: Tensor, ideal: Tensor, source: Tensor, target: Tensor, layers: IdealLayers, at: Aligned | None = None
 ) -> float | None:
-    """:func:`ideal_ssim` at the shift that :func:`align` finds."""
-    best = align(edited, ideal, source_mask, target_mask, layers)
-    return ssim_at(best, edited, ideal, source_mask, target_mask, layers)
-
-
-def ssim_at(
-    at: Aligned, edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor, layers: IdealLayers
-) -> float | None:
-    """:func:`ideal_ssim` at a shift."""
+    """:func:`ideal_ssim` at the shift that :func:`align` finds, or that is given."""
+    at = at or align(edited, ideal, source, target, layers)
     if at.dx or at.dy:
-        ideal, target_mask = layers.render(at.dx, at.dy)
-    return ideal_ssim(edited, ideal, source_mask, target_mask)
+        ideal, target = layers.render(at.dx, at.dy)
+    return ideal_ssim(edited, ideal, source, target)
 
 
 def _over(layer: Tensor, below: Tensor) -> Tensor:

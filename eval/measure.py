@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import alignment, ideal, judge, motion, regions
+from tave.video import fit_frames
+
+from . import ideal, judge, motion, regions
 from .cases import Case, Truth
-from .encoders import Dino, Encoder, Lpips, OpenClip, PickScore, embed_frames
+from .encoders import Dino, Encoder, Lpips, OpenClip, PickScore
 from .metrics import CROPS, OUTSIDE, Figure, figure
 
 DINO_SIZE = 224
@@ -131,7 +133,7 @@ def _against_truth(report: Report, case: Case, truth: Truth, mask: Tensor | None
         ("ideal_psnr", ideal.ideal_psnr(*clips)),
         ("ideal_psnr_aligned", aligned.psnr),
         ("ideal_ssim", ideal.ideal_ssim(*clips)),
-        ("ideal_ssim_aligned", ideal.ssim_at(aligned, *clips, truth.layers)),
+        ("ideal_ssim_aligned", ideal.ideal_ssim_aligned(*clips, truth.layers, aligned)),
         ("ideal_shift", [aligned.dx, aligned.dy]),
     ):
         report.add(name, value)
@@ -214,14 +216,13 @@ def _by_encoders(report: Report, case: Case, mask: Tensor | None, tools: Tools) 
     if tools.clip:
         _by_clip(report, case, region, CROPS[which], tools.clip)
     if tools.dino and image is not None:
-        targets = tuple(map(tools.dino.images, alignment.reference_pictures(*image, DINO_SIZE)))
+        targets = tuple(map(tools.dino.images, judge.reference_pictures(*image, DINO_SIZE)))
         seen = tools.dino.images(case.edited)
         for suffix, pictures, target in _views(tools.dino, DINO_SIZE, case.edited, seen, region, CROPS[which], targets):
-            value = alignment.image_alignment(pictures, target)
+            value = judge.image_alignment(pictures, target)
             report.add(f"dino_image{suffix}", value, by=tools.dino.id, size=f"{DINO_SIZE}px")
     if tools.pickscore and prompt is not None:
-        value = alignment.pickscore(*tools.pickscore.embed(case.edited, prompt), tools.pickscore.scale)
-        report.add("pickscore", value, by=tools.pickscore.id, size="model's own")
+        report.add("pickscore", tools.pickscore.score(case.edited, prompt), by=tools.pickscore.id, size="model's own")
 
 
 def _by_clip(report: Report, case: Case, region: Tensor | None, suffix: str, clip: Encoder) -> None:
@@ -234,20 +235,20 @@ def _by_clip(report: Report, case: Case, region: Tensor | None, suffix: str, cli
     )
     targets: tuple[Tensor, ...] = ()
     if request.image:
-        targets = tuple(map(clip.images, alignment.reference_pictures(*request.image, clip.size)))
+        targets = tuple(map(clip.images, judge.reference_pictures(*request.image, clip.size)))
     for frames, reference in ((case.edited, ""), (case.source, "source")):
-        seen = embed_frames(clip, frames)
+        seen = clip.images(fit_frames(frames, clip.size, clip.size, clip.fit))
         found = {
-            "frame_consistency_adjacent": alignment.adjacent_consistency(seen),
-            "frame_consistency_pairs": alignment.pairwise_consistency(seen),
+            "frame_consistency_adjacent": judge.adjacent_consistency(seen),
+            "frame_consistency_pairs": judge.pairwise_consistency(seen),
         }
         for ending, pictures, target in _views(clip, clip.size, frames, seen, region, suffix, targets):
             if caption is not None:
-                found[f"clip_text{ending}"] = alignment.text_alignment(pictures, caption)
+                found[f"clip_text{ending}"] = judge.text_alignment(pictures, caption)
             if targets:
-                found[f"clip_image{ending}"] = alignment.image_alignment(pictures, target)
+                found[f"clip_image{ending}"] = judge.image_alignment(pictures, target)
         if not reference and before is not None and caption is not None:
-            found["frame_accuracy"] = alignment.frame_accuracy(seen, caption, before)
+            found["frame_accuracy"] = judge.frame_accuracy(seen, caption, before)
         for name, value in found.items():
             report.add(name, value, reference=reference, **words)
     if before is None or caption is None:
@@ -262,5 +263,5 @@ def _views(
     whole, cut = targets or (seen[:0], seen[:0])
     if region is None:
         return [("", seen, whole)]
-    crops = alignment.masked_crops(frames, region, size)
+    crops = judge.masked_crops(frames, region, size)
     return [("", seen, whole), (suffix, eye.images(crops) if len(crops) else seen[:0], cut)]

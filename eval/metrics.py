@@ -19,7 +19,8 @@ import torch
 import torchmetrics
 from torch import Tensor
 
-from . import alignment, ideal, judge, motion, regions
+from . import ideal, judge, motion, regions
+from .encoders import PickScore
 from .tables import REFERENCES
 
 OUTSIDE = {"truth": "", "mask": "_outside_mask", "annotation": "_outside_annotation", "union": "_outside_union"}
@@ -94,14 +95,14 @@ def _metrics() -> Iterator[Metric]:
     yield Metric("mask_temporal_iou_flow", motion.temporal_iou, "share", neighbours, True, "mask")
     objects = {"truth": "source or ideal target", "mask": "the edit mask", "annotation": "the annotated object"}
     for name in ("clip_text", "clip_image", "dino_image"):
-        function = alignment.text_alignment if name == "clip_text" else alignment.image_alignment
+        function = judge.text_alignment if name == "clip_text" else judge.image_alignment
         yield Metric(name, function, "cosine", whole, True)
         for region, suffix in CROPS.items():
             yield Metric(name + suffix, function, "cosine", f"{whole}, crop of {objects[region]}", True, region)
-    yield Metric("frame_consistency_adjacent", alignment.adjacent_consistency, "cosine", neighbours, True)
-    yield Metric("frame_consistency_pairs", alignment.pairwise_consistency, "cosine", "mean over all pairs", True)
-    yield Metric("frame_accuracy", alignment.frame_accuracy, "share", "frames", True)
-    yield Metric("pickscore", alignment.pickscore, "logit", whole, True)
+    yield Metric("frame_consistency_adjacent", judge.adjacent_consistency, "cosine", neighbours, True)
+    yield Metric("frame_consistency_pairs", judge.pairwise_consistency, "cosine", "mean over all pairs", True)
+    yield Metric("frame_accuracy", judge.frame_accuracy, "share", "frames", True)
+    yield Metric("pickscore", PickScore.score, "logit", whole, True)
 
 
 METRICS = {metric.name: metric for metric in _metrics()}
@@ -114,15 +115,11 @@ NAMES = {"judge_frames", *METRICS, *(f"{name}_{reference}" for name in METRICS f
 def figure(
     name: str, value: Any, *, by: str = "-", size: str = "-", over: str = "", reference: str = ""
 ) -> tuple[str, Figure]:
-    """Name and :class:`Figure` of a measured ``value``.
+    """Name and :class:`Figure` of a value of one of :data:`METRICS` or :data:`FACTS`.
 
-    Args:
-        name: In :data:`METRICS` or :data:`FACTS`.
-        value: The value.
-        by: The encoder with its hash, or the source of the motion.
-        size: The resolution of the measurement.
-        over: The region, where a metric has several.
-        reference: One of :data:`REFERENCES`; such a value has no better direction.
+    ``by`` is the encoder with its hash or the source of the motion, ``size`` the resolution of the measurement,
+    ``over`` the region where a metric has several, ``reference`` one of :data:`REFERENCES`, whose values have no better
+    direction.
     """
     if name in FACTS:
         return name, Figure(value, f"{name}/{by}/{size}/clip/v1", None, FACTS[name])

@@ -171,11 +171,14 @@ def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dic
         means, spreads = [each["mean"] for each in own], [each["seeds_sd"] or 0 for each in own]
         panel.errorbar(places, means, spreads, marker="s", color="black", label="mean")
         panel.set_xticks(places, [each["value"] for each in own], rotation=35, ha="right", fontsize=6)
-        panel.set_title(f"{name}\n{BETTER[facts[name]['higher_is_better']]}", fontsize=8)
-        panel.set_ylabel(facts[name]["unit"], fontsize=7)
-        if number == 1:
-            panel.legend(fontsize=5, framealpha=0.4)
+        _label(panel, name, "y", facts[name])
+    figure.axes[0].legend(fontsize=5, framealpha=0.4)
     return figure
+
+
+def _label(panel: Any, title: str, axis: str, facts: dict[str, Any]) -> None:
+    panel.set_title(f"{title}\n{BETTER[facts['higher_is_better']]}", fontsize=8)
+    getattr(panel, f"set_{axis}label")(facts["unit"], fontsize=7)
 
 
 def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
@@ -190,9 +193,7 @@ def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: di
         panel.axvline(0, color="0.7", linewidth=0.8)
         panel.set_yticks(range(len(own)), [each["method"] for each in own], fontsize=7)
         panel.set_ylim(-0.6, max(len(own), 1) - 0.4)
-        versus = own[0]["versus"] if own else ""
-        panel.set_title(f"{name} minus {versus}'s\n{BETTER[facts[name]['higher_is_better']]}", fontsize=8)
-        panel.set_xlabel(facts[name]["unit"], fontsize=7)
+        _label(panel, f"{name} minus {own[0]['versus'] if own else ''}'s", "x", facts[name])
     return figure
 
 

@@ -63,11 +63,7 @@ def find(pattern: str, name: str = "metrics.json") -> list[Path]:
 
 
 def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Results:
-    """Read ``metrics.json`` files with the records beside them, and ``failed.json`` files.
-
-    Raises:
-        EvalError: Two files have one metric under two ids.
-    """
+    """Read ``metrics.json`` files with the records beside them, and ``failed.json``; refuses two ids of one metric."""
     found, origin = Results(), {}
     for path in measured:
         record, beside = read_json(path), path.with_name("run.json")
@@ -120,8 +116,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def split_methods(found: Results) -> Results:
     """``found`` with methods that don't mix options: one with several sets of them becomes one for each set.
 
-    Raises:
-        EvalError: Two benchmarks have a case of one name, which needn't be the same clip.
+    Refuses two benchmarks with a case of one name, which needn't be the same clip.
     """
     roots: dict[str, Path] = {}
     values: dict[str, dict[str, set[str]]] = {}

@@ -88,43 +88,33 @@ class Toolbox:
         from .measure import Tools
 
         by_judge = self.clip == JUDGE or (self.clip is None and drawn)
-        judge = self._once(load_judge, self.judge) if self.judge and (drawn or by_judge) else None
-        clip = None if by_judge or self.clip is None else self._once(load_encoder, self.clip, self.clip_sha256)
-        dino = self._once(Dino, self.dino) if self.dino else None
-        pickscore = self._once(PickScore, self.pickscore) if self.pickscore else None
+        judge = self._once(load_judge, self.judge) if drawn or by_judge else None
+        clip = (judge.encoder if judge else None) if by_judge else self._once(load_encoder, self.clip, self.clip_sha256)
         hint = "not requested; give {}=FOLDER, or a name in the hub's local cache"
-        hints = {key: hint.format(key) for key in ("dino", "pickscore")} | {"clip": FOOTAGE}
+        remedy = {key: hint.format(key) for key in ("dino", "pickscore")} | {"clip": FOOTAGE}
         try:
-            lpips = self._once(Lpips)
+            lpips = self._loaded.get(Lpips) or self._loaded.setdefault(Lpips, Lpips())
         except WeightsError as error:
-            lpips, hints["lpips"] = None, str(error)
-        clip = judge.encoder if by_judge and judge else clip
-        return Tools(judge if drawn else None, clip, lpips, dino, pickscore, hints)
+            lpips, remedy["lpips"] = None, str(error)
+        dino, pickscore = self._once(Dino, self.dino), self._once(PickScore, self.pickscore)
+        return Tools(judge if drawn else None, clip, lpips, dino, pickscore, remedy)
 
-    def _once(self, load: Callable[..., Any], *args: Any) -> Any:
-        if load not in self._loaded:
-            self._loaded[load] = load(*args)
-        return self._loaded[load]
+    def _once(self, load: Callable[..., Any], name: Any, *more: Any) -> Any:
+        """What ``load`` makes of ``name``; None for none."""
+        if name is not None and load not in self._loaded:
+            self._loaded[load] = load(name, *more)
+        return self._loaded.get(load)
 
 
 def score_run(
     run: Path, judge: Path | None, names: Collection[str] | None = None, clip: str | None = None,
     annotations: Path | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Measure a run's edits from its files, and merge the figures into ``RUN/metrics.json``.
+    """Measure a run's edits (``names``, or all) from its files, and merge the figures into ``RUN/metrics.json``.
 
-    Args:
-        run: The run folder.
-        judge: The judge's folder; None: no judge.
-        names: The edits; all of them by default.
-        clip: The encoder, as for :class:`Toolbox`.
-        annotations: Folder of the source object's masks in the clip as it was before the run read it.
-
-    Returns:
-        Edit name -> metric name -> value (None where no pixel or frame counts).
-
-    Raises:
-        ValueError: A file, array or class is missing or doesn't fit; one line that names it.
+    ``judge`` is the judge's folder, ``clip`` the encoder as for :class:`Toolbox`, ``annotations`` a folder of masks
+    of the source object in the clip as it was before the run read it. Returns edit name -> metric name -> value (None
+    where no pixel or frame counts). Raises ValueError for a file, array or class that is missing or doesn't fit.
     """
     scores = score_edits(run, Toolbox(judge, clip), names, annotations)
     for line in scores.warnings:

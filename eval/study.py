@@ -59,13 +59,14 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
         results += [replace(r, case=name if len(own) == 1 else r.case, figures=more | r.figures) for r in own]
     if not results:
         raise EvalError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
-    unets = sorted({_unet(run) for run in runs.values()})
-    if len(unets) > 1:
+    if len(unets := sorted(set(map(_unet, runs.values())))) > 1:
         raise EvalError(f"sweep={folder}: its runs used UNets {', '.join(unets)}; delete the older runs, go on")
     keys = dict.fromkeys(key for result in results for key in result.options or {} if key != "weights")
     axes = [key for key in keys if _differs(results, key)]
     results.sort(key=lambda result: [_rank((result.options or {}).get(key)) for key in axes])
-    results = [replace(result, method=_value(result, axes)) for result in results]
+    for index, result in enumerate(results):
+        words = (f"{key.rpartition('.')[2]}={json.dumps((result.options or {}).get(key))}" for key in axes)
+        results[index] = replace(result, method=", ".join(words).replace('"', "") or "as it is")
     values = list(dict.fromkeys(result.method for result in results))
     return Sweep(results, axes, values, RUN_METRICS | found.metrics, list(runs.values()))
 
@@ -79,12 +80,6 @@ def _differs(results: list[Result], key: str) -> bool:
     return any(len(found) > 1 for found in values.values())
 
 
-def _value(result: Result, axes: list[str]) -> str:
-    """The values of the axes as text, each after the last part of its key."""
-    values = (f"{key.rpartition('.')[2]}={json.dumps((result.options or {}).get(key))}" for key in axes)
-    return ", ".join(value.replace('"', "") for value in values) or "as it is"
-
-
 def _rank(value: Any) -> tuple[Any, ...]:
     if isinstance(value, list):
         return (1, [_rank(part) for part in value])
@@ -92,8 +87,7 @@ def _rank(value: Any) -> tuple[Any, ...]:
 
 
 def _run_figures(record: dict[str, Any]) -> dict[str, float]:
-    stages = record.get("stages", {})
-    parts = [stages[name] for name in ("masking", "placing", "sampling") if name in stages]
+    parts = [part for name, part in record.get("stages", {}).items() if name in ("masking", "placing", "sampling")]
     spent = sum(float(part["seconds"]) + float(part.get("remembered", 0)) for part in parts)  # as if nothing was cached
     known = {"reconstruction_psnr": record.get("reconstruction_psnr"), "edit_seconds": spent or None}
     return {key: float(value) for key, value in known.items() if value is not None}
@@ -117,33 +111,28 @@ def means(sweep: Sweep, metrics: list[str]) -> list[dict[str, Any]]:
     return made
 
 
-def table(found: list[dict[str, Any]], metrics: list[str], facts: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line for each value, a column for each metric, the best in bold."""
+def _tables(found: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Markdown: every value's means, the best in bold; the first metric's for each case and value."""
     cell = {(each["value"], each["metric"]): each for each in found}
     best = {}
-    for name in metrics:
-        values, higher = [each["mean"] for each in found if each["metric"] == name], facts[name]["higher_is_better"]
+    for name, about in facts.items():
+        values, higher = [each["mean"] for each in found if each["metric"] == name], about["higher_is_better"]
         best[name] = None if higher is None or len(values) < 2 else max(values) if higher else min(values)
-    body = []
-    for value in dict.fromkeys(each["value"] for each in found):
-        body.append([value, *(_shown(cell.get((value, name)), best[name]) for name in metrics)])
-    heads = [name + ARROWS[facts[name]["higher_is_better"]] for name in metrics]
-    return "\n".join(markdown_table(["value", *heads], body))
 
+    def shown(value: str, name: str) -> str:
+        if (each := cell.get((value, name))) is None:
+            return ""
+        text = f"{each['mean']:.4g}" + ("" if each["seeds_sd"] is None else f" ± {each['seeds_sd']:.2g}")
+        return f"**{text}**" if each["mean"] == best[name] else text
 
-def _shown(each: dict[str, Any] | None, best: float | None) -> str:
-    if each is None:
-        return ""
-    text = f"{each['mean']:.4g}" + ("" if each["seeds_sd"] is None else f" ± {each['seeds_sd']:.2g}")
-    return f"**{text}**" if each["mean"] == best else text
-
-
-def by_case(found: list[dict[str, Any]], metric: str) -> str:
-    """Markdown: one metric, a line for each case, a column for each value."""
-    measured = [each for each in found if each["metric"] == metric]
+    heads = [name + ARROWS[about["higher_is_better"]] for name, about in facts.items()]
+    body = [[v, *(shown(v, name) for name in facts)] for v in dict.fromkeys(each["value"] for each in found)]
+    first = next(iter(facts))
+    measured = [each for each in found if each["metric"] == first]
     cases = sorted({name for each in measured for name in each["cases"]})
-    body = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
-    return "\n".join(markdown_table([metric, *(each["value"] for each in measured)], body))
+    lines = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
+    by_case = markdown_table([first, *(each["value"] for each in measured)], lines)
+    return "\n".join(markdown_table(["value", *heads], body)), "\n".join(by_case)
 
 
 def _question(folder: Path) -> tuple[str, list[str], str]:
@@ -166,24 +155,35 @@ def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folde
         f"{h.get('machine', '?')}, {h.get('threads', '?')} threads, {'a GPU' if h.get('cuda') else 'no GPU'}"
         for h in (record.get("hardware", {}) for record in sweep.records)
     }
-    facts = [
-        f"- Command: `{command}`",
-        f"- Commit {', '.join(sorted({str(record.get('commit') or 'unknown') for record in sweep.records}))};"
-        f" UNet {_unet(sweep.records[0])}",
-        f"- Hardware: {'; '.join(sorted(hardware))}",
-        f"- {len(sweep.results)} edits of {', '.join(sorted({result.case for result in sweep.results}))};"
-        f" seeds {', '.join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))}",
-        f"- Axes: {', '.join(f'`{axis}`' for axis in sweep.axes) or 'none'}",
-    ]
-    ids = [f"- `{metric}`: `{sweep.metrics[metric]['id']}`, {sweep.metrics[metric]['unit']}" for metric in metrics]
-    return "\n".join(
-        [
-            *(f"# {name}", "", *comment, "", *facts, "", table(found, metrics, sweep.metrics), ""),
-            *("Means over the cases; ± is the standard deviation of that mean between seeds.", ""),
-            *("![Every clip as a thin line, the mean as a thick one](figure.png)", "", by_case(found, metrics[0]), ""),
-            *("Ids and units:", "", *ids, "", LEARNT, "", learnt, ""),
-        ]
-    )
+    commits = ", ".join(sorted({str(record.get("commit") or "unknown") for record in sweep.records}))
+    seeds = ", ".join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))
+    cases = ", ".join(sorted({result.case for result in sweep.results}))
+    axes = ", ".join(f"`{axis}`" for axis in sweep.axes) or "none"
+    ids = "\n".join(f"- `{key}`: `{sweep.metrics[key]['id']}`, {sweep.metrics[key]['unit']}" for key in metrics)
+    table, by_case = _tables(found, {key: sweep.metrics[key] for key in metrics})
+    return "\n".join([f"# {name}", "", *comment, f"""
+- Command: `{command}`
+- Commit {commits}; UNet {_unet(sweep.records[0])}
+- Hardware: {"; ".join(sorted(hardware))}
+- {len(sweep.results)} edits of {cases}; seeds {seeds}
+- Axes: {axes}
+
+{table}
+
+Means over the cases; ± is the standard deviation of that mean between seeds.
+
+![Every clip as a thin line, the mean as a thick one](figure.png)
+
+{by_case}
+
+Ids and units:
+
+{ids}
+
+{LEARNT}
+
+{learnt}
+"""])  # fmt: skip
 
 
 def study(options: StudyOptions) -> Path:

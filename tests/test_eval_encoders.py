@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from eval import EvalError, WeightsError
-from eval.alignment import pickscore
 from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, Weights, load_encoder, load_folder, verify
 from eval.regions import background_lpips
 from tave.backbone.tiny import byte_tokenizer
@@ -206,8 +205,8 @@ def test_pickscore_is_the_models_own_logit(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(**asked).logits_per_image.mean().item()
     scorer = PickScore(str(tmp_path))
-    assert pickscore(*scorer.embed(pictures, "a red car"), scorer.scale) == pytest.approx(expected, rel=1e-4)
-    scorer.embed(pictures, "a red car " * 40)  # longer than the model reads
+    assert scorer.score(pictures, "a red car") == pytest.approx(expected, rel=1e-4)
+    scorer.score(pictures, "a red car " * 40)  # longer than the model reads
 
 
 @pytest.mark.parametrize(("make", "key"), [(Dino, "dino"), (PickScore, "pickscore")])

@@ -12,17 +12,19 @@ from torch.nn.functional import cosine_similarity, normalize
 from torchmetrics.functional import pairwise_cosine_similarity
 
 from eval import EvalError
-from eval.alignment import (
+from eval.judge import (
+    Judge,
     adjacent_consistency,
     frame_accuracy,
     image_alignment,
+    judge_accuracies,
+    load_judge,
     masked_crops,
     object_crops,
     pairwise_consistency,
     reference_pictures,
     text_alignment,
 )  # fmt: skip
-from eval.judge import Judge, judge_accuracies, load_judge
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 CLASSES = {

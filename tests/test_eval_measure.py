@@ -14,11 +14,10 @@ from torch.nn import functional
 from torch.nn.functional import cosine_similarity, normalize
 
 import eval.measure
-from eval.alignment import masked_crops, reference_pictures
 from eval.cases import Case, Masks, Request, Track, Truth
 from eval.encoders import Dino, Lpips, OpenClip, PickScore
 from eval.ideal import IdealLayers
-from eval.judge import KINDS, Judge
+from eval.judge import KINDS, Judge, masked_crops, reference_pictures
 from eval.measure import Tools, measure
 from eval.metrics import FACTS, METRICS, NAMES, ClipMetric, figure
 from eval.motion import Motion, gradient_energy, track_motion, warp_error
@@ -74,8 +73,8 @@ class Eye:
 class Liking(Eye):
     scale = 50.0
 
-    def embed(self, pictures: Tensor, prompt: str) -> tuple[Tensor, Tensor]:
-        return self.images(pictures), self.texts([prompt])[0]
+    def score(self, pictures: Tensor, prompt: str) -> float:
+        return self.scale * float((self.images(pictures) @ self.texts([prompt])[0]).mean())
 
 
 class OneSided:
