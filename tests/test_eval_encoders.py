@@ -10,14 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model
 
 from eval import EvalError, WeightsError
 from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, Weights, load_encoder, load_folder, verify
@@ -165,9 +158,8 @@ def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) ->
 
 def test_dino_is_the_class_token_of_transformers_own_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Dinov2Model(
-        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
-    ).eval()
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    model = Dinov2Model(config).eval()
     processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -191,17 +183,13 @@ def test_pickscore_is_the_models_own_logit(tmp_path: Path) -> None:
         projection_dim=8,
     )
     model = CLIPModel(config).eval()
-    processor = CLIPProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}), tokenizer
-    )
+    pixels = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = CLIPProcessor(pixels, tokenizer)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     pictures = (torch.rand(3, 3, 16, 16) * 255).round() / 127.5 - 1
-    asked = processor(
-        images=[((p + 1) * 127.5).round().to(torch.uint8) for p in pictures],
-        text=["a red car"],
-        return_tensors="pt",  # type: ignore[call-arg]
-    )
+    images = [((p + 1) * 127.5).round().to(torch.uint8) for p in pictures]
+    asked = processor(images=images, text=["a red car"], return_tensors="pt")  # type: ignore[call-arg]
     with torch.no_grad():
         expected = model(**asked).logits_per_image.mean().item()
     scorer = PickScore(str(tmp_path))

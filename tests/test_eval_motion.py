@@ -9,15 +9,7 @@ from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.classification import binary_jaccard_index
 
 from eval import EvalError
-from eval.motion import (
-    Motion,
-    gradient_energy,
-    optical_flow,
-    still,
-    temporal_iou,
-    track_motion,
-    warp_error,
-)
+from eval.motion import Motion, gradient_energy, optical_flow, still, temporal_iou, track_motion, warp_error
 from tave.roadside.cases import NAMED, track_of
 from tave.roadside.draw import silhouette, vehicle_layer
 
@@ -34,9 +26,8 @@ def sliding(step: tuple[int, int], frames: int = 3) -> Tensor:
     """A window that a wide texture passes under, ``step`` pixels (x, y) a frame."""
     wide = texture(0, HEIGHT + 32, WIDTH + 32)
     rows, columns = (16 - step[1] * i for i in range(frames)), (16 - step[0] * i for i in range(frames))
-    return torch.stack([wide[:, y : y + HEIGHT, x : x + WIDTH] for x, y in zip(columns, rows, strict=True)]).clamp(
-        -1, 1
-    )
+    windows = [wide[:, y : y + HEIGHT, x : x + WIDTH] for x, y in zip(columns, rows, strict=True)]
+    return torch.stack(windows).clamp(-1, 1)
 
 
 def everywhere(frames: int) -> Tensor:
@@ -109,9 +100,8 @@ def test_gradient_energy_is_of_adjacent_pixels_that_both_lie_in_the_region() -> 
 
 
 def test_a_blur_wins_the_warp_error_and_shows_in_the_energy() -> None:
-    flicker = (
-        sliding((0, 0)) + torch.randn(3, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5)) * 0.1
-    ).clamp(-1, 1)
+    noise = torch.randn(3, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    flicker = (sliding((0, 0)) + 0.1 * noise).clamp(-1, 1)
     blurred = avg_pool2d(flicker, 5, stride=1, padding=2, count_include_pad=False)
     motion, region = still(3, HEIGHT, WIDTH), everywhere(3)
     assert (warp_error(blurred, motion, region) or 0) < (warp_error(flicker, motion, region) or 0)
