@@ -87,7 +87,8 @@ def _rank(value: Any) -> tuple[Any, ...]:
 
 
 def _run_figures(record: dict[str, Any]) -> dict[str, float]:
-    parts = [part for name, part in record.get("stages", {}).items() if name in ("masking", "placing", "sampling")]
+    stages = record.get("stages", {})
+    parts = [stages[name] for name in ("masking", "placing", "sampling") if name in stages]
     spent = sum(float(part["seconds"]) + float(part.get("remembered", 0)) for part in parts)  # as if nothing was cached
     known = {"reconstruction_psnr": record.get("reconstruction_psnr"), "edit_seconds": spent or None}
     return {key: float(value) for key, value in known.items() if value is not None}

@@ -310,7 +310,7 @@ EVERYWHERE = torch.ones(2, 16, 16, dtype=torch.bool)
 
 
 def test_a_metric_is_the_mean_over_clips_that_have_a_value() -> None:
-    metric, expected = ClipMetric("background_psnr"), psnr(OTHER, CLIP)
+    metric, expected = ClipMetric("background_psnr"), psnr(OTHER, CLIP, EVERYWHERE)
     assert expected is not None and metric.higher_is_better is True
     for edited, region in ((CLIP, EVERYWHERE), (OTHER, EVERYWHERE), (OTHER, ~EVERYWHERE)):
         metric.update(edited, CLIP, region)
