@@ -309,18 +309,6 @@ def test_the_entry_point_refuses_in_one_line(
     assert str(caught.value.code).startswith(message) and "\n" not in str(caught.value.code)
 
 
-import sys, types
-from pathlib import Path
-for name, path in (("tave", ["tave"]), ("tave.config", [])):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = path
-sys.modules["tave.config"].CONF = Path("conf").resolve()
-import eval.leaderboard, eval.score, eval.study
-print(sorted({"torch", "torchmetrics", "open_clip", "matplotlib", "lightning"} & set(sys.modules)))
-"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
 def test_help_needs_none_of_the_heavy_libraries() -> None:
     """The entry points import them only for work."""
     heavy = "{'torch', 'torchmetrics', 'open_clip', 'matplotlib', 'lightning'}"
