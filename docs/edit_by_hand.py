@@ -32,7 +32,7 @@ OUT = Path("outputs/by_hand")
 SEED = 33
 TUNING_STEPS, LEARNING_RATE = 120, 2e-4  # these and the next are what conf/backbone/roadside.yaml sets
 STEPS, SAMPLER, CORRECTION = 25, config.SamplerOptions(guidance_scale=5.0), config.CorrectionOptions(block=-1)
-MASK, REFERENCE = config.MaskOptions(), config.ReferenceOptions(mode="joint")
+MASK, REFERENCE = config.MaskOptions(), config.ReferenceOptions()
 
 # ---- 1. backbone and conditions: the clip as latents, prompt and picture as a condition ------------------------------
 

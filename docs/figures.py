@@ -1,7 +1,7 @@
 """Draw the figures of docs/method.md and the README's animation from the files of one run folder.
 
     python -m tave.train video=bus_to_suv        # prints the run folder
-    python docs/figures.py RUN_FOLDER            # docs/figures/*.png and docs/bus_to_suv.gif
+    python docs/figures.py RUN_FOLDER            # docs/figures/*.png
 
 Needs matplotlib, which is in tave[notebooks]. Pictures get a palette, so that they stay small in git.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.numpy import load_file
 
 from tave.video import ReadOptions, read_clip
@@ -101,20 +101,6 @@ def arrows(edit: Path, frames: np.ndarray) -> Figure:
     return figure
 
 
-def animate(clips: dict[str, np.ndarray], path: Path, fps: float) -> None:
-    """Clips side by side under their labels, as a GIF that loops."""
-    pages = []
-    for pictures in zip(*clips.values(), strict=True):
-        page = Image.new("RGB", (len(clips) * (SIDE + 8) - 8, SIDE + 18), "white")
-        for i, (label, picture) in enumerate(zip(clips, pictures, strict=True)):
-            shown = Image.fromarray((picture * 255).round().astype(np.uint8))
-            size = SIDE, round(SIDE * shown.height / shown.width)
-            page.paste(shown.resize(size, Image.Resampling.LANCZOS), (i * (SIDE + 8), 18))
-            ImageDraw.Draw(page).text((i * (SIDE + 8) + 2, 2), label, fill="black", font_size=12)
-        pages.append(page.quantize(COLOURS, dither=Image.Dither.NONE))
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0)
-
-
 def save(name: str, figure: Figure) -> None:
     """Write ``figure`` as docs/figures/NAME.png with a palette."""
     path, drawn = DOCS / "figures" / f"{name}.png", io.BytesIO()
@@ -142,8 +128,6 @@ def main(run: Path) -> None:
     save("field", arrows(edit, edited))
     clips = {"source": source, "mask": masked, "edit": edited}
     save("edit", grid({label: [clip[i] for i in chosen] for label, clip in clips.items()}))
-    labelled = {"source": source, "target image": np.stack([target] * len(source)), "mask": masked, "edit": edited}
-    animate(labelled, DOCS / "bus_to_suv.gif", json.loads((run / "run.json").read_text())["fps"])
 
 
 if __name__ == "__main__":

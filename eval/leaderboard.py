@@ -127,7 +127,11 @@ def _csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return sink.getvalue()
 
 
-main = entry_point("tabulate runs", "leaderboard/leaderboard", lambda options, _: leaderboard(options))
+def _work(options: LeaderboardOptions, _: object) -> None:
+    leaderboard(options)
+
+
+main = entry_point("tabulate runs", "leaderboard/leaderboard", _work)
 
 if __name__ == "__main__":
     main()

@@ -208,7 +208,11 @@ def study(options: StudyOptions) -> Path:
     return path
 
 
-main = entry_point("summarise a study", "study/study", lambda options, _: study(options))
+def _work(options: StudyOptions, _: object) -> None:
+    study(options)
+
+
+main = entry_point("summarise a study", "study/study", _work)
 
 if __name__ == "__main__":
     main()

@@ -52,12 +52,8 @@ IMAGE = "picture of the target, or [several] of one object"
 MATTE = "silhouette in the picture, white inside, or [several]; null: none"
 MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
 AGREEMENT = "largest error of a match there and back, share of the grid's shorter side; null: unchecked"
-JUDGE_HELP = (
-    "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
-)
-CLIP_HELP = (
-    "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
-)
+JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
+CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
 
 
 class OptionError(ValueError):
@@ -329,11 +325,6 @@ class TuningOptions(Options, group="tuning"):
     trainables: str = option("patent", "which parameters train", choices=TRAINABLES)
     lora_rank: int = option(4, "trainables=lora: rank", low=1, high=1024)
     image_dropout: float = option(0.1, "probability of a step without the image condition", low=0, high=1)
-    reference: str = option(
-        "random_frame",
-        "source frame shown in a step: one at random for all frames, or each frame its own",
-        choices=("random_frame", "own_frame"),
-    )
     image_noise: int | None = option(None, "noise level of the image embedding; null: drawn each step", low=0, high=999)
 
 
@@ -381,7 +372,7 @@ class CorrectionOptions(Options, group="correction"):
     when: str = option("after_step", "space=latent: when it is blended", choices=("after_step", "before_step"))
     candidates: str = option("masked", "cells of the neighbour to match with", choices=("masked", "all"))
     agreement: float | None = option(0.04, AGREEMENT, low=0, high=1)
-    restore_variance: bool = option(False, "space=latent: restore the noise's variance after blending")
+    restore_variance: bool = option(True, "space=latent: restore the noise's variance after blending")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -395,7 +386,7 @@ class SamplerOptions(Options, group="sampler"):
     """Sampling of the edit (docs/method.md, section 6)."""
 
     guidance_scale: float = option(7.5, "classifier-free guidance; 1: none", low=0, high=100)
-    fresh_noise: float = option(0.5, "share of new noise in the mask at the start; 0: as inverted", low=0, high=1)
+    fresh_noise: float = option(0.0, "share of new noise in the mask at the start; 0: as inverted", low=0, high=1)
     background: str = option("latents", "outside the mask: the source's latents, or none", choices=("latents", "none"))
     composite: bool = option(True, "outside the mask: the source's own pixels")
     feather: float = option(0.02, "composite's soft edge, share of the frame's shorter side", low=0, high=0.5)

@@ -67,8 +67,7 @@ class Editor(L.LightningModule):
 
         t = draw(len(self.denoiser.alphas_cumprod))
         level = draw(encoders.levels) if self.tuning.image_noise is None else self.tuning.image_noise
-        number = draw(len(batch.embeds))
-        shown = batch.embeds if self.tuning.reference == "own_frame" else batch.embeds[number][None]
+        shown = batch.embeds[draw(len(batch.embeds))][None]
         image = encoders.image_vector(shown, level, torch.randn(shown[:1].shape, generator=generator).to(shown))[None]
         if float(torch.rand(1, generator=generator)) < self.tuning.image_dropout:
             image = torch.zeros_like(image)

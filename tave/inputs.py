@@ -84,7 +84,7 @@ def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapp
         return []
     nouns = ", ".join(backbone.knows)
     notes = []
-    if not any(entry.truth for entry in entries.values()):
+    if entries and not any(entry.truth for entry in entries.values()):
         notes.append(
             f"this backbone was trained on drawings of {nouns} alone; footage needs real weights: "
             "backbone=sd21_unclip_small backbone.path=FOLDER (docs/real_weights.md)"

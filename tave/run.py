@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from transformers.utils.logging import disable_progress_bar
 
 from tave.backbone import Backbone, licence_text, load_backbone
 from tave.build import build_editor, build_trainer
@@ -69,10 +70,12 @@ class Run:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
+        disable_progress_bar()  # transformers' own bars, one for each part of the backbone
         L.seed_everything(options.seed, workers=True, verbose=False)
         # cuDNN's convolutions round float32 to TF32's 10 bits by default: guided sampling amplifies the difference
         torch.backends.cudnn.allow_tf32 = False
         self.backbone: Backbone = load_backbone(options.backbone)
+        self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,7 +32,7 @@ def of_clip(clip: Path) -> list[str]:
 
 
 def options(clip: Path, folder: Path, *words: str) -> TrainOptions:
-    """A small run of ``clip``, without loggers, with its cache in ``folder``. Composed once: that takes as long as a run."""
+    """A small run of ``clip`` without loggers, its cache in ``folder``. Composing takes as long as a run: once for all."""
     groups = [word for word in words if word.partition("=")[0] in ("memory", "logger")]
     values = OmegaConf.from_dotlist([f"cache={folder}", *(word for word in words if word not in groups)])
     return typed(cast(DictConfig, OmegaConf.merge(_composed(clip, *groups), values)))
@@ -39,6 +41,22 @@ def options(clip: Path, folder: Path, *words: str) -> TrainOptions:
 @cache
 def _composed(clip: Path, *words: str) -> DictConfig:
     return compose_config("train", [*of_clip(clip), *TINY, "logger=none", *words])
+
+
+def call(main: Callable[[], None], *words: str) -> int:
+    """Run an entry point in this process; returns its exit code. Hydra's handlers of log messages go again."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tave", *words])
+        try:
+            main()
+        except SystemExit as left:
+            return int(left.code or 0)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return 0
 
 
 def frames_of(path: Path) -> Tensor:

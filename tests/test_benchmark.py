@@ -18,10 +18,6 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from tave.options import OptionError
-from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
-from tave.rows import Method, called_as
-from tave.story import quoted
 
 import eval.score
 import tave.benchmark
@@ -34,8 +30,12 @@ from tave.config import CONF, typed
 from tave.controls import CONTROLS
 from tave.files import file_digest
 from tave.listing import read_listing
+from tave.options import OptionError
+from tave.roadside.benchmark import EACH, GROUPS, cases, draw_set, groups_of, small
 from tave.roadside.cases import NAMED, truth_of, write_case
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, held_out
+from tave.rows import Method, called_as
+from tave.story import quoted
 from tave.video import ReadOptions, read_clip, write_image, write_video
 
 WHOLE = ReadOptions(frames=None, multiple=1)

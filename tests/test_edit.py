@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import TINY, WHOLE, ages, evaluations, figures_of, frames_of, options
+from runs import TINY, ages, call, evaluations, figures_of, frames_of, options
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,11 +19,9 @@ import tave.edit
 import tave.pipeline
 import tave.writer
 from tave.cache import StoredError, read_tensors
-from tave.files import read_json, write_json
+from tave.files import read_json
 from tave.train import train
-from tave.video import read_clip, write_mask_video, write_video
-
-BLIND = "metrics.judge=null"
+from tave.video import write_mask_video, write_video
 
 
 @pytest.fixture(scope="module")
@@ -40,71 +37,76 @@ def run(tuned: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def edit(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Path]:
-    """``tave-edit run=RUN ...``; returns the folder that it prints."""
+def edit(clip: Path, run: Path) -> Callable[..., Path]:
+    """Edits ``run`` without measuring; returns the edit's folder."""
 
-    def command(*words: str) -> Path:
-        monkeypatch.setattr(sys, "argv", ["tave-edit", f"run={run}", *words])
-        tave.edit.main()
-        return Path(capsys.readouterr().out.strip())
+    def made(name: str, *words: str, prompt: str = "a red suv") -> Path:
+        given = ["metrics.enabled=false", *words]
+        return tave.edit_clip(run, clip / "target.png", prompt, name=name, overrides=given, show=False).folder
 
-    return command
-
-
-def requested(clip: Path, prompt: str = "a red car on a mountain road", name: str = "car") -> list[str]:
-    return [f"video.target_image={clip / 'target.png'}", f"video.target_prompt={prompt}", f"video.edit={name}"]
+    return made
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
-    clip: Path, run: Path, edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    clip: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tave.pipeline, "invert", lambda *_, **__: pytest.fail("inverted again"))
+
+    def command(prompt: str) -> Path:
+        words = [f"video.target_image={clip / 'target.png'}", f"video.target_prompt={prompt}", "video.edit=car"]
+        assert call(tave.edit.main, f"run={run}", *words) == 0
+        return Path(capsys.readouterr().out.strip())
+
     before = ages(run)
-    made = edit(*requested(clip))
+    made = command("a red car on a mountain road")
     assert made == run / "edits" / "car"
     assert {path.name for path in made.iterdir()} >= {"edited.mp4", "mask.mp4", "field.npz", "edit.json"}
     assert figures_of(run).keys() == {"suv", "car"}
-    kept = {"tuned.safetensors", "trajectory.safetensors", "run.json"}
-    assert all(ages(run)[path] == at for path, at in before.items() if path.name in kept or "edits" in path.parts)
+    kept = {path: at for path, at in before.items() if path.name not in ("metrics.json", "round_trip.mp4")}
+    assert ages(run).items() >= kept.items()
     with evaluations() as seen:
-        assert edit(*requested(clip)) == made
+        assert command("a red car on a mountain road") == made
     assert not seen
-    assert edit(*requested(clip, "a red bus")) == run / "edits" / "car-2"
-    assert edit(*requested(clip, "a red bus")) == run / "edits" / "car-2"
+    assert command("a red bus") == run / "edits" / "car-2"
     assert read_json(made / "edit.json")["target_prompt"] == "a red car on a mountain road"
 
 
-def test_an_edit_equals_that_of_a_run_that_requested_it_at_once(
-    clip: Path, run: Path, edit: Callable[..., Path]
-) -> None:
-    suv = read_json(run / "edits/suv/edit.json")
-    made = edit(*requested(clip, suv["target_prompt"], "again"))
-    assert read_json(made / "edit.json")["key"] == suv["key"]
-    assert torch.equal(frames_of(made / "edited.mp4"), frames_of(run / "edits/suv/edited.mp4"))
+def test_an_edit_of_a_taken_name_is_found_under_its_number(edit: Callable[..., Path]) -> None:
+    folders = [edit("suv", word) for word in ("sampler.guidance_scale=1", "sampler.guidance_scale=2")]
+    assert [folder.name for folder in folders] == ["suv-2", "suv-3"]
+    with evaluations() as seen:
+        assert edit("suv", "sampler.guidance_scale=1") == folders[0]
+    assert not seen
 
 
-def test_options_of_the_edit_change_and_the_runs_stay(clip: Path, run: Path, edit: Callable[..., Path]) -> None:
-    made = read_json(edit(*requested(clip), "correction.enabled=false", "sampler.fresh_noise=0") / "edit.json")
-    assert made["options"]["correction"]["enabled"] is False
-    assert made["options"]["sampler"]["fresh_noise"] == 0
-    assert made["options"]["sampler"]["guidance_scale"] == 3.0
-    assert made["overrides"][-2:] == ["correction.enabled=false", "sampler.fresh_noise=0"]
-    assert not (run / "edits/car/field.npz").exists()
-
-
-@pytest.mark.parametrize("word", ["tuning.steps=5", "video.frames=4", "seed=1", "inversion.steps=3", "backbone.seed=1"])
 def test_what_the_tuning_decided_is_refused_in_one_line(
-    clip: Path, run: Path, edit: Callable[..., Path], capsys: pytest.CaptureFixture[str], word: str
+    clip: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        edit(*requested(clip), word)
-    assert left.value.code == 1
+    words = [f"video.target_image={clip / 'target.png'}", "video.target_prompt=a car", "tuning.steps=5"]
+    assert call(tave.edit.main, f"run={run}", *words) == 1
     *_, line = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: {word.partition('=')[0]} was decided when the clip was tuned")
-    assert not (run / "edits/car").exists()
+    assert line == "error: tuning.steps was decided when the clip was tuned: run tave.train again to change it"
+    assert [path.name for path in (run / "edits").iterdir()] == ["suv"]
+
+
+def test_an_edit_equals_that_of_a_run_that_requested_it_at_once(run: Path, edit: Callable[..., Path]) -> None:
+    suv = read_json(run / "edits/suv/edit.json")
+    again = edit("again", prompt=suv["target_prompt"])
+    assert read_json(again / "edit.json")["key"] == suv["key"]
+    assert torch.equal(frames_of(again / "edited.mp4"), frames_of(run / "edits/suv/edited.mp4"))
+
+
+def test_options_of_the_edit_change_and_the_runs_stay(edit: Callable[..., Path]) -> None:
+    made = edit("plain", "correction.enabled=false", "sampler.fresh_noise=0")
+    record = read_json(made / "edit.json")
+    assert record["options"]["correction"]["enabled"] is False
+    assert record["options"]["sampler"]["fresh_noise"] == 0
+    assert record["options"]["sampler"]["guidance_scale"] == 3.0
+    assert record["overrides"][-2:] == ["correction.enabled=false", "sampler.fresh_noise=0"]
+    assert not (made / "field.npz").exists()
 
 
 @pytest.mark.parametrize("stored", [None, "", "[]", "{}", '{"config": {"video": 3}}'])
@@ -119,44 +121,33 @@ def test_a_folder_without_a_readable_record_is_refused(tmp_path: Path, stored: s
 # ---- a mask of one's own ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def lossless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edits keep every bit in their files."""
-    monkeypatch.setattr(tave.writer, "write_video", partial(write_video, lossless=True))
+def half(folder: Path, side: slice) -> Path:
+    """A mask clip of the drawn clip that is white on one side of the frame."""
+    mask = torch.zeros(8, 1, 32, 32)
+    mask[..., side] = 1
+    write_mask_video(folder / f"from_{side.start}.mp4", mask, 8.0)
+    return folder / f"from_{side.start}.mp4"
 
 
-def half(folder: Path, source: Tensor, side: str) -> Path:
-    """A mask clip that is white on one side of the frame."""
-    mask = torch.zeros_like(source[:, :1])
-    middle = source.shape[-1] // 2
-    mask[..., slice(0, middle) if side == "left" else slice(middle, None)] = 1
-    write_mask_video(folder / f"{side}.mp4", mask, 8.0)
-    return folder / f"{side}.mp4"
-
-
-@pytest.mark.usefixtures("lossless")
 def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
-    clip: Path, run: Path, edit: Callable[..., Path], tmp_path: Path
+    run: Path, edit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, made = frames_of(run / "source.mp4"), {}
-    for side in ("left", "right"):
-        folder = edit(*requested(clip, name=side), f"video.mask={half(tmp_path, source, side)}")
+    monkeypatch.setattr(tave.writer, "write_video", partial(write_video, lossless=True))
+    source, made = frames_of(run / "source.mp4"), []
+    for inside, outside in ((slice(0, 16), slice(17, 32)), (slice(16, 32), slice(0, 15))):  # beyond a pixel of feather
+        folder = edit(f"from_{inside.start}", f"video.mask={half(tmp_path, inside)}")
         assert (folder / "field.npz").is_file()  # of the correction, which is on by default
+        frames = frames_of(folder / "edited.mp4")
+        assert torch.equal(frames[..., outside], source[..., outside])
+        assert (frames - source)[..., inside].abs().mean() > 0.1
         with np.load(folder / "soft_mask.npz") as stored:
-            alpha = torch.from_numpy(stored["alpha"])[:, None].expand_as(source)
-        frames = made[side] = frames_of(folder / "edited.mp4")
-        assert torch.equal(frames[alpha == 0], source[alpha == 0])
-        assert (frames - source)[alpha == 255].abs().mean() > 0.1
-        inside = slice(0, 8) if side == "left" else slice(-8, None)
-        assert (alpha[..., inside] == 255).all() and (alpha[..., 8:].flip(-1) if side == "right" else alpha)[
-            ..., -8:
-        ].max() == 0
-    found = frames_of(run / "edits/suv/edited.mp4")
-    assert not torch.equal(made["left"], made["right"]) and not torch.equal(made["left"], found)
+            assert (stored["alpha"][..., inside] == 255).all() and (stored["alpha"][..., outside] == 0).all()
+        made.append(frames)
+    assert not torch.equal(*made)
 
 
 def test_sampling_starts_from_the_inverted_clip_with_fresh_noise_inside_the_mask(
-    clip: Path, run: Path, edit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, edit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[Tensor] = []
     sample = tave.pipeline.sample
@@ -166,16 +157,16 @@ def test_sampling_starts_from_the_inverted_clip_with_fresh_noise_inside_the_mask
         return sample(denoiser, schedule, start, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tave.pipeline, "sample", spied)
-    mask = half(tmp_path, frames_of(run / "source.mp4"), "left")
-    for share in (0, 0.5, 1):
-        edit(*requested(clip, name=f"share-{int(10 * share)}"), f"video.mask={mask}", f"sampler.fresh_noise={share}")
+    mask = half(tmp_path, slice(0, 16))
+    for number, share in enumerate((0, 0.5, 1)):
+        edit(f"edit-{number}", f"video.mask={mask}", f"sampler.fresh_noise={share}")
     inverted = read_tensors(run / "trajectory.safetensors")[0]["latents"][-1]
-    middle = inverted.shape[-1] // 2
-    inside = [start[..., : middle - 1].flatten() for start in starts]
+    inside, outside = slice(0, 4), slice(4, 8)  # latent cells
     assert torch.equal(starts[0], inverted)
-    assert all(torch.equal(start[..., middle + 1 :], inverted[..., middle + 1 :]) for start in starts)
-    alike = [float(torch.corrcoef(torch.stack([inside[0], other]))[0, 1]) for other in inside]
-    assert alike[0] > alike[1] > 0.4 > abs(alike[2])
+    assert all(torch.equal(start[..., outside], inverted[..., outside]) for start in starts)
+    noise = starts[2][..., inside]
+    assert noise.std() == pytest.approx(1, abs=0.2)
+    assert torch.allclose(starts[1][..., inside], 0.5**0.5 * (inverted[..., inside] + noise), atol=1e-5)
 
 
 # ---- another place of the weights ------------------------------------------------------------------------------------
@@ -209,30 +200,29 @@ def test_a_notebook_gets_frames_mask_and_figures(clip: Path, tmp_path: Path) -> 
     run = tave.tune_clip(clip / "source.mp4", "a white bus", folder=tmp_path / "run", overrides=small, show=False)
     assert isinstance(run, tave.TunedClip)
     assert run.folder == tmp_path / "run" and not (run.folder / "edits").exists()
-    assert torch.equal(run.frames, read_clip(clip / "source.mp4", WHOLE).frames)
-    edit = tave.edit_clip(run, clip / "target.png", "a red suv", name="suv", overrides=[BLIND], show=False)
+    assert torch.equal(run.frames, frames_of(clip / "source.mp4"))
+    edit = tave.edit_clip(run, clip / "target.png", "a red suv", name="suv", show=False)
     assert isinstance(edit, tave.EditedClip)
     assert edit.folder == run.folder / "edits/suv"
     assert edit.frames.shape == run.frames.shape == (8, 3, 32, 32)
-    assert edit.mask.shape == (8, 1, 32, 32) and set(edit.mask.unique().tolist()) <= {0.0, 1.0}
-    assert 0 < edit.mask.mean() < 1
+    assert edit.mask.shape == (8, 1, 32, 32) and set(edit.mask.unique().tolist()) == {0.0, 1.0}
     assert edit.figures["background_psnr_outside_mask"] > 20
-    again = tave.edit_clip(str(run.folder), clip / "target.png", "a red suv", name="suv", overrides=[BLIND], show=False)
+    again = tave.edit_clip(str(run.folder), clip / "target.png", "a red suv", name="suv", show=False)
     assert again.folder == edit.folder
 
 
 def test_several_pictures_of_one_object_are_all_shown(clip: Path, run: Path) -> None:
-    image = clip / "target.png"
-    given = [BLIND, "metrics.enabled=false"]
-    one, two = (
-        tave.edit_clip(run, images, "a red suv", name=name, overrides=given, show=False)
-        for name, images in (("one", image), ("two", [image, image]))
-    )
+    image, other = clip / "target.png", run / "edits/suv/side_by_side.png"
+
+    def edit(name: str, *images: Path) -> tave.EditedClip:
+        given = ["reference.mode=as_is", "metrics.enabled=false"]
+        return tave.edit_clip(run, images, "a red suv", name=name, overrides=given, show=False)
+
+    one, two, both = edit("one", image), edit("two", image, image), edit("both", image, other)
     assert torch.equal(one.frames, two.frames)  # the mean of a picture and itself
+    assert not torch.equal(one.frames, both.frames)
     assert (two.folder / "reference-2.png").is_file() and not (one.folder / "reference-2.png").exists()
-    assert [more["target_image"] for more in read_json(two.folder / "edit.json")["more_images"]] == [str(image)]
-    other = tave.edit_clip(run, [image, run / "edits/suv/reference.png"], "a red suv", overrides=given, show=False)
-    assert not torch.equal(other.frames, one.frames)
+    assert [more["target_image"] for more in read_json(both.folder / "edit.json")["more_images"]] == [str(other)]
 
 
 @pytest.mark.parametrize("word", ["tuning.stepz=3", "backbone=nowhere", "video.fit=wide"])
@@ -240,8 +230,3 @@ def test_tuning_from_python_refuses_in_one_line(tmp_path: Path, word: str) -> No
     with pytest.raises(ValueError, match=word.partition("=")[0]) as refused:
         tave.tune_clip("clip.mp4", "a bus", folder=tmp_path / "run", overrides=[word])
     assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
-
-
-def test_figures_are_empty_where_nothing_was_measured(run: Path) -> None:
-    write_json(run / "metrics.json", {})
-    assert tave.EditedClip(run / "edits/suv").figures == {}

@@ -12,11 +12,11 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from tave.options import OptionError
 
 from tave.benchmark import BenchmarkOptions, benchmark
 from tave.config import CONF, typed
 from tave.listing import listing_of, read_listing
+from tave.options import OptionError
 from tave.roadside.cases import NAMED, target_image, truth_of
 from tave.video import write_video
 

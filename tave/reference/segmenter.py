@@ -106,7 +106,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
         missing = "neither a folder nor in the hub's local cache: give a folder that has config.json, model.safetensors"
         folder, files = find(path, (), check, f"{missing} and {PROCESSOR} of a segmentation network ({kinds})")
         if find_spec("scipy") is None:  # needed by the losses, which the library builds as well
-            raise BackboneError("the network needs scipy, which is not installed: pip install 'tave[segmenter]'")
+            raise BackboneError("the network needs scipy, which is not installed: pip install scipy")
         hashes, _ = verified(files, folder, {}, str(path))
         processor: Any = read_part(AutoImageProcessor, folder, trust_remote_code=False)
         if getattr(processor, "do_split_image", False):
