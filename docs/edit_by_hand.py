@@ -84,12 +84,13 @@ condition = encoders.condition(TARGET_PROMPT, first.pictures)
 mask = make_mask(compare(denoiser, schedule, trajectory, source, condition, MASK), MASK)
 place = find_place(clip.frames, resize_mask(mask.source_object, *clip.frames.shape[-2:]))
 assert place is not None, "nothing to edit was found"
-(in_place,) = second_pass(first, image, place, REFERENCE).pictures
+in_place, as_it_is = second_pass(first, image, place, REFERENCE).pictures
 condition = encoders.condition(TARGET_PROMPT, [in_place])
 mask = make_mask(compare(denoiser, schedule, trajectory, source, condition, MASK), MASK)
 
 # ---- 6. sampling: from the inverted latents, with the inter-frame correction and the source's background -------------
 
+condition = encoders.condition(TARGET_PROMPT, [in_place, as_it_is])
 noisiest, generator = trajectory.level(STEPS), generator_for(SEED, "start noise")
 start = start_latents(noisiest, mask.mask, mask.binary, SAMPLER.fresh_noise, generator)
 corrections = [InterFrame(mask.mask, CORRECTION), Background(mask.mask, trajectory)]

@@ -294,7 +294,7 @@ class ConditionOptions(Options, group="condition"):
 class ReferenceOptions(Options, group="reference"):
     """The pictures that the image encoder sees: of the target, and of the source."""
 
-    mode: str = option("in_context", "picture of the target; joint: mean of as_is and in_context", choices=REFERENCES)
+    mode: str = option("joint", "picture of the target; joint: mean of as_is and in_context", choices=REFERENCES)
     frame: str = option("per_frame", "source frame of the source condition", choices=("middle", "first", "per_frame"))
     height_scale: float = option(1.0, "in_context: target's height as a multiple of the source's", low=0.05, high=20)
     heading: str = option("as_is", "in_context: target as it is shown, or mirrored", choices=("as_is", "mirrored"))

@@ -32,7 +32,7 @@ def of_clip(clip: Path) -> list[str]:
 
 
 def options(clip: Path, folder: Path, *words: str) -> TrainOptions:
-    """A small run of ``clip``, without loggers. Composed once, which takes as long as a run; ``folder``: of the cache."""
+    """A small run of ``clip`` without loggers, its cache in ``folder``. Composing takes as long as a run: once for all."""
     groups = [word for word in words if word.partition("=")[0] in ("memory", "logger")]
     values = OmegaConf.from_dotlist([f"cache={folder}", *(word for word in words if word not in groups)])
     return typed(cast(DictConfig, OmegaConf.merge(_composed(clip, *groups), values)))

@@ -134,7 +134,9 @@ def test_another_region_moves_the_edit_and_leaves_the_source_outside(encoded: En
     for edit in (found, given):
         outside = (edit.alpha == 0).expand_as(edit.frames)
         assert outside.any() and torch.equal(edit.frames[outside], CLIP.frames[outside])
-    assert torch.equal(region_of(given), corner())  # not narrowed, not grown
+    strict = pipeline(options_with(mask={"drop_unchanged": 1.0}))
+    assert not strict.edit(*encoded, TARGET).alpha.any()  # no pixel changes by the whole range
+    assert torch.equal(region_of(strict.edit(*encoded, given.target)), corner())  # not narrowed, not grown
     inside, elsewhere = corner() > 0, (found.alpha > 0) & (given.alpha == 0)
     assert given.alpha[inside].eq(1).all() and elsewhere.any()
     changed, before = ((edit.frames - CLIP.frames).abs().amax(1, keepdim=True) for edit in (given, found))
