@@ -92,12 +92,10 @@ def test_what_excludes_nothing_is_taken() -> None:
     assert TrainOptions(logger={"mine": {"_target_": "mine.Logger", "any": 1}}).logger["mine"]
 
 
-def test_the_judge_of_drawn_vehicles_scores_footage_only_when_asked() -> None:
-    drawn = config.BackboneOptions(knows=["car"])
-    assert TrainOptions(backbone=drawn).judge == config.JUDGE
-    assert TrainOptions().judge is None
-    assert TrainOptions(metrics=config.MetricsOptions(judge="shipped")).judge == config.JUDGE
-    assert TrainOptions(backbone=drawn, metrics=config.MetricsOptions(judge=None)).judge is None
+def test_a_judge_is_the_shipped_one_a_folder_or_none() -> None:
+    assert TrainOptions().judge == config.JUDGE
+    assert TrainOptions(metrics=config.MetricsOptions(judge="mine")).judge == Path("mine")
+    assert TrainOptions(metrics=config.MetricsOptions(judge=None)).judge is None
 
 
 def test_frames_to_read_are_counted_from_start_by_stride() -> None:

@@ -20,10 +20,10 @@ from tave.schedule import ddim_step
 F, C, H, W = 4, 4, 8, 8
 WEIGHTS = (0.25, 0.5, 0.25)
 FORMS: list[dict[str, Any]] = [
+    {"space": "latent", "restore_variance": False},
     {"space": "latent"},
-    {"space": "latent", "restore_variance": True},
+    {"space": "latent", "when": "before_step", "restore_variance": False},
     {"space": "latent", "when": "before_step"},
-    {"space": "latent", "when": "before_step", "restore_variance": True},
     {"space": "x0"},
     {"space": "noise"},
     {"space": "features"},
@@ -32,7 +32,12 @@ SWITCHES = [
     form | {"candidates": candidates, "agreement": agreement}
     for form, candidates, agreement in itertools.product(FORMS, ("all", "masked"), (None, 0.1))
 ]
-PLAIN: dict[str, Any] = {"steps": [0.0, 1.0], "agreement": None, "candidates": "all"}  # every cell is matched
+PLAIN: dict[str, Any] = {  # every cell is matched, and the blend alone acts
+    "steps": [0.0, 1.0],
+    "agreement": None,
+    "candidates": "all",
+    "restore_variance": False,
+}
 HOLE = torch.zeros(1, F, 1, H, W)
 HOLE[..., 2:6, 1:6] = 1
 FULL = torch.ones(1, F, 1, H, W)
