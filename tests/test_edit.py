@@ -96,7 +96,7 @@ def test_a_folder_without_a_readable_record_is_refused(tmp_path: Path, stored: s
 def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
     run: Path, edit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under the default options: neighbouring frames are blended, sampling starts from the inverted clip."""
+    """Neighbouring frames are blended by default; sampling starts from the inverted clip, with new noise inside."""
     monkeypatch.setattr(tave.writer, "write_video", partial(write_video, lossless=True))
     starts: list[Tensor] = []
     sample = tave.pipeline.sample
@@ -107,7 +107,7 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
         mask = torch.zeros(8, 1, 32, 32)
         mask[..., inside] = 1
         write_mask_video(tmp_path / "mask.mp4", mask, 8.0)
-        folder = edit(f"from_{inside.start}", f"video.mask={tmp_path / 'mask.mp4'}")
+        folder = edit(f"from_{inside.start}", f"video.mask={tmp_path / 'mask.mp4'}", "sampler.fresh_noise=0.5")
         assert (folder / "field.npz").is_file()
         made.append(frames_of(folder / "edited.mp4"))
         assert torch.equal(made[-1][..., outside], source[..., outside])
