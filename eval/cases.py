@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from tave.config import ReadOptions
-from tave.files import file_digest
+from tave.files import file_digest, read_json
 from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
 
+from . import EvalError
 from .ideal import IdealLayers
-from .records import EvalError, read_record, require_file
 
 WHOLE = ReadOptions(frames=None, multiple=1)
 
@@ -119,15 +119,20 @@ def read_cases(run: Path, names: Collection[str] | None = None, annotations: Pat
 
 
 def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
-    record = read_record(run / "run.json", optional=True)
+    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     path = folder / "soft_mask.npz"
     arrays = _arrays(path, ("binary", "mask", "alpha"))
-    source, edited = _video(run / "source.mp4"), _video(folder / "edited.mp4")
+    source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", folder / "edited.mp4"))
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
             raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
-    config = record.get("config") or {}
+    config, annotation = record.get("config") or {}, None
+    if annotations:
+        if not (video := config.get("video")):
+            raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
+        cut = ReadOptions(**{each.name: video[each.name] for each in fields(ReadOptions) if each.name in video})
+        annotation = read_annotations(annotations, edited, cut)
     return Case(
         name=folder.name,
         source=source,
@@ -135,8 +140,8 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
         request=_read_request(folder / "edit.json", record.get("image_encoder"), config),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
-        annotation=read_annotations(annotations, edited, _cut(run, config)) if annotations else None,
-        round_trip=_video(run / "round_trip.mp4") if (run / "round_trip.mp4").is_file() else None,
+        annotation=annotation,
+        round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
     )
 
 
@@ -145,9 +150,9 @@ def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -
     folder = Path(conditioner) if conditioner else None
     if not path.is_file():
         return Request(missing=f"{path} is missing", conditioner=folder)
-    record = read_record(path)
+    record = read_json(path)
     source_prompt = record.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
-    image, missing, at = None, "", record.get("target_image")
+    image, missing, at, matte = None, "", record.get("target_image"), record.get("matte")
     if not at:
         missing = "edit.json names no target image"
     elif not Path(at).is_file():
@@ -155,7 +160,6 @@ def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -
     elif file_digest(at) != record.get("sha256"):
         missing = f"the target image {at} has changed since the edit"
     else:
-        matte = record.get("matte")
         image = read_picture(Path(at), Path(matte) if matte and Path(matte).is_file() else None)
     return Request(source_prompt, record.get("target_prompt"), image, missing, folder)
 
@@ -163,29 +167,21 @@ def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -
 def read_picture(path: Path, matte: Path | None = None) -> Image4:
     """A target image; a ``matte`` file of the same size replaces its alpha."""
     rgb, alpha = read_image(path)
-    if matte is None:
-        return Image4(rgb, alpha)
-    given = read_matte(matte)
-    if given.shape[1:] != rgb.shape[1:]:
+    alpha = alpha if matte is None else read_matte(matte)
+    if alpha is not None and alpha.shape[1:] != rgb.shape[1:]:
         raise EvalError(f"{matte} isn't as large as {path}: a matte belongs to its image pixel by pixel")
-    return Image4(rgb, given)
+    return Image4(rgb, alpha)
 
 
 def read_annotations(folder: Path, like: Tensor, options: ReadOptions = WHOLE) -> Tensor:
-    """The annotated objects (all that isn't black), with the frames and size of a clip.
+    """The annotated objects (all that isn't black) -> ``f H W`` bool, with the frames and size of the clip ``like``.
 
-    Args:
-        folder: Numbered pictures, palette or RGB, as in DAVIS.
-        like: The clip ``f 3 H W`` that the masks must fit.
-        options: The frames and the crop with which the clip was read.
-
-    Returns:
-        ``f H W`` bool.
+    ``folder``: numbered pictures, palette or RGB, as in DAVIS; ``options``: those with which the clip was read.
     """
     if not folder.is_dir():
         raise EvalError(f"annotations={folder}: no such folder; give one with a numbered picture a frame, as in DAVIS")
     pictures = read_clip(folder, replace(options, width=None, height=None, multiple=1)).frames
-    inside = _not_black(pictures)  # before resampling mixes an object's palette colour with black
+    inside = (pictures > -1).any(dim=1)  # not black; before resampling mixes an object's palette colour with black
     height, width = like.shape[2:]
     sized, block = bool(options.width or options.height), options.multiple
     if not sized and [side // block * block for side in inside.shape[1:]] == [height, width]:
@@ -203,11 +199,7 @@ def read_mask(path: Path, like: Tensor) -> Tensor:
     white = pictures.mean(dim=1) > 0
     coloured = (pictures.amax(dim=1) - pictures.amin(dim=1) > 0.5).any()
     numbers = path.is_dir() and bool(coloured or not white.any())  # a video codec leaves no exact black
-    return _checked(path, _not_black(pictures) if numbers else white, like)
-
-
-def _not_black(pictures: Tensor) -> Tensor:
-    return (pictures > -1).any(dim=1)
+    return _checked(path, (pictures > -1).any(dim=1) if numbers else white, like)
 
 
 def _checked(path: Path, masks: Tensor, like: Tensor) -> Tensor:
@@ -220,29 +212,17 @@ def _checked(path: Path, masks: Tensor, like: Tensor) -> Tensor:
     return masks
 
 
-def _cut(run: Path, config: dict[str, Any]) -> ReadOptions:
-    """How the run cropped its clip."""
-    if not (video := config.get("video")):
-        raise EvalError(f"{run / 'run.json'} doesn't record how the clip was cropped, so annotations can't be fitted")
-    names = {field.name for field in fields(ReadOptions)}
-    return ReadOptions(**{name: value for name, value in video.items() if name in names})
-
-
 def _read_truth(folder: Path, edited: Tensor) -> Truth:
     frames, _, height, width = edited.shape
     wide = (frames, height + 2 * (height // 16), width + 2 * (width // 8), 4)
     picture = (frames, height, width)
-    shapes = {
-        **dict.fromkeys(("source", "ideal", "background"), (*picture, 3)),
-        **dict.fromkeys(("source_mask", "target_mask"), picture),
-        "target_layer": wide,
-        "occluder": (*picture, 4),
-    }
+    shapes = dict.fromkeys(("source", "ideal", "background"), (*picture, 3)) | {"occluder": (*picture, 4)}
+    shapes |= dict.fromkeys(("source_mask", "target_mask"), picture) | {"target_layer": wide}
     arrays = _arrays(folder / "truth.npz", tuple(shapes))
     for name, shape in shapes.items():
         if (found := arrays[name].shape) != shape:
             raise EvalError(f"{folder / 'truth.npz'}: {name} has shape {found}, but the edited clip needs {shape}")
-    record = read_record(folder / "truth.json")
+    record = read_json(folder / "truth.json")
     try:
         target = {str(key): str(value) for key, value in record["target"].items()}
         inside = [float(share) for share in record["target_inside"]]
@@ -251,35 +231,24 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
             raise ValueError("one entry a frame")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise EvalError(f"{folder / 'truth.json'} lacks target, target_inside or track of this clip") from error
-    layers = IdealLayers(from_pixels(arrays["background"]), _layer(arrays["target_layer"]), _layer(arrays["occluder"]))
+    layers = IdealLayers(*(from_pixels(arrays[name]) for name in ("background", "target_layer", "occluder")))
+    for layer in (layers.target, layers.occluder):
+        layer[:, 3] = (layer[:, 3] + 1) / 2  # alpha in [0, 1]
     old, new = (torch.from_numpy(arrays[name] > 0) for name in ("source_mask", "target_mask"))
     source, ideal = from_pixels(arrays["source"]), from_pixels(arrays["ideal"])
     track = Track(places, bool(record.get("still_camera", False)))
     return Truth(source, ideal, old, new, layers, target, inside, track)
 
 
-def _layer(array: np.ndarray) -> Tensor:
-    """``f H W 4`` uint8 -> ``f 4 H W`` float32: colours in [-1, 1], alpha in [0, 1]."""
-    layer = from_pixels(array)
-    layer[:, 3] = (layer[:, 3] + 1) / 2
-    return layer
-
-
-def _video(path: Path) -> Tensor:
-    require_file(path)
-    return read_clip(path, WHOLE).frames
-
-
 def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    require_file(path)
     try:
         # np.load leaves a damaged archive open when it opens the file itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in names if name in archive}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
-    if missing := [name for name in names if name not in found]:
-        raise EvalError(f"{path} lacks {', '.join(missing)}")
+    if missing := set(names) - set(found):
+        raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
     return found
 
 

@@ -1,21 +1,25 @@
-"""Frozen networks that measure: open_clip models, DINO, PickScore and LPIPS. All run on the CPU."""
+"""Frozen networks that measure: open_clip models, DINO, PickScore and LPIPS. All run on the CPU.
+
+Their weights are found on this disk and verified. Nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tave.video import fit_frames
+from tave.files import file_digest
 from tave.video.frames import to_pixels
 
-from .records import EvalError, WeightsError
-from .weights import Weights, cached, model_folder, offline, verify
+from . import EvalError, WeightsError
 
 BATCH = 64
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -25,6 +29,54 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 LOADING_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, OSError, AttributeError, SafetensorError)
 
 
+class Weights(NamedTuple):
+    """A file and its SHA-256 in hexadecimal."""
+
+    path: Path
+    sha256: str
+
+
+def verify(path: Path, expected: str | None = None) -> Weights:
+    """Hash ``path`` and compare with ``expected`` (a hash or its beginning), else with a hash in the file's name.
+
+    The hub's cache keeps a large file under its own SHA-256, to which the name in the snapshot links.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights; put the file there, nothing is downloaded")
+    found, named = file_digest(path), path.resolve().name
+    known = expected.lower() if expected else named if re.fullmatch(r"[0-9a-f]{64}", named) else None
+    if known is not None and not found.startswith(known):
+        raise WeightsError(f"{path}: its SHA-256 is {found}, not {known}: damaged or another file, fetch it again")
+    return Weights(path, found)
+
+
+def cached(repository: str, names: Sequence[str], cache: Path | None = None) -> Path | None:
+    """The first of ``names`` that the hub's local cache holds of ``repository``."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in names:
+        try:
+            found = try_to_load_from_cache(repository, name, cache_dir=cache)
+        except HFValidationError as error:
+            raise WeightsError(f"{repository!r} is no name of the hub: give OWNER/NAME, or a folder") from error
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the hub's client offline inside the block: a missing tokenizer fails instead of being fetched."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 class Encoder(Protocol):
     """Pictures and captions in one space."""
 
@@ -32,29 +84,12 @@ class Encoder(Protocol):
     size: int  # side in pixels of the square pictures
     fit: str  # how a whole frame becomes that square: crop | stretch | pad
 
-    def images(self, pictures: Tensor) -> Tensor:
-        """``n 3 size size`` in [-1, 1] -> unit vectors ``n d`` float32."""
-        ...
-
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        """``n`` captions -> unit vectors ``n d`` float32."""
-        ...
-
-
-def embed_frames(encoder: Encoder, frames: Tensor) -> Tensor:
-    """Whole frames through the encoder's own preprocessing -> unit vectors ``f d``."""
-    return encoder.images(fit_frames(frames, encoder.size, encoder.size, encoder.fit))
+    def images(self, pictures: Tensor) -> Tensor: ...  # n 3 size size in [-1, 1] -> unit vectors n d float32
+    def texts(self, captions: Sequence[str]) -> Tensor: ...  # n captions -> unit vectors n d float32
 
 
 class OpenClip:
-    """An open_clip model; see :func:`load_encoder` and :func:`load_folder`.
-
-    Args:
-        source: ``local-dir:FOLDER``, or an architecture that open_clip lists.
-        weights: Its verified weights.
-        name: For the id.
-        options: For ``open_clip.create_model``.
-    """
+    """An open_clip model from ``source``, ``local-dir:FOLDER`` or an architecture; see :func:`load_encoder`."""
 
     def __init__(self, source: str, weights: Weights, name: str, **options: Any) -> None:
         import open_clip  # takes seconds
@@ -114,13 +149,10 @@ def load_folder(folder: str | Path, name: str | None = None, sha256: str | None 
 def load_encoder(name: str, sha256: str | None = None, cache: Path | None = None) -> OpenClip:
     """Load an encoder from this disk; its weights are verified by SHA-256.
 
-    Args:
-        name: A folder that holds an open_clip model; ``hf-hub:OWNER/NAME``; ``ARCHITECTURE`` or ``ARCHITECTURE:TAG`` as
-            open_clip lists them, in any case (``vit-l-14``, ``ViT-B-32:laion2b_s34b_b79k``), from the hub's local cache
-            or open_clip's own; ``ARCHITECTURE:FILE``.
-        sha256: The hash that the weights must have, or its beginning. Without it, files in a cache are compared with
-            the hash that the cache or open_clip's list has.
-        cache: The hub's cache; its usual place by default.
+    ``name`` is a folder with an open_clip model; ``hf-hub:OWNER/NAME``; ``ARCHITECTURE`` or ``ARCHITECTURE:TAG`` as
+    open_clip lists them, in any case (``vit-l-14``), from the hub's local cache or open_clip's own;
+    ``ARCHITECTURE:FILE``. ``sha256`` is the hash that the weights must have, or its beginning: by default the one that
+    the cache or open_clip's list has. ``cache`` is the hub's cache.
     """
     if Path(name).is_dir():
         return load_folder(name, sha256=sha256)
@@ -143,7 +175,9 @@ def _built_in(name: str, sha256: str | None, cache: Path | None) -> OpenClip:
         raise EvalError(f"clip={name}: no folder, hf-hub:OWNER/NAME or architecture of open_clip, such as vit-l-14")
     architecture = known[architecture.lower()]
     if wanted and Path(wanted).is_file():
-        return _with_architecture(architecture, verify(Path(wanted), sha256), Path(wanted).stem, {})
+        weights = verify(Path(wanted), sha256)
+        name = f"{architecture}:{Path(wanted).stem}"
+        return OpenClip(architecture, weights, name, pretrained=wanted, force_preprocess_cfg={}, force_quick_gelu=False)
     listed = open_clip.list_pretrained_tags_by_model(architecture)
     tags = [tag for tag in listed if wanted in ("", tag)]
     if not tags:
@@ -151,19 +185,11 @@ def _built_in(name: str, sha256: str | None, cache: Path | None) -> OpenClip:
     for tag in tags:
         config = get_pretrained_cfg(architecture, tag)
         if weights := _tagged(config, sha256, cache):
-            return _with_architecture(architecture, weights, tag, config)
-    raise WeightsError(
-        f"clip={name}: no weights of {architecture} ({', '.join(tags)}) in the local caches;"
-        f" put them there or give {architecture}:FILE, nothing is downloaded"
-    )
-
-
-def _with_architecture(architecture: str, weights: Weights, tag: str, config: dict[str, Any]) -> OpenClip:
-    """``config``: what open_clip lists of the weights."""
-    picture = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
-    options = {"pretrained": str(weights.path), "force_preprocess_cfg": picture}
-    quick = bool(config.get("quick_gelu"))
-    return OpenClip(architecture, weights, f"{architecture}:{tag}", force_quick_gelu=quick, **options)
+            picture = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+            options = {"pretrained": str(weights.path), "force_quick_gelu": bool(config.get("quick_gelu"))}
+            return OpenClip(architecture, weights, f"{architecture}:{tag}", force_preprocess_cfg=picture, **options)
+    missing = f"no weights of {architecture} ({', '.join(tags)}) in the local caches"
+    raise WeightsError(f"clip={name}: {missing}; put them there or give {architecture}:FILE, nothing is downloaded")
 
 
 def _tagged(config: dict[str, Any], sha256: str | None, cache: Path | None) -> Weights | None:
@@ -176,9 +202,8 @@ def _tagged(config: dict[str, Any], sha256: str | None, cache: Path | None) -> W
     if not url or not path.is_file():
         return None
     # Both hosts have the hash in the address.
-    listed = url.split("/")[-2] if "openaipublic" in url else None
-    listed = path.stem.rpartition("-")[2] if "mlfoundations" in url else listed
-    return verify(path, sha256 or listed)
+    listed = path.stem.rpartition("-")[2] if "mlfoundations" in url else None
+    return verify(path, sha256 or (url.split("/")[-2] if "openaipublic" in url else listed))
 
 
 class Dino:
@@ -206,21 +231,31 @@ class PickScore:
         self.scale = float(self._model.logit_scale.exp())
 
     @torch.inference_mode()
-    def embed(self, pictures: Tensor, prompt: str) -> tuple[Tensor, Tensor]:
-        """``n 3 H W`` in [-1, 1] and a prompt -> unit vectors ``n d`` and ``d``. A long prompt is truncated."""
+    def score(self, pictures: Tensor, prompt: str) -> float:
+        """Mean of the model's logit (about 100 times the cosine) of ``n 3 H W`` in [-1, 1] and a prompt, truncated."""
         length = self._model.config.text_config.max_position_embeddings
         options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
         found = self._model(**self._processor(images=list(to_pixels(pictures)), text=[prompt], **options))
-        return found.image_embeds.float(), found.text_embeds[0].float()
+        return self.scale * float((found.image_embeds.float() @ found.text_embeds[0].float()).mean())
 
 
 def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: Any) -> tuple[Any, Any, str]:
-    folder, weights = model_folder(name, key, HUB_FILES, cache)
-    title = Path(name).name if Path(name).is_dir() else name
+    """Model, processor and id of ``name``, a folder or OWNER/NAME of which the hub's local cache holds a snapshot."""
+    if (folder := Path(name)).is_dir():
+        file = next((folder / file for file in HUB_FILES if (folder / file).is_file()), None)
+        if not file:
+            raise WeightsError(f"{key}={name}: the folder has none of {', '.join(HUB_FILES)}; give a model's folder")
+        title = folder.name
+    else:
+        file, title = cached(name, HUB_FILES, cache) if name.count("/") == 1 else None, name
+        if file is None:
+            raise WeightsError(f"{key}={name}: neither a folder nor in the hub's local cache, nothing is downloaded")
+        folder = file.parent
+    made = f"{title}@{verify(file).sha256[:12]}"
     try:
         with offline():
-            made = model.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-            return made, processor.from_pretrained(folder, local_files_only=True), f"{title}@{weights.sha256[:12]}"
+            loaded = model.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+            return loaded, processor.from_pretrained(folder, local_files_only=True), made
     except LOADING_ERRORS as error:
         raise WeightsError(f"{key}={name}: transformers can't load it: {_reason(error)}") from error
 
@@ -232,20 +267,20 @@ class Lpips:
     """
 
     def __init__(self, weights: Weights | None = None) -> None:
-        # The public function averages over the whole picture; only the network itself gives the map.
+        # The public function averages over the whole picture; the network itself gives the map.
         from torchmetrics.functional.image.lpips import _LPIPS
 
         at = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
         weights = weights or verify(at, at.stem.rpartition("-")[2])
         network = _LPIPS(net="alex", spatial=True, pnet_rand=True)
         stored = torch.load(weights.path, map_location="cpu", weights_only=True)
-        for part in network.net.children():
-            for name, layer in part.named_children():
+        layers = [pair for part in network.net.children() for pair in part.named_children()]
+        try:
+            for name, layer in layers:
                 if isinstance(layer, nn.Conv2d):
-                    try:
-                        layer.load_state_dict({key: stored[f"features.{name}.{key}"] for key in ("weight", "bias")})
-                    except (KeyError, RuntimeError) as error:
-                        raise WeightsError(f"{weights.path}: isn't torchvision's AlexNet; fetch {ALEXNET}") from error
+                    layer.load_state_dict({key: stored[f"features.{name}.{key}"] for key in ("weight", "bias")})
+        except (KeyError, RuntimeError) as error:
+            raise WeightsError(f"{weights.path}: isn't torchvision's AlexNet; fetch {ALEXNET}") from error
         self._network = network.eval().requires_grad_(False)
         self.id = f"lpips-alex@{weights.sha256[:12]}"
 

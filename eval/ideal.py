@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .background import psnr, psnr_of_sum, require_same_shape, squared_error, ssim
-from .records import EvalError
+from .regions import psnr, psnr_of_sum, require_same_shape, squared_error, ssim
 
 PRESENT = 0.5  # share of the ideal frame's difference from the empty scene that counts as an object
 ALL = slice(None)
@@ -27,13 +27,6 @@ class IdealLayers:
     background: Tensor  # f 3 H W, without vehicle and occluder
     target: Tensor  # f 4 H+2*my W+2*mx, with margins my = H // 16 and mx = W // 8 around the picture
     occluder: Tensor  # f 4 H W
-
-    def __post_init__(self) -> None:
-        frames, _, height, width = self.background.shape
-        wide = (frames, 4, height + 2 * (height // 16), width + 2 * (width // 8))
-        for name, shape in (("target", wide), ("occluder", (frames, 4, height, width))):
-            if (found := tuple(getattr(self, name).shape)) != shape:
-                raise EvalError(f"the {name} layer is {found}, but the background needs {shape}")
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -62,8 +55,7 @@ class IdealLayers:
         return self.target[:, :, my - dy : my - dy + height, mx - dx : mx - dx + width]
 
 
-@dataclass(frozen=True)
-class Aligned:
+class Aligned(NamedTuple):
     """The shift of the ideal target with the highest PSNR, in pixels right and down, and that PSNR in dB."""
 
     psnr: float | None
@@ -77,13 +69,10 @@ def residue(edited: Tensor, source: Tensor, ideal: Tensor, source_mask: Tensor, 
     ``source`` and ``ideal`` are as drawn, before any video codec.
     """
     require_same_shape(edited=edited, source=source, ideal=ideal)
-    require_same_shape(pixels=edited[:, 0], source_mask=source_mask, target_mask=target_mask)
     given_up = source_mask & ~target_mask
-    total = int(given_up.sum())
-    if total == 0:
-        return None
     nearer = squared_error(edited, source) < squared_error(edited, ideal)
-    return int((nearer & given_up).sum()) / total
+    total = int(given_up.sum())
+    return int((nearer & given_up).sum()) / total if total else None
 
 
 def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
@@ -107,7 +96,6 @@ def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
 
 def ideal_psnr(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor) -> float | None:
     """PSNR against the ideal clip over source-or-target pixels, in dB."""
-    require_same_shape(source_mask=source_mask, target_mask=target_mask)
     return psnr(edited, ideal, source_mask | target_mask)
 
 
@@ -144,18 +132,13 @@ def ideal_ssim(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: 
 
 
 def ideal_ssim_aligned(
-    edited: Tensor,
-    ideal: Tensor,
-    source_mask: Tensor,
-    target_mask: Tensor,
-    layers: IdealLayers,
-    at: Aligned | None = None,
+    edited: Tensor, ideal: Tensor, source: Tensor, target: Tensor, layers: IdealLayers, at: Aligned | None = None
 ) -> float | None:
     """:func:`ideal_ssim` at the shift that :func:`align` finds, or that is given."""
-    at = at or align(edited, ideal, source_mask, target_mask, layers)
+    at = at or align(edited, ideal, source, target, layers)
     if at.dx or at.dy:
-        ideal, target_mask = layers.render(at.dx, at.dy)
-    return ideal_ssim(edited, ideal, source_mask, target_mask)
+        ideal, target = layers.render(at.dx, at.dy)
+    return ideal_ssim(edited, ideal, source, target)
 
 
 def _over(layer: Tensor, below: Tensor) -> Tensor:
@@ -166,6 +149,4 @@ def _over(layer: Tensor, below: Tensor) -> Tensor:
 def _span(drawn: Tensor, margin: int, size: int) -> slice:
     """Picture positions that a layer's ``drawn`` positions (bool, ``size + margin`` of them) reach by any shift."""
     found = torch.nonzero(drawn)
-    if len(found) == 0:
-        return slice(0, 0)
-    return slice(max(0, int(found[0]) - margin), min(size, int(found[-1]) + 1))
+    return slice(max(0, int(found[0]) - margin), min(size, int(found[-1]) + 1)) if len(found) else slice(0, 0)

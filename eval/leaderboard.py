@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tave.cli import entry_point
 from tave.config import LeaderboardOptions
-from tave.files import whole_file
+from tave.files import whole_file, write_json
 
-from .records import EvalError
+from . import EvalError
 from .runs import Results, find, read_results, split_methods
 from .tables import ALL, ARROWS, FEWEST, as_json, escape, markdown_table, reference_of
 
@@ -39,17 +38,27 @@ def leaderboard(options: LeaderboardOptions) -> Path:
     board["notices"] = _notices(board)
     out = Path(options.out)
     head = ["method", "group", "metric", "mean", "low", "high", "n"]
+    names = [name for name in found.metrics if any(name in result.figures for result in found.results)]
+    edits = [
+        [r.case, " ".join(r.groups), r.method, r.seed]
+        + [f"{r.figures[name]:.6g}" if name in r.figures else "" for name in names]
+        for r in found.results
+    ]
     contents = {
-        "leaderboard.json": json.dumps(board, indent=1, allow_nan=False) + "\n",
         "leaderboard.csv": _csv(head, ([mean[key] for key in head] for mean in board["means"])),
-        "cases.csv": _cases(found),
+        "cases.csv": _csv(["case", "groups", "method", "seed", *names], edits),
         "leaderboard.md": markdown(board, options.title, options.note),
         "leaderboard.html": page(board, found.results, options.title, options.note, options.clips),
     }
+    write_json(out / "leaderboard.json", board)
     for name, text in contents.items():
         with whole_file(out / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    print(_summary(board))
+    for metric in board["metrics"]:  # the group of all cases, for the terminal
+        print(_headed(board, metric))
+        for each in board["means"]:
+            if (each["metric"], each["group"]) == (metric, ALL):
+                print(f"  {each['method']:<24}{_shown(each)}  n={each['n']}")
     print(out / "leaderboard.html")
     return out / "leaderboard.html"
 
@@ -112,31 +121,10 @@ def _shown(record: dict[str, Any] | None, key: str = "mean") -> str:
     return "" if record is None else f"{record[key]:.3g} [{record['low']:.3g}, {record['high']:.3g}]"
 
 
-def _cases(found: Results) -> str:
-    """Every figure of every edit, one edit a line."""
-    names = [name for name in found.metrics if any(name in result.figures for result in found.results)]
-    lines = (
-        [r.case, " ".join(r.groups), r.method, r.seed]
-        + [f"{r.figures[name]:.6g}" if name in r.figures else "" for name in names]
-        for r in found.results
-    )
-    return _csv(["case", "groups", "method", "seed", *names], lines)
-
-
 def _csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     sink = io.StringIO()
     csv.writer(sink).writerows([head, *lines])
     return sink.getvalue()
-
-
-def _summary(board: dict[str, Any]) -> str:
-    """The group of all cases, for the terminal."""
-    lines = []
-    for metric in board["metrics"]:
-        lines.append(_headed(board, metric))
-        of_all = [e for e in board["means"] if (e["metric"], e["group"]) == (metric, ALL)]
-        lines += [f"  {e['method']:<24}{_shown(e)}  n={e['n']}" for e in of_all]
-    return "\n".join(lines)
 
 
 def _work(options: LeaderboardOptions, _: object) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import alignment, background, ideal, judge, motion, regions
+from tave.video import fit_frames
+
+from . import ideal, judge, motion, regions
 from .cases import Case, Truth
-from .encoders import Dino, Encoder, Lpips, OpenClip, PickScore, embed_frames
+from .encoders import Dino, Encoder, Lpips, OpenClip, PickScore
 from .metrics import CROPS, OUTSIDE, Figure, figure
 
 DINO_SIZE = 224
@@ -60,8 +61,8 @@ def measure(case: Case, tools: Tools) -> Report:
         if tools.judge:
             _judged(report, case, case.truth, tools.judge)
     elif case.annotation is not None and mask is not None:
-        report.add("mask_recall", regions.mask_recall(mask, case.annotation), over="annotated object")
-        report.add("mask_iou_source", regions.mask_iou_source(mask, case.annotation), over="annotated object")
+        for name, function in (("mask_recall", regions.mask_recall), ("mask_iou_source", regions.mask_iou_source)):
+            report.add(name, function(mask, case.annotation), over="annotated object")
     if len(case.edited) < 2:
         report.skip("warp error, temporal IoU", "a single frame doesn't move")
     elif case.truth:
@@ -78,10 +79,10 @@ def _background(report: Report, case: Case, mask: Tensor | None, tools: Tools) -
             if frames is None:
                 continue
             suffix, clips, words = OUTSIDE[which], (frames, case.source, region), {"over": over, "reference": reference}
-            report.add(f"background_psnr{suffix}", background.psnr(*clips), **words)
-            report.add(f"background_ssim{suffix}", background.background_ssim(*clips), **words)
+            report.add(f"background_psnr{suffix}", regions.psnr(*clips), **words)
+            report.add(f"background_ssim{suffix}", regions.background_ssim(*clips), **words)
             if tools.lpips:
-                distance = background.background_lpips(*clips, tools.lpips)
+                distance = regions.background_lpips(*clips, tools.lpips)
                 report.add(f"background_lpips{suffix}", distance, by=tools.lpips.id, **words)
     if mask is None and case.masks.alpha is None:
         report.skip("the mask, and the background outside of it", "there is none; give mask=...")
@@ -109,7 +110,7 @@ def _backgrounds(case: Case, mask: Tensor | None) -> dict[str, tuple[Tensor, str
 
 
 def _beyond(region: Tensor, name: str) -> tuple[Tensor, str]:
-    return background.outside(region), f"beyond {background.GUARD} px of {name}"
+    return regions.outside(region), f"beyond {regions.GUARD} px of {name}"
 
 
 def _against_truth(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
@@ -119,32 +120,32 @@ def _against_truth(report: Report, case: Case, truth: Truth, mask: Tensor | None
         report.add("mask_recall", regions.mask_recall(mask, old))
     if case.masks.binary is not None:
         height, width = case.masks.binary.shape[1:]
-        grid = f"{width}x{height}"
-        report.add("mask_iou_union", regions.mask_iou_union(case.masks.binary, old, new), size=grid)
-        if mask is not None:
-            final = regions.cells(mask, height, width)
-            report.add("mask_iou_final", regions.mask_iou_union(final, old, new), size=grid)
-    # Source and ideal both as drawn: a codec's traces in the source clip would attract the edit.
-    report.add("residue", ideal.residue(edited, truth.source, truth.ideal, old, new))
-    report.add("object_presence", ideal.object_presence(edited, truth.layers))
+        final = None if mask is None else regions.cells(mask, height, width)
+        for name, cells in (("mask_iou_union", case.masks.binary), ("mask_iou_final", final)):
+            if cells is not None:
+                report.add(name, regions.mask_iou_union(cells, old, new), size=f"{width}x{height}")
     clips = (edited, truth.ideal, old, new)
     aligned = ideal.align(*clips, truth.layers)
-    report.add("ideal_psnr", ideal.ideal_psnr(*clips))
-    report.add("ideal_psnr_aligned", aligned.psnr)
-    report.add("ideal_ssim", ideal.ideal_ssim(*clips))
-    report.add("ideal_ssim_aligned", ideal.ideal_ssim_aligned(*clips, truth.layers, aligned))
-    report.add("ideal_shift", [aligned.dx, aligned.dy])
+    for name, value in (
+        # Source and ideal both as drawn: a codec's traces in the source clip would attract the edit.
+        ("residue", ideal.residue(edited, truth.source, truth.ideal, old, new)),
+        ("object_presence", ideal.object_presence(edited, truth.layers)),
+        ("ideal_psnr", ideal.ideal_psnr(*clips)),
+        ("ideal_psnr_aligned", aligned.psnr),
+        ("ideal_ssim", ideal.ideal_ssim(*clips)),
+        ("ideal_ssim_aligned", ideal.ideal_ssim_aligned(*clips, truth.layers, aligned)),
+        ("ideal_shift", [aligned.dx, aligned.dy]),
+    ):
+        report.add(name, value)
 
 
 def _judged(report: Report, case: Case, truth: Truth, by: judge.Judge) -> None:
-    clips = {"": case.edited, "_ceiling": truth.ideal, "_floor": case.source}
-    scores = judge.judge_accuracies(by, clips, truth.union, truth.inside, truth.target)
-    report.add("judge_frames", scores["judge_frames"])
-    for kind in judge.KINDS:
-        for suffix in clips:
-            name, reference = f"judge_{kind}_accuracy", suffix.removeprefix("_")
-            size = f"{by.encoder.size}px"
-            report.add(name, scores[name + suffix], reference=reference, by=by.id, size=size)
+    clips = {"": case.edited, "ceiling": truth.ideal, "floor": case.source}
+    frames, scores = judge.judge_accuracies(by, clips, truth.union, truth.inside, truth.target)
+    report.add("judge_frames", frames)
+    for (kind, reference), value in scores.items():
+        size = f"{by.encoder.size}px"
+        report.add(f"judge_{kind}_accuracy", value, reference=reference, by=by.id, size=size)
 
 
 def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
@@ -157,10 +158,10 @@ def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | 
         name, path, by = "warp_error_background_still", motion.still(len(case.source), *size), TRACK
     else:
         name, path, by = "warp_error_background_flow", motion.optical_flow(case.source), FLOW
-    _pair(report, name, case, (path, path), background.outside(truth.union), by=by)
+    _pair(report, name, case, (path, path), regions.outside(truth.union), by=by)
     if mask is not None:
-        report.add("mask_temporal_iou", motion.temporal_iou(mask, track), by=TRACK)
-        report.add("mask_temporal_iou", motion.temporal_iou(old, track), by=TRACK, reference="source")
+        for region, reference in ((mask, ""), (old, "source")):
+            report.add("mask_temporal_iou", motion.temporal_iou(region, track), by=TRACK, reference=reference)
 
 
 def _along_flow(report: Report, case: Case, mask: Tensor | None) -> None:
@@ -176,11 +177,9 @@ def _along_flow(report: Report, case: Case, mask: Tensor | None) -> None:
     _pair(report, f"warp_error_outside_{which}", case, (flow, flow), free, by=FLOW, over=over)
     for frames, reference in ((case.edited, ""), (case.source, "source")):
         report.add(f"gradient_energy_in_{which}", motion.gradient_energy(frames, region), reference=reference)
-    if mask is not None:
-        report.add("mask_temporal_iou_flow", motion.temporal_iou(mask, flow), by=FLOW)
-    if case.annotation is not None:
-        value = motion.temporal_iou(case.annotation, flow)
-        report.add("mask_temporal_iou_flow", value, by=FLOW, reference="source")
+    for moving, reference in ((mask, ""), (case.annotation, "source")):
+        if moving is not None:
+            report.add("mask_temporal_iou_flow", motion.temporal_iou(moving, flow), by=FLOW, reference=reference)
 
 
 def _pair(
@@ -197,39 +196,33 @@ def _object(case: Case, mask: Tensor | None) -> tuple[Tensor | None, str]:
 
 
 def _by_encoders(report: Report, case: Case, mask: Tensor | None, tools: Tools) -> None:
-    prompt, image = case.request.target_prompt, case.request.image
+    request, prompt, image = case.request, case.request.target_prompt, case.request.image
     if case.truth:  # empty in frames that don't count
         counted = torch.tensor(case.truth.inside) >= judge.MIN_INSIDE
         region, which = case.truth.union & counted[:, None, None], "truth"
     else:
         region, which = _object(case, mask)
-    if prompt is None:
-        report.skip("alignment with the prompt", case.request.missing or "give target_prompt=...")
-    if image is None:
-        report.skip("alignment with the target image", case.request.missing)
-    if region is None:
-        report.skip("alignment of the object alone", NOWHERE)
+    remedy = {"clip": "no encoder", "dino": "no encoder", "pickscore": "no encoder"} | tools.remedy
+    for what, found, why in (
+        ("alignment with the prompt", prompt, request.missing or "give target_prompt=..."),
+        ("alignment with the target image", image, request.missing),
+        ("alignment of the object alone", region, NOWHERE),
+        ("clip_text, clip_image, frame_consistency, frame_accuracy", tools.clip, remedy["clip"]),
+        ("dino_image", tools.dino, remedy["dino"]),
+        ("pickscore", tools.pickscore, remedy["pickscore"]),
+    ):
+        if found is None:
+            report.skip(what, why)
     if tools.clip:
         _by_clip(report, case, region, CROPS[which], tools.clip)
-    else:
-        names = "clip_text, clip_image, frame_consistency, frame_accuracy"
-        report.skip(names, tools.remedy.get("clip", "no encoder"))
     if tools.dino and image is not None:
-        words = {"by": tools.dino.id, "size": f"{DINO_SIZE}px"}
-        references = alignment.reference_pictures(*image, DINO_SIZE)
-        whole, cut = (tools.dino.images(picture) for picture in references)
-        report.add("dino_image", alignment.image_alignment(tools.dino.images(case.edited), whole), **words)
-        if region is not None:
-            crops = alignment.masked_crops(case.edited, region, DINO_SIZE)
-            value = alignment.image_alignment(tools.dino.images(crops), cut) if len(crops) else None
-            report.add(f"dino_image{CROPS[which]}", value, **words)
-    elif not tools.dino:
-        report.skip("dino_image", tools.remedy.get("dino", "no encoder"))
+        targets = tuple(map(tools.dino.images, judge.reference_pictures(*image, DINO_SIZE)))
+        seen = tools.dino.images(case.edited)
+        for suffix, pictures, target in _views(tools.dino, DINO_SIZE, case.edited, seen, region, CROPS[which], targets):
+            value = judge.image_alignment(pictures, target)
+            report.add(f"dino_image{suffix}", value, by=tools.dino.id, size=f"{DINO_SIZE}px")
     if tools.pickscore and prompt is not None:
-        value = alignment.pickscore(*tools.pickscore.embed(case.edited, prompt), tools.pickscore.scale)
-        report.add("pickscore", value, by=tools.pickscore.id, size="model's own")
-    elif not tools.pickscore:
-        report.skip("pickscore", tools.remedy.get("pickscore", "no encoder"))
+        report.add("pickscore", tools.pickscore.score(case.edited, prompt), by=tools.pickscore.id, size="model's own")
 
 
 def _by_clip(report: Report, case: Case, region: Tensor | None, suffix: str, clip: Encoder) -> None:
@@ -237,36 +230,38 @@ def _by_clip(report: Report, case: Case, region: Tensor | None, suffix: str, cli
     if conditioner and isinstance(clip, OpenClip) and clip.conditions(conditioner):
         report.notes.append(f"{clip.id} also conditions the model: clip_image and clip_text favour it")
     words = {"by": clip.id, "size": f"{clip.size}px"}
-    caption = None if request.target_prompt is None else clip.texts([request.target_prompt])[0]
-    references: tuple[Tensor, ...] = ()
+    before, caption = (
+        None if prompt is None else clip.texts([prompt])[0] for prompt in (request.source_prompt, request.target_prompt)
+    )
+    targets: tuple[Tensor, ...] = ()
     if request.image:
-        references = tuple(clip.images(p) for p in alignment.reference_pictures(*request.image, clip.size))
+        targets = tuple(map(clip.images, judge.reference_pictures(*request.image, clip.size)))
     for frames, reference in ((case.edited, ""), (case.source, "source")):
-        seen = embed_frames(clip, frames)
-        report.add("frame_consistency_adjacent", alignment.adjacent_consistency(seen), reference=reference, **words)
-        report.add("frame_consistency_pairs", alignment.pairwise_consistency(seen), reference=reference, **words)
-        for ending, pictures, target in _views(clip, frames, seen, region, suffix, references):
+        seen = clip.images(fit_frames(frames, clip.size, clip.size, clip.fit))
+        found = {
+            "frame_consistency_adjacent": judge.adjacent_consistency(seen),
+            "frame_consistency_pairs": judge.pairwise_consistency(seen),
+        }
+        for ending, pictures, target in _views(clip, clip.size, frames, seen, region, suffix, targets):
             if caption is not None:
-                value = alignment.text_alignment(pictures, caption)
-                report.add(f"clip_text{ending}", value, reference=reference, **words)
-            if target is not None:
-                value = alignment.image_alignment(pictures, target)
-                report.add(f"clip_image{ending}", value, reference=reference, **words)
-        if reference:
-            continue
-        if caption is None or request.source_prompt is None:
-            report.skip("frame_accuracy", "it needs both prompts; give source_prompt=... and target_prompt=...")
-        else:
-            before = clip.texts([request.source_prompt])[0]
-            report.add("frame_accuracy", alignment.frame_accuracy(seen, caption, before), **words)
+                found[f"clip_text{ending}"] = judge.text_alignment(pictures, caption)
+            if targets:
+                found[f"clip_image{ending}"] = judge.image_alignment(pictures, target)
+        if not reference and before is not None and caption is not None:
+            found["frame_accuracy"] = judge.frame_accuracy(seen, caption, before)
+        for name, value in found.items():
+            report.add(name, value, reference=reference, **words)
+    if before is None or caption is None:
+        report.skip("frame_accuracy", "it needs both prompts; give source_prompt=... and target_prompt=...")
 
 
 def _views(
-    clip: Encoder, frames: Tensor, seen: Tensor, region: Tensor | None, suffix: str, references: tuple[Tensor, ...]
-) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    eye: Encoder | Dino, size: int, frames: Tensor, seen: Tensor, region: Tensor | None, suffix: str,
+    targets: tuple[Tensor, ...],
+) -> list[tuple[str, Tensor, Tensor]]:  # fmt: skip
     """Whole frames, then crops of the object: ending of the metric's name, embeddings, those of the target image."""
-    whole, cut = references or (None, None)
-    yield "", seen, whole
-    if region is not None:
-        crops = alignment.masked_crops(frames, region, clip.size)
-        yield suffix, clip.images(crops) if len(crops) else seen[:0], cut
+    whole, cut = targets or (seen[:0], seen[:0])
+    if region is None:
+        return [("", seen, whole)]
+    crops = judge.masked_crops(frames, region, size)
+    return [("", seen, whole), (suffix, eye.images(crops) if len(crops) else seen[:0], cut)]

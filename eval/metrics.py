@@ -19,7 +19,8 @@ import torch
 import torchmetrics
 from torch import Tensor
 
-from . import alignment, background, ideal, judge, motion, regions
+from . import ideal, judge, motion, regions
+from .encoders import PickScore
 from .tables import REFERENCES
 
 OUTSIDE = {"truth": "", "mask": "_outside_mask", "annotation": "_outside_annotation", "union": "_outside_union"}
@@ -55,60 +56,53 @@ class Figure:
 
 
 def _metrics() -> Iterator[Metric]:
+    """Name, function, unit, aggregation, direction and region of each metric."""
     for region, suffix in OUTSIDE.items():
-        yield Metric(f"background_psnr{suffix}", background.psnr, "dB", POOLED, True, region)
+        yield Metric(f"background_psnr{suffix}", regions.psnr, "dB", POOLED, True, region)
         windows = "whole windows of all frames"
-        yield Metric(f"background_ssim{suffix}", background.background_ssim, "ssim", windows, True, region)
-        yield Metric(f"background_lpips{suffix}", background.background_lpips, "lpips", POOLED, False, region)
-    yield Metric("mask_area_ratio", regions.mask_area_ratio, "ratio", POOLED, None, "truth")
-    yield Metric("mask_recall", regions.mask_recall, "share", POOLED, True, "truth")
-    for name in ("mask_iou_union", "mask_iou_final"):  # before dilation, and the mask that was applied
-        yield Metric(name, regions.mask_iou_union, "share", "latent cells of all frames pooled", True, "truth")
-    yield Metric("mask_iou_source", regions.mask_iou_source, "share", POOLED, None, "annotation")
-    yield Metric("residue", ideal.residue, "share", POOLED, False, "truth")
-    yield Metric("object_presence", ideal.object_presence, "share", "frames", True, "truth")
-    yield Metric("ideal_psnr", ideal.ideal_psnr, "dB", POOLED, True, "truth")
-    yield Metric("ideal_ssim", ideal.ideal_ssim, "ssim", POOLED, True, "truth")
-    shifted = f"{POOLED}, best shift"
-    yield Metric("ideal_psnr_aligned", lambda *args: ideal.align(*args).psnr, "dB", shifted, True, "truth")
-    yield Metric("ideal_ssim_aligned", ideal.ideal_ssim_aligned, "ssim", f"{shifted} of the PSNR", True, "truth")
-    for kind in judge.KINDS:
-        yield Metric(f"judge_{kind}_accuracy", judge.accuracy, "share", "frames", True, "truth")
-    yield from _along_the_motion()
-    yield from _by_encoders()
-
-
-def _along_the_motion() -> Iterator[Metric]:
+        yield Metric(f"background_ssim{suffix}", regions.background_ssim, "ssim", windows, True, region)
+        yield Metric(f"background_lpips{suffix}", regions.background_lpips, "lpips", POOLED, False, region)
+    cells, shifted = "latent cells of all frames pooled", f"{POOLED}, best shift"
     levels, pairs, adjacent = "8-bit levels", "pixels of all pairs pooled", "pairs of pixels of all frames pooled"
-    # A flow's errors are part of the last of these, so that it has no common mean with the one of a still camera.
-    for name in ("warp_error_object", "warp_error_background_still", "warp_error_background_flow"):
-        yield Metric(name, motion.warp_error, levels, pairs, False, "truth")
-    yield Metric("object_gradient_energy", motion.gradient_energy, f"squared {levels}", adjacent, None, "truth")
+    whole, neighbours = "mean over frames", "mean over neighbours"
+    # The IoU before dilation, and of the mask that was applied. A flow's errors are part of the background's warp error
+    # along it, so that it has no common mean with the one of a still camera.
+    for facts in (
+        ("mask_area_ratio", regions.mask_area_ratio, "ratio", POOLED, None, "truth"),
+        ("mask_recall", regions.mask_recall, "share", POOLED, True, "truth"),
+        ("mask_iou_union", regions.mask_iou_union, "share", cells, True, "truth"),
+        ("mask_iou_final", regions.mask_iou_union, "share", cells, True, "truth"),
+        ("mask_iou_source", regions.mask_iou_source, "share", POOLED, None, "annotation"),
+        ("residue", ideal.residue, "share", POOLED, False, "truth"),
+        ("object_presence", ideal.object_presence, "share", "frames", True, "truth"),
+        ("ideal_psnr", ideal.ideal_psnr, "dB", POOLED, True, "truth"),
+        ("ideal_ssim", ideal.ideal_ssim, "ssim", POOLED, True, "truth"),
+        ("ideal_psnr_aligned", lambda *args: ideal.align(*args).psnr, "dB", shifted, True, "truth"),
+        ("ideal_ssim_aligned", ideal.ideal_ssim_aligned, "ssim", f"{shifted} of the PSNR", True, "truth"),
+        *((f"judge_{kind}_accuracy", judge.accuracy, "share", "frames", True, "truth") for kind in judge.KINDS),
+        ("warp_error_object", motion.warp_error, levels, pairs, False, "truth"),
+        ("warp_error_background_still", motion.warp_error, levels, pairs, False, "truth"),
+        ("warp_error_background_flow", motion.warp_error, levels, pairs, False, "truth"),
+        ("object_gradient_energy", motion.gradient_energy, f"squared {levels}", adjacent, None, "truth"),
+    ):
+        yield Metric(*facts)
     for region in ("mask", "annotation"):
         for side in ("in", "outside"):
             yield Metric(f"warp_error_{side}_{region}", motion.warp_error, levels, pairs, False, region)
         name = f"gradient_energy_in_{region}"
         yield Metric(name, motion.gradient_energy, f"squared {levels}", adjacent, None, region)
-    for name, region in (("mask_temporal_iou", "truth"), ("mask_temporal_iou_flow", "mask")):
-        yield Metric(name, motion.temporal_iou, "share", "mean over neighbours", True, region)
-
-
-def _by_encoders() -> Iterator[Metric]:
-    whole, of = "mean over frames", {"truth": "source or ideal target", "mask": "the edit mask"}
-    for name, function in (
-        ("clip_text", alignment.text_alignment),
-        ("clip_image", alignment.image_alignment),
-        ("dino_image", alignment.image_alignment),
-    ):
+    yield Metric("mask_temporal_iou", motion.temporal_iou, "share", neighbours, True, "truth")
+    yield Metric("mask_temporal_iou_flow", motion.temporal_iou, "share", neighbours, True, "mask")
+    objects = {"truth": "source or ideal target", "mask": "the edit mask", "annotation": "the annotated object"}
+    for name in ("clip_text", "clip_image", "dino_image"):
+        function = judge.text_alignment if name == "clip_text" else judge.image_alignment
         yield Metric(name, function, "cosine", whole, True)
         for region, suffix in CROPS.items():
-            crop = f"{whole}, crop of {of.get(region, 'the annotated object')}"
-            yield Metric(name + suffix, function, "cosine", crop, True, region)
-    neighbours, pairs = "mean over neighbours", "mean over all pairs"
-    yield Metric("frame_consistency_adjacent", alignment.adjacent_consistency, "cosine", neighbours, True)
-    yield Metric("frame_consistency_pairs", alignment.pairwise_consistency, "cosine", pairs, True)
-    yield Metric("frame_accuracy", alignment.frame_accuracy, "share", "frames", True)
-    yield Metric("pickscore", alignment.pickscore, "logit", whole, True)
+            yield Metric(name + suffix, function, "cosine", f"{whole}, crop of {objects[region]}", True, region)
+    yield Metric("frame_consistency_adjacent", judge.adjacent_consistency, "cosine", neighbours, True)
+    yield Metric("frame_consistency_pairs", judge.pairwise_consistency, "cosine", "mean over all pairs", True)
+    yield Metric("frame_accuracy", judge.frame_accuracy, "share", "frames", True)
+    yield Metric("pickscore", PickScore.score, "logit", whole, True)
 
 
 METRICS = {metric.name: metric for metric in _metrics()}
@@ -121,15 +115,11 @@ NAMES = {"judge_frames", *METRICS, *(f"{name}_{reference}" for name in METRICS f
 def figure(
     name: str, value: Any, *, by: str = "-", size: str = "-", over: str = "", reference: str = ""
 ) -> tuple[str, Figure]:
-    """Name and :class:`Figure` of a measured ``value``.
+    """Name and :class:`Figure` of a value of one of :data:`METRICS` or :data:`FACTS`.
 
-    Args:
-        name: In :data:`METRICS` or :data:`FACTS`.
-        value: The value.
-        by: The encoder with its hash, or the source of the motion.
-        size: The resolution of the measurement.
-        over: The region, where a metric has several.
-        reference: One of :data:`REFERENCES`; such a value has no better direction.
+    ``by`` is the encoder with its hash or the source of the motion, ``size`` the resolution of the measurement,
+    ``over`` the region where a metric has several, ``reference`` one of :data:`REFERENCES`, whose values have no better
+    direction.
     """
     if name in FACTS:
         return name, Figure(value, f"{name}/{by}/{size}/clip/v1", None, FACTS[name])

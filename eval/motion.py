@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tave.video.frames import to_pixels
 
-from .background import require_region, require_same_shape
+from .regions import require_region, require_same_shape
 
 
 @dataclass(frozen=True)

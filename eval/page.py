@@ -22,12 +22,8 @@ from .tables import FEWEST, methods_of
 def page(board: dict[str, Any], results: Sequence[Result], title: str, note: str = "", clips: int = 12) -> str:
     """The page as text.
 
-    Args:
-        board: The content of ``leaderboard.json``.
-        results: The edits; their clips are embedded.
-        title: The heading.
-        note: A line below it.
-        clips: Number of cases whose clips are embedded, spread over the list.
+    ``board`` is the content of ``leaderboard.json``, ``note`` a line below the title; the clips of up to ``clips``
+    cases of ``results``, spread over the list, are embedded.
     """
     style, script = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
     data = json.dumps(board).replace("<", "\\u003c")

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from tave.config import ReadOptions
 from tave.video import read_clip, read_image
 
-from .records import EvalError
-from .tables import ALL
+from . import EvalError
+from .tables import ALL, BETTER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,18 +57,15 @@ def grid(
     """Lines of pictures `H W` or `H W 3`, each with its label; ``side`` in inches; ``shown`` as for ``imshow``."""
     across = max(len(pictures) for _, pictures in lines)
     figure = _figure(side * across + 0.4, (side + 0.1) * len(lines))
-    panels = figure.subplots(len(lines), across, squeeze=False)
+    panels = figure.subplots(len(lines), across, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for line, (label, pictures) in zip(panels, lines, strict=True):
-        for place, panel in enumerate(line):
-            panel.set_xticks([], [])
-            panel.set_yticks([], [])
-            if place >= len(pictures):
-                panel.set_axis_off()
-                continue
-            panel.imshow(pictures[place], **shown)
-            if panel in panels[0] and place < len(titles):
-                panel.set_title(titles[place], fontsize=8)
+        for panel, picture in zip(line, pictures, strict=False):
+            panel.imshow(picture, **shown)
+        for panel in line[len(pictures) :]:
+            panel.set_axis_off()
         line[0].set_ylabel(label, fontsize=7)
+    for panel, title in zip(panels[0], titles, strict=False):
+        panel.set_title(title, fontsize=8)
     return figure
 
 
@@ -174,11 +171,14 @@ def by_value(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dic
         means, spreads = [each["mean"] for each in own], [each["seeds_sd"] or 0 for each in own]
         panel.errorbar(places, means, spreads, marker="s", color="black", label="mean")
         panel.set_xticks(places, [each["value"] for each in own], rotation=35, ha="right", fontsize=6)
-        panel.set_title(f"{name}\n{_better(facts[name])}", fontsize=8)
-        panel.set_ylabel(facts[name]["unit"], fontsize=7)
-        if number == 1:
-            panel.legend(fontsize=5, framealpha=0.4)
+        _label(panel, name, "y", facts[name])
+    figure.axes[0].legend(fontsize=5, framealpha=0.4)
     return figure
+
+
+def _label(panel: Any, title: str, axis: str, facts: dict[str, Any]) -> None:
+    panel.set_title(f"{title}\n{BETTER[facts['higher_is_better']]}", fontsize=8)
+    getattr(panel, f"set_{axis}label")(facts["unit"], fontsize=7)
 
 
 def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: dict[str, dict[str, Any]]) -> Figure:
@@ -193,9 +193,7 @@ def intervals(found: Sequence[dict[str, Any]], metrics: Sequence[str], facts: di
         panel.axvline(0, color="0.7", linewidth=0.8)
         panel.set_yticks(range(len(own)), [each["method"] for each in own], fontsize=7)
         panel.set_ylim(-0.6, max(len(own), 1) - 0.4)
-        versus = own[0]["versus"] if own else ""
-        panel.set_title(f"{name} minus {versus}'s\n{_better(facts[name])}", fontsize=8)
-        panel.set_xlabel(facts[name]["unit"], fontsize=7)
+        _label(panel, f"{name} minus {own[0]['versus'] if own else ''}'s", "x", facts[name])
     return figure
 
 
@@ -213,7 +211,3 @@ def save_small(figure: Figure, path: Path) -> None:
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110)
     Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-def _better(facts: dict[str, Any]) -> str:
-    return {True: "higher is better", False: "lower is better", None: ""}[facts["higher_is_better"]]

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .records import EvalError, read_record
+from tave.files import read_json
+
+from . import EvalError
 
 # Options that make no other method: clip, seed, places, and where figures are written.
 APART = ("video", "seed", "cache", "logger", "metrics", "trainer")
@@ -61,17 +63,18 @@ def find(pattern: str, name: str = "metrics.json") -> list[Path]:
 
 
 def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Results:
-    """Read ``metrics.json`` files with the records beside them, and ``failed.json`` files.
-
-    Raises:
-        EvalError: Two files have one metric under two ids.
-    """
+    """Read ``metrics.json`` files with the records beside them, and ``failed.json``; refuses two ids of one metric."""
     found, origin = Results(), {}
     for path in measured:
-        record = read_record(path)
+        record, beside = read_json(path), path.with_name("run.json")
         facts, edits = record.get("metrics", {}), record.get("edits", {})
-        _check_ids(found.metrics, origin, facts, path)
-        run = read_record(path.with_name("run.json"), optional=True)
+        for name, about in facts.items():
+            if found.metrics.setdefault(name, about)["id"] != about["id"]:
+                other = f"{found.metrics[name]['id']} in {origin[name].parent}"
+                remedy = "score both again from clips of one size (video.width, video.height), or list them separately"
+                raise EvalError(f"{path.parent}: {name} is {about['id']}, but {other}; {remedy}")
+            origin.setdefault(name, path)
+        run = read_json(beside) if beside.is_file() else {}
         for name, figures in edits.items():
             folder = path.parent / "edits" / name
             if (folder / "edit.json").is_file():
@@ -79,21 +82,12 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
                 numbers = {key: float(v) for key, v in figures.items() if key in facts and isinstance(v, int | float)}
                 found.results.append(_result(folder, numbers, run))
     for path in failures:
-        found.failed += read_record(path)["failed"]
+        found.failed += read_json(path)["failed"]
     return found
 
 
-def _check_ids(known: dict[str, Any], origin: dict[str, Path], facts: dict[str, Any], path: Path) -> None:
-    for name, about in facts.items():
-        if known.setdefault(name, about)["id"] != about["id"]:
-            other = f"{known[name]['id']} in {origin[name].parent}"
-            remedy = "score both again from clips of one size (video.width, video.height), or list them separately"
-            raise EvalError(f"{path.parent}: {name} is {about['id']}, but {other}; {remedy}")
-        origin.setdefault(name, path)
-
-
 def _result(folder: Path, numbers: dict[str, float], run: dict[str, Any]) -> Result:
-    record, config = read_record(folder / "edit.json"), run.get("config") or {}
+    record, config = read_json(folder / "edit.json"), run.get("config") or {}
     if label := record.get("benchmark"):
         control, groups = bool(record.get("control")), tuple(label.get("group") or ())
         return Result(label["case"], label["method"], groups, label.get("seed"), numbers, folder, control)
@@ -103,33 +97,26 @@ def _result(folder: Path, numbers: dict[str, float], run: dict[str, Any]) -> Res
     options = {key: v for key, v in flat(config | (record.get("options") or {})) if key not in PLACES}
     options["trainer.precision"] = (config.get("trainer") or {}).get("precision")
     options["weights"] = run.get("weights")
-    options[PICTURES] = _pictures(video, folder.name)
+    # The files of the edit's target image, without their folders.
+    found = ((video.get("edits") or {}).get(folder.name) or video).get("target_image") or ""
+    options[PICTURES] = "+".join(Path(path).name for path in ([found] if isinstance(found, str) else found))
     case, seed = f"{video.get('name') or folder.parents[1].name}/{folder.name}", record.get("seed", config.get("seed"))
     return Result(case, method, (), seed, numbers, folder, options=options)
-
-
-def _pictures(video: Mapping[str, Any], edit: str) -> str:
-    """The files of an edit's target image, without their folders."""
-    found = ((video.get("edits") or {}).get(edit) or video).get("target_image") or ""
-    return "+".join(Path(path).name for path in ([found] if isinstance(found, str) else found))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every option by its dotted key, without :data:`APART`."""
     for key, value in config.items():
-        if not prefix and key in APART:
-            continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (prefix or key not in APART):
             yield from flat(value, f"{prefix}{key}.")
-        else:
+        elif prefix or key not in APART:
             yield f"{prefix}{key}", value
 
 
 def split_methods(found: Results) -> Results:
     """``found`` with methods that don't mix options: one with several sets of them becomes one for each set.
 
-    Raises:
-        EvalError: Two benchmarks have a case of one name, which needn't be the same clip.
+    Refuses two benchmarks with a case of one name, which needn't be the same clip.
     """
     roots: dict[str, Path] = {}
     values: dict[str, dict[str, set[str]]] = {}
@@ -138,24 +125,16 @@ def split_methods(found: Results) -> Results:
         if result.options is None and roots.setdefault(result.case, root) != root:
             both = f"{roots[result.case]} and {root} both hold the case {result.case}"
             raise EvalError(f"{both}: benchmarks aren't averaged, give one folder")
-        for key, value in _deciding(result).items():
-            values.setdefault(result.method, {}).setdefault(key, set()).add(value)
-    return replace(found, results=[_split(result, values.get(result.method, {})) for result in found.results])
+        for key, value in (result.options or {}).items():
+            values.setdefault(result.method, {}).setdefault(key, set()).add(json.dumps(value, sort_keys=True))
 
+    def split(result: Result) -> Result:
+        own, words = result.options or {}, [result.method]
+        for key, found in values.get(result.method, {}).items():
+            if own and key != PICTURES and (len(found) > 1 or key not in own):
+                text = json.dumps(own.get(key), sort_keys=True)
+                short = text.replace('"', "") if len(text) < 40 else hashlib.sha256(text.encode()).hexdigest()[:6]
+                words.append(f"{key}={short}")
+        return replace(result, method=" ".join(words))
 
-def _deciding(result: Result) -> dict[str, str]:
-    """The options that make a method, as JSON."""
-    options = result.options or {}
-    return {key: json.dumps(value, sort_keys=True) for key, value in options.items() if key != PICTURES}
-
-
-def _split(result: Result, values: dict[str, set[str]]) -> Result:
-    own = _deciding(result)
-    differing = [key for key, found in values.items() if own and (len(found) > 1 or key not in own)]
-    words = [f"{key}={_short(own.get(key, 'null'))}" for key in differing]
-    return replace(result, method=" ".join([result.method, *words]))
-
-
-def _short(value: str) -> str:
-    """A value for a method's name; a long one by its hash."""
-    return value.replace('"', "") if len(value) < 40 else hashlib.sha256(value.encode()).hexdigest()[:6]
+    return replace(found, results=[split(result) for result in found.results])

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
+from tave.files import read_json, write_json
 
-from .records import EvalError, WeightsError, read_record, write_json
+from . import EvalError, WeightsError
+from .tables import BETTER
 
 if TYPE_CHECKING:
     from .cases import Case
@@ -81,58 +83,38 @@ class Toolbox:
         return report
 
     def _tools(self, drawn: bool) -> Tools:
-        from .encoders import Dino, PickScore, load_encoder
+        from .encoders import Dino, Lpips, PickScore, load_encoder
         from .judge import load_judge
         from .measure import Tools
 
         by_judge = self.clip == JUDGE or (self.clip is None and drawn)
-        judge = self._once(load_judge, self.judge) if self.judge and (drawn or by_judge) else None
-        clip = None if by_judge or self.clip is None else self._once(load_encoder, self.clip, self.clip_sha256)
-        lpips, remedy = self._once(_lpips)
-        dino = self._once(Dino, self.dino) if self.dino else None
-        pickscore = self._once(PickScore, self.pickscore) if self.pickscore else None
+        judge = self._once(load_judge, self.judge) if drawn or by_judge else None
+        clip = (judge.encoder if judge else None) if by_judge else self._once(load_encoder, self.clip, self.clip_sha256)
         hint = "not requested; give {}=FOLDER, or a name in the hub's local cache"
-        hints = {key: hint.format(key) for key in ("dino", "pickscore")} | {"clip": FOOTAGE, "lpips": remedy}
-        clip = judge.encoder if by_judge and judge else clip
-        return Tools(judge if drawn else None, clip, lpips, dino, pickscore, hints)
+        remedy = {key: hint.format(key) for key in ("dino", "pickscore")} | {"clip": FOOTAGE}
+        try:
+            lpips = self._loaded.get(Lpips) or self._loaded.setdefault(Lpips, Lpips())
+        except WeightsError as error:
+            lpips, remedy["lpips"] = None, str(error)
+        dino, pickscore = self._once(Dino, self.dino), self._once(PickScore, self.pickscore)
+        return Tools(judge if drawn else None, clip, lpips, dino, pickscore, remedy)
 
-    def _once(self, load: Callable[..., Any], *args: Any) -> Any:
-        if load not in self._loaded:
-            self._loaded[load] = load(*args)
-        return self._loaded[load]
-
-
-def _lpips() -> tuple[Any, str]:
-    """LPIPS, or why there is none."""
-    from .encoders import Lpips
-
-    try:
-        return Lpips(), ""
-    except WeightsError as error:
-        return None, str(error)
+    def _once(self, load: Callable[..., Any], name: Any, *more: Any) -> Any:
+        """What ``load`` makes of ``name``; None for none."""
+        if name is not None and load not in self._loaded:
+            self._loaded[load] = load(name, *more)
+        return self._loaded.get(load)
 
 
 def score_run(
-    run: Path,
-    judge: Path | None,
-    names: Collection[str] | None = None,
-    clip: str | None = None,
+    run: Path, judge: Path | None, names: Collection[str] | None = None, clip: str | None = None,
     annotations: Path | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Measure a run's edits from its files, and merge the figures into ``RUN/metrics.json``.
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Measure a run's edits (``names``, or all) from its files, and merge the figures into ``RUN/metrics.json``.
 
-    Args:
-        run: The run folder.
-        judge: The judge's folder; None: no judge.
-        names: The edits; all of them by default.
-        clip: The encoder, as for :class:`Toolbox`.
-        annotations: Folder of the source object's masks in the clip as it was before the run read it.
-
-    Returns:
-        Edit name -> metric name -> value (None where no pixel or frame counts).
-
-    Raises:
-        ValueError: A file, array or class is missing or doesn't fit; one line that names it.
+    ``judge`` is the judge's folder, ``clip`` the encoder as for :class:`Toolbox`, ``annotations`` a folder of masks
+    of the source object in the clip as it was before the run read it. Returns edit name -> metric name -> value (None
+    where no pixel or frame counts). Raises ValueError for a file, array or class that is missing or doesn't fit.
     """
     scores = score_edits(run, Toolbox(judge, clip), names, annotations)
     for line in scores.warnings:
@@ -164,7 +146,7 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
 
     A metric has one id in the file. If it gets another, its older values are dropped from all edits, with a warning.
     """
-    record = read_record(path, optional=True)
+    record = read_json(path) if path.is_file() else {}
     known, facts = record.get("edits", {}), record.get("metrics", {})
     changed = {name for name, about in metrics.items() if name in facts and facts[name]["id"] != about["id"]}
     dropped = [f"{edit}.{name}" for edit in known for name in sorted(changed & set(known[edit])) if edit not in edits]
@@ -182,9 +164,8 @@ def table(scores: Scores) -> str:
         lines.append(edit)
         for name, value in found.items():
             facts = scores.metrics[name]
-            better = {True: "higher is better", False: "lower is better", None: ""}[facts["higher_is_better"]]
             shown = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-            lines.append(f"  {name:<40}{shown:>10}  {facts['unit']:<22}{better}".rstrip())
+            lines.append(f"  {name:<40}{shown:>10}  {facts['unit']:<22}{BETTER[facts['higher_is_better']]}".rstrip())
         lines += [f"  {note}" for note in scores.notes[edit]]
     return "\n".join(lines)
 
@@ -199,7 +180,7 @@ def score(options: ScoreOptions) -> None:
             raise EvalError(f"{', '.join(given)} given beside run: a run folder has its own; drop one or the other")
         scores = score_edits(Path(options.run), tools, annotations=annotations)
     elif options.edited is not None and options.source is not None:
-        scores = score_cases([_bare(options, annotations)], tools)
+        scores = score_cases([_bare(options, Path(options.edited), Path(options.source), annotations)], tools)
     else:
         raise EvalError("run is missing: give run=RUN_FOLDER, or edited=CLIP source=CLIP")
     print(table(scores))
@@ -210,13 +191,11 @@ def score(options: ScoreOptions) -> None:
         print(options.out)
 
 
-def _bare(options: ScoreOptions, annotations: Path | None) -> Case:
+def _bare(options: ScoreOptions, edited: Path, source: Path, annotations: Path | None) -> Case:
     """The case of bare files."""
     from .cases import Request, read_files, read_picture
 
-    paths = {key: Path(value) if (value := getattr(options, key)) else None for key in FILES[:5]}
-    edited, source, mask, image, matte = paths.values()
-    assert edited and source
+    mask, image, matte = (Path(value) if (value := getattr(options, key)) else None for key in FILES[2:5])
     picture = read_picture(image, matte) if image else None
     request = Request(options.source_prompt, options.target_prompt, picture, "" if image else "give target_image=...")
     return read_files(edited, source, mask, request, annotations)

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
+from tave.files import read_json, write_json
 
-from .records import EvalError, read_record
+from . import EvalError
 from .runs import PICTURES, Result, find, read_results
 from .tables import ARROWS, by_method, markdown_table
 
@@ -48,23 +49,24 @@ class Sweep:
 
 def read_sweep(folder: Path, cases: str = "*") -> Sweep:
     """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
-    runs = {path: read_record(path.with_name("run.json")) for path in find(str(folder))}
+    runs = {path: read_json(path.with_name("run.json")) for path in find(str(folder))}
     runs = {path: run for path, run in runs.items() if fnmatch(str(run["config"]["video"]["name"]), cases)}
     found = read_results(runs)
     results = []
     for path, run in runs.items():
-        own, more = [r for r in found.results if r.folder.parents[1] == path.parent], _run_figures(read_record(path))
+        own, more = [r for r in found.results if r.folder.parents[1] == path.parent], _run_figures(read_json(path))
         name = run["config"]["video"]["name"]
         results += [replace(r, case=name if len(own) == 1 else r.case, figures=more | r.figures) for r in own]
     if not results:
         raise EvalError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
-    unets = sorted({_unet(run) for run in runs.values()})
-    if len(unets) > 1:
+    if len(unets := sorted(set(map(_unet, runs.values())))) > 1:
         raise EvalError(f"sweep={folder}: its runs used UNets {', '.join(unets)}; delete the older runs, go on")
     keys = dict.fromkeys(key for result in results for key in result.options or {} if key != "weights")
     axes = [key for key in keys if _differs(results, key)]
     results.sort(key=lambda result: [_rank((result.options or {}).get(key)) for key in axes])
-    results = [replace(result, method=_value(result, axes)) for result in results]
+    for index, result in enumerate(results):
+        words = (f"{key.rpartition('.')[2]}={json.dumps((result.options or {}).get(key))}" for key in axes)
+        results[index] = replace(result, method=", ".join(words).replace('"', "") or "as it is")
     values = list(dict.fromkeys(result.method for result in results))
     return Sweep(results, axes, values, RUN_METRICS | found.metrics, list(runs.values()))
 
@@ -76,12 +78,6 @@ def _differs(results: list[Result], key: str) -> bool:
         value = json.dumps((result.options or {}).get(key))
         values.setdefault(result.case if key == PICTURES else "", set()).add(value)
     return any(len(found) > 1 for found in values.values())
-
-
-def _value(result: Result, axes: list[str]) -> str:
-    """The values of the axes as text, each after the last part of its key."""
-    values = (f"{key.rpartition('.')[2]}={json.dumps((result.options or {}).get(key))}" for key in axes)
-    return ", ".join(value.replace('"', "") for value in values) or "as it is"
 
 
 def _rank(value: Any) -> tuple[Any, ...]:
@@ -116,33 +112,28 @@ def means(sweep: Sweep, metrics: list[str]) -> list[dict[str, Any]]:
     return made
 
 
-def table(found: list[dict[str, Any]], metrics: list[str], facts: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line for each value, a column for each metric, the best in bold."""
+def _tables(found: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """Markdown: every value's means, the best in bold; the first metric's for each case and value."""
     cell = {(each["value"], each["metric"]): each for each in found}
     best = {}
-    for name in metrics:
-        values, higher = [each["mean"] for each in found if each["metric"] == name], facts[name]["higher_is_better"]
+    for name, about in facts.items():
+        values, higher = [each["mean"] for each in found if each["metric"] == name], about["higher_is_better"]
         best[name] = None if higher is None or len(values) < 2 else max(values) if higher else min(values)
-    body = []
-    for value in dict.fromkeys(each["value"] for each in found):
-        body.append([value, *(_shown(cell.get((value, name)), best[name]) for name in metrics)])
-    heads = [name + ARROWS[facts[name]["higher_is_better"]] for name in metrics]
-    return "\n".join(markdown_table(["value", *heads], body))
 
+    def shown(value: str, name: str) -> str:
+        if (each := cell.get((value, name))) is None:
+            return ""
+        text = f"{each['mean']:.4g}" + ("" if each["seeds_sd"] is None else f" ± {each['seeds_sd']:.2g}")
+        return f"**{text}**" if each["mean"] == best[name] else text
 
-def _shown(each: dict[str, Any] | None, best: float | None) -> str:
-    if each is None:
-        return ""
-    text = f"{each['mean']:.4g}" + ("" if each["seeds_sd"] is None else f" ± {each['seeds_sd']:.2g}")
-    return f"**{text}**" if each["mean"] == best else text
-
-
-def by_case(found: list[dict[str, Any]], metric: str) -> str:
-    """Markdown: one metric, a line for each case, a column for each value."""
-    measured = [each for each in found if each["metric"] == metric]
+    heads = [name + ARROWS[about["higher_is_better"]] for name, about in facts.items()]
+    body = [[v, *(shown(v, name) for name in facts)] for v in dict.fromkeys(each["value"] for each in found)]
+    first = next(iter(facts))
+    measured = [each for each in found if each["metric"] == first]
     cases = sorted({name for each in measured for name in each["cases"]})
-    body = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
-    return "\n".join(markdown_table([metric, *(each["value"] for each in measured)], body))
+    lines = [[c, *(f"{e['cases'][c]:.4g}" if c in e["cases"] else "" for e in measured)] for c in cases]
+    by_case = markdown_table([first, *(each["value"] for each in measured)], lines)
+    return "\n".join(markdown_table(["value", *heads], body)), "\n".join(by_case)
 
 
 def _question(folder: Path) -> tuple[str, list[str], str]:
@@ -165,24 +156,35 @@ def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folde
         f"{h.get('machine', '?')}, {h.get('threads', '?')} threads, {'a GPU' if h.get('cuda') else 'no GPU'}"
         for h in (record.get("hardware", {}) for record in sweep.records)
     }
-    facts = [
-        f"- Command: `{command}`",
-        f"- Commit {', '.join(sorted({str(record.get('commit') or 'unknown') for record in sweep.records}))};"
-        f" UNet {_unet(sweep.records[0])}",
-        f"- Hardware: {'; '.join(sorted(hardware))}",
-        f"- {len(sweep.results)} edits of {', '.join(sorted({result.case for result in sweep.results}))};"
-        f" seeds {', '.join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))}",
-        f"- Axes: {', '.join(f'`{axis}`' for axis in sweep.axes) or 'none'}",
-    ]
-    ids = [f"- `{metric}`: `{sweep.metrics[metric]['id']}`, {sweep.metrics[metric]['unit']}" for metric in metrics]
-    return "\n".join(
-        [
-            *(f"# {name}", "", *comment, "", *facts, "", table(found, metrics, sweep.metrics), ""),
-            *("Means over the cases; ± is the standard deviation of that mean between seeds.", ""),
-            *("![Every clip as a thin line, the mean as a thick one](figure.png)", "", by_case(found, metrics[0]), ""),
-            *("Ids and units:", "", *ids, "", LEARNT, "", learnt, ""),
-        ]
-    )
+    commits = ", ".join(sorted({str(record.get("commit") or "unknown") for record in sweep.records}))
+    seeds = ", ".join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))
+    cases = ", ".join(sorted({result.case for result in sweep.results}))
+    axes = ", ".join(f"`{axis}`" for axis in sweep.axes) or "none"
+    ids = "\n".join(f"- `{key}`: `{sweep.metrics[key]['id']}`, {sweep.metrics[key]['unit']}" for key in metrics)
+    table, by_case = _tables(found, {key: sweep.metrics[key] for key in metrics})
+    return "\n".join([f"# {name}", "", *comment, f"""
+- Command: `{command}`
+- Commit {commits}; UNet {_unet(sweep.records[0])}
+- Hardware: {"; ".join(sorted(hardware))}
+- {len(sweep.results)} edits of {cases}; seeds {seeds}
+- Axes: {axes}
+
+{table}
+
+Means over the cases; ± is the standard deviation of that mean between seeds.
+
+![Every clip as a thin line, the mean as a thick one](figure.png)
+
+{by_case}
+
+Ids and units:
+
+{ids}
+
+{LEARNT}
+
+{learnt}
+"""])  # fmt: skip
 
 
 def study(options: StudyOptions) -> Path:
@@ -200,7 +202,7 @@ def study(options: StudyOptions) -> Path:
     save_small(by_value(found, metrics, sweep.metrics), out / "figure.png")
     facts = {name: sweep.metrics[name] for name in metrics}
     content = {"axes": sweep.axes, "metrics": facts, "means": found}
-    (out / "study.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "study.json", content)
     path.write_text(_readme(sweep, found, metrics, Path(options.sweep), before or "Not written yet."), encoding="utf-8")
     print(path)
     return path

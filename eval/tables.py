@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ FEWEST = 6
 # Endings of the names of values that an edit is compared with; see eval.metrics.
 REFERENCES = ("source", "ideal", "ceiling", "floor", "autoencoder")
 ARROWS = {True: " ↑", False: " ↓", None: ""}
+BETTER = {True: "higher is better", False: "lower is better", None: ""}
 
 
 def interval(values: Sequence[float], draws: int = DRAWS, seed: int = SEED) -> tuple[float, float, float]:
@@ -39,10 +41,7 @@ def by_method(results: Iterable[Result], metric: str, group: str = ALL) -> dict[
     for result in results:
         if metric in result.figures and (group == ALL or group in result.groups):
             found.setdefault(result.method, {}).setdefault(result.case, []).append(result.figures[metric])
-    return {
-        method: {case: sum(values) / len(values) for case, values in sorted(cases.items())}
-        for method, cases in found.items()
-    }
+    return {m: {case: sum(own) / len(own) for case, own in sorted(cases.items())} for m, cases in found.items()}
 
 
 def groups_of(results: Iterable[Result]) -> list[str]:
@@ -56,7 +55,7 @@ def methods_of(results: Iterable[Result], first: str) -> list[str]:
     return [first] * (first in found) + [method for method in found if method != first]
 
 
-def _mean(group: str, metric: str, cases: Mapping[str, float]) -> dict[str, Any]:
+def _mean(metric: str, group: str, cases: Mapping[str, float]) -> dict[str, Any]:
     mean, low, high = interval(list(cases.values()))
     return {"group": group, "metric": metric, "mean": mean, "low": low, "high": high, "n": len(cases)}
 
@@ -64,11 +63,10 @@ def _mean(group: str, metric: str, cases: Mapping[str, float]) -> dict[str, Any]
 def means(results: Sequence[Result], metrics: Iterable[str], first: str) -> list[dict[str, Any]]:
     """For each group, metric and method with a case: mean, interval and number of cases."""
     made = []
-    for group in groups_of(results):
-        for metric in metrics:
-            found = by_method(results, metric, group)
-            order = [method for method in methods_of(results, first) if method in found]
-            made += [_mean(group, metric, found[method]) | {"method": method} for method in order]
+    for group, metric in product(groups_of(results), metrics):
+        found = by_method(results, metric, group)
+        order = [method for method in methods_of(results, first) if method in found]
+        made += [_mean(metric, group, found[method]) | {"method": method} for method in order]
     return made
 
 
@@ -83,11 +81,10 @@ def references(results: Sequence[Result], metrics: Iterable[str], first: str) ->
     wanted, own = set(metrics), [result for result in results if result.method == first]
     names = sorted({name for result in own for name in result.figures if reference_of(name)[0] in wanted})
     made = []
-    for group in groups_of(own):
-        for name in names:
-            if found := by_method(own, name, group).get(first):
-                metric, reference = reference_of(name)
-                made.append(_mean(group, metric, found) | {"reference": reference})
+    for group, name in product(groups_of(own), names):
+        if found := by_method(own, name, group).get(first):
+            metric, reference = reference_of(name)
+            made.append(_mean(metric, group, found) | {"reference": reference})
     return made
 
 
@@ -97,18 +94,14 @@ def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> li
     ``decided``: at least :data:`FEWEST` pairs, and an interval that leaves out 0.
     """
     made = []
-    for group in groups_of(results):
-        for metric in metrics:
-            found = by_method(results, metric, group)
-            ours = found.get(versus, {})
-            for method in methods_of(results, versus)[1:]:
-                both = [ours[case] - other for case, other in found.get(method, {}).items() if case in ours]
-                if both:
-                    mean, low, high = interval(both)
-                    decided = len(both) >= FEWEST and (low > 0 or high < 0)
-                    names = {"method": method, "versus": versus, "metric": metric, "group": group}
-                    numbers = {"difference": mean, "low": low, "high": high, "n": len(both), "decided": decided}
-                    made.append(names | numbers)
+    for group, metric in product(groups_of(results), metrics):
+        found = by_method(results, metric, group)
+        for method in methods_of(results, versus)[1:]:
+            ours, others = found.get(versus, {}), found.get(method, {})
+            if both := {case: ours[case] - other for case, other in others.items() if case in ours}:
+                pair = {"method": method, "versus": versus} | _mean(metric, group, both)
+                decided = len(both) >= FEWEST and (pair["low"] > 0 or pair["high"] < 0)
+                made.append(pair | {"difference": pair.pop("mean"), "decided": decided})
     return made
 
 

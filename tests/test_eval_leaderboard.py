@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from eval import EvalError
 from eval.leaderboard import LeaderboardOptions, leaderboard
-from eval.records import EvalError
 from eval.runs import Result, find, read_results, split_methods
 from eval.tables import by_method, interval, means, missing, paired, repeated
 from tave.video import ReadOptions, read_clip, write_video
@@ -62,12 +62,6 @@ def test_the_interval_is_that_of_resampled_means() -> None:
     drawn = [np.mean([values[i] for i in chosen]) for chosen in np.random.default_rng(0).integers(4, size=(2000, 4))]
     assert interval(values) == pytest.approx((0.4, np.quantile(drawn, 0.025), np.quantile(drawn, 0.975)))
     assert interval([0.25]) == (0.25, 0.25, 0.25)
-
-
-def test_the_interval_covers_the_mean_about_as_often_as_promised() -> None:
-    rng = np.random.default_rng(1)
-    made = (interval(rng.normal(size=30).tolist(), draws=400) for _ in range(200))
-    assert 0.88 < np.mean([low <= 0 <= high for _, low, high in made]) < 0.99
 
 
 def test_seeds_of_a_case_are_averaged_and_the_case_counts_once() -> None:
@@ -226,23 +220,18 @@ def test_runs_without_recorded_overrides_are_methods_by_what_differs(tmp_path: P
     assert all("mask.dilate=" in name and "weights=" in name and "path" not in name for name in found)
 
 
-def test_two_benchmarks_with_a_case_of_one_name_are_refused(runs: Path, tmp_path: Path) -> None:
-    make_run(tmp_path / "benchmark_small" / "a", "a", {"tave": {"residue": 0.1}})
-    with pytest.raises(EvalError, match=f"{tmp_path} and {tmp_path}/benchmark_small both hold the case a"):
-        show(runs, tmp_path / "out")
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"runs": "nowhere/**"}, "no measured run folder"),
         ({"versus": "nobody"}, "no such method"),
         ({"metrics": ["beauty"]}, "no run has measured"),
+        ({}, "benchmark_small both hold the case a"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_one_line(
-    runs: Path, tmp_path: Path, given: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(EvalError, match=message) as caught:
+def test_what_cannot_be_shown_is_refused(runs: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    if not given:
+        make_run(tmp_path / "benchmark_small" / "a", "a", {"tave": {"residue": 0.1}})
+    with pytest.raises(EvalError, match=message):
         show(runs, tmp_path / "out", **given)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()

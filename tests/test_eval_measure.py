@@ -14,14 +14,14 @@ from torch.nn import functional
 from torch.nn.functional import cosine_similarity, normalize
 
 import eval.measure
-from eval.alignment import masked_crops, reference_pictures
-from eval.background import GUARD, grow
 from eval.cases import Case, Masks, Request, Track, Truth
 from eval.encoders import Dino, Lpips, OpenClip, PickScore
 from eval.ideal import IdealLayers
-from eval.judge import KINDS, Judge
+from eval.judge import KINDS, Judge, masked_crops, reference_pictures
 from eval.measure import Tools, measure
+from eval.metrics import FACTS, METRICS, NAMES, ClipMetric, figure
 from eval.motion import Motion, gradient_energy, track_motion, warp_error
+from eval.regions import GUARD, PSNR_CAP, grow, psnr
 from tave.video import Image4
 
 FRAMES, HEIGHT, WIDTH = 3, 64, 96
@@ -73,8 +73,8 @@ class Eye:
 class Liking(Eye):
     scale = 50.0
 
-    def embed(self, pictures: Tensor, prompt: str) -> tuple[Tensor, Tensor]:
-        return self.images(pictures), self.texts([prompt])[0]
+    def score(self, pictures: Tensor, prompt: str) -> float:
+        return self.scale * float((self.images(pictures) @ self.texts([prompt])[0]).mean())
 
 
 class OneSided:
@@ -95,7 +95,7 @@ TOOLS = Tools(
 
 
 def values(found: Case, tools: Tools = TOOLS) -> dict[str, Any]:
-    return {name: figure.value for name, figure in measure(found, tools).figures.items()}
+    return {name: each.value for name, each in measure(found, tools).figures.items()}
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
@@ -124,7 +124,7 @@ def test_each_encoder_measures_what_its_figure_is_named_after() -> None:
     expected["background_lpips_outside_mask"] = float((found.edited[:, 0] + 1)[~grow(MASK, GUARD)].mean())
     assert len({round(value, 2) for value in expected.values()}) == len(expected) - 2  # DINO's two are CLIP's
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=2e-3)  # at other sizes
-    ids = {name: figure.id for name, figure in measure(found, TOOLS).figures.items()}
+    ids = {name: each.id for name, each in measure(found, TOOLS).figures.items()}
     for name in expected:
         stub = {"clip": "clip-stub", "dino": "dino-stub", "pick": "pick-stub", "back": "lpips-stub"}[name[:4]]
         assert ids[name].startswith(f"{name}/{stub}/")
@@ -194,12 +194,6 @@ def test_all_methods_are_measured_at_the_annotated_object(alpha: bool) -> None:
         assert methods["fitting"][name].value > methods["oversized"][name].value
     assert set(methods["fitting"]) == set(methods["oversized"])
     assert not [name for name in methods["fitting"] if "in_mask" in name or "outside_mask" in name]
-
-
-def test_the_same_edit_has_the_same_figures_whatever_its_mask() -> None:
-    one, other = (values(case(annotation=ANNOTATED, masks=Masks(mask))) for mask in (MASK, grow(MASK, 12)))
-    changed = {name for name in one if one[name] != other[name]}
-    assert changed and all(name.startswith("mask_") or name.endswith("outside_union") for name in changed)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -303,7 +297,33 @@ def test_what_a_control_wins_and_what_finds_it_out(name: str) -> None:
         measure(replace(found, edited=frames), tools).figures for frames in (found.edited, make(found, found.truth))
     )
     apart: dict[bool, set[str]] = {True: set(), False: set()}
-    for figure, one in control.items():
-        if one.higher_is_better is not None and one.value != pytest.approx(right[figure].value, abs=1e-4):
-            apart[(one.value > right[figure].value) == one.higher_is_better].add(figure)
+    for key, one in control.items():
+        if one.higher_is_better is not None and one.value != pytest.approx(right[key].value, abs=1e-4):
+            apart[(one.value > right[key].value) == one.higher_is_better].add(key)
     assert (apart[False], apart[True]) == (worse, better)
+
+
+# ---- the table of metrics -------------------------------------------------------------------------------------------
+
+CLIP, OTHER = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in (0, 1))
+EVERYWHERE = torch.ones(2, 16, 16, dtype=torch.bool)
+
+
+def test_a_metric_is_the_mean_over_clips_that_have_a_value() -> None:
+    metric, expected = ClipMetric("background_psnr"), psnr(OTHER, CLIP, EVERYWHERE)
+    assert expected is not None and metric.higher_is_better is True
+    for edited, region in ((CLIP, EVERYWHERE), (OTHER, EVERYWHERE), (OTHER, ~EVERYWHERE)):
+        metric.update(edited, CLIP, region)
+    assert metric.compute().item() == pytest.approx((PSNR_CAP + expected) / 2)
+    metric.reset()
+    metric.update(OTHER, CLIP, ~EVERYWHERE)
+    assert metric.compute().isnan()
+
+
+def test_an_id_has_all_that_makes_two_values_comparable() -> None:
+    name, found = figure("clip_text_crop", 0.3, by="hub/tiny@12", size="32px", reference="source")
+    assert name == "clip_text_crop_source" and name in NAMES and found.higher_is_better is None
+    aggregation = "mean over frames, crop of source or ideal target"
+    assert found.id == f"clip_text_crop_source/hub:tiny@12/32px/{aggregation}/v1"
+    assert figure("ideal_shift", [1, 0], size="64x32")[1].id == "ideal_shift/-/64x32/clip/v1"
+    assert not set(FACTS) & set(METRICS)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import plots
-from eval.records import EvalError
+from eval import EvalError, plots
 from eval.runs import Result
 from eval.study import Sweep
 from tave.correspondence import correspond
@@ -95,8 +94,6 @@ def test_a_sweep_has_a_panel_for_each_metric() -> None:
     ]
     (panel,) = plots.by_value(found, ["good"], facts).axes
     assert {line.get_label() for line in panel.lines} >= {"bus", "car", "van"}
-    differences = [
-        {"method": "b", "versus": "a", "metric": "good", "group": "all", "difference": 1.0, "low": 0.5, "high": 2}
-    ]
-    (panel,) = plots.intervals(differences, ["good"], facts).axes
+    pair = {"method": "b", "versus": "a", "metric": "good", "group": "all", "difference": 1.0, "low": 0.5, "high": 2}
+    (panel,) = plots.intervals([pair], ["good"], facts).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["b"]

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import eval.judge
-from eval.background import GUARD, grow
 from eval.cases import read_cases
 from eval.judge import Judge
-from eval.score import ScoreOptions, Toolbox, main, merge_metrics, score_edits, score_run
+from eval.regions import GUARD, grow
+from eval.score import Toolbox, main, merge_metrics, score_edits, score_run
 from tave.video import write_image, write_mask_video, write_video
 from tests.test_eval_judge import CLASSES, ColourEye
 
@@ -95,7 +95,8 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
-    scores = score_run(run, judge)["ideal"]
+    edits = score_run(run, judge)
+    scores, source, beside = edits["ideal"], edits["source"], edits["beside"]
     kinds = [f"judge_{kind}_accuracy" for kind in ("vehicle", "color", "pattern")]
     ones = ["mask_area_ratio", "mask_recall", "mask_iou_union", "object_presence", "ideal_ssim", "ideal_ssim_aligned"]
     ones += ["background_ssim", "background_ssim_outside_mask", "frame_consistency_adjacent", "frame_consistency_pairs"]
@@ -105,23 +106,17 @@ def test_the_right_answer_scores_best(run: Path, judge: Path) -> None:
     expected = dict.fromkeys(ones, 1) | dict.fromkeys(capped, 100) | dict.fromkeys(zeros, 0) | {"judge_frames": 2}
     assert scores["ideal_shift"] == [0, 0]
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_source_has_its_floor_and_a_shifted_answer_is_found(run: Path, judge: Path) -> None:
-    edits = score_run(run, judge)
-    source, beside = edits["source"], edits["beside"]
     assert source["residue"] == 1 and source["background_psnr"] == 100 and source["ideal_psnr"] < 10
-    for kind in ("vehicle", "color", "pattern"):
-        assert source[f"judge_{kind}_accuracy"] == source[f"judge_{kind}_accuracy_floor"]
+    assert all(source[kind] == source[f"{kind}_floor"] for kind in kinds)
     assert (beside["ideal_psnr_aligned"], beside["ideal_shift"]) == (100, [-2, 0]) and beside["ideal_psnr"] < 20
-
-
-def test_figures_join_what_the_run_has_measured(run: Path) -> None:
-    edits = score_run(run, None)
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())  # joined with what the run has measured
     assert metrics["reconstruction_psnr"] == 31.5 and metrics["edits"]["ideal"].pop("note") == 1
     assert metrics["edits"] == edits and set(edits) == {"beside", "ideal", "source"}
-    assert sorted(path.name for path in run.iterdir()) == ["edits", "metrics.json", "source.mp4"]
+    facts = metrics["metrics"]
+    assert set(facts) == set(scores) and len({about["id"] for about in facts.values()}) == len(facts)
+    residue = {"id": "residue/-/64x32/pixels of all frames pooled/v1", "higher_is_better": False, "unit": "share"}
+    assert facts["residue"] == residue
+    assert facts["mask_iou_union"]["id"] == "mask_iou_union/-/16x8/latent cells of all frames pooled/v1"
 
 
 def resave(path: Path, **changes: np.ndarray | None) -> None:
@@ -131,7 +126,6 @@ def resave(path: Path, **changes: np.ndarray | None) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no edits": (lambda run: shutil.rmtree(run / "edits"), r"has no edits/NAME folder"),
-    "not a video": (lambda run: (run / "edits/ideal/edited.mp4").write_bytes(b"cut"), r"ideal/edited\.mp4"),
     "cut mask": (lambda run: (run / "edits/ideal/soft_mask.npz").write_bytes(b"PK\3\4cut"), r"can't be read as an npz"),
     "other size": (
         lambda run: resave(run / "edits/ideal/soft_mask.npz", alpha=np.zeros((FRAMES, 32, 32), np.uint8)),
@@ -195,17 +189,6 @@ def test_footage_is_not_measured_by_the_drawn_worlds_judge(run: Path, judge: Pat
     assert any("only seen drawn vehicles" in warning for warning in scores.warnings)
 
 
-def test_every_figure_has_an_id_a_direction_and_a_unit(run: Path, judge: Path) -> None:
-    edits = score_run(run, judge)
-    facts = json.loads((run / "metrics.json").read_text())["metrics"]
-    assert set(facts) == set(edits["ideal"]) == set(edits["source"])
-    residue = {"id": "residue/-/64x32/pixels of all frames pooled/v1", "higher_is_better": False, "unit": "share"}
-    assert facts["residue"] == residue
-    assert facts["judge_color_accuracy"]["id"].startswith("judge_color_accuracy/colour-eye@0+")
-    assert facts["mask_iou_union"]["id"] == "mask_iou_union/-/16x8/latent cells of all frames pooled/v1"
-    assert len({about["id"] for about in facts.values()}) == len(facts)
-
-
 def ask(run: Path, name: str, **changes: object) -> None:
     """Write what an edit was asked for, as a run does."""
     image = run / "target.png"
@@ -215,7 +198,7 @@ def ask(run: Path, name: str, **changes: object) -> None:
     (run / "edits" / name / "edit.json").write_text(json.dumps(record | changes))
 
 
-def test_alignment_prefers_the_right_answer(run: Path, judge: Path) -> None:
+def test_alignment_prefers_the_right_answer_and_only_an_unchanged_target_counts(run: Path, judge: Path) -> None:
     for name in ("ideal", "source"):
         ask(run, name)
     edits = score_run(run, judge, ["ideal", "source"])
@@ -223,15 +206,9 @@ def test_alignment_prefers_the_right_answer(run: Path, judge: Path) -> None:
         assert edits["ideal"][name] > edits["source"][name]
         assert edits["source"][name] == pytest.approx(edits["source"][f"{name}_source"])
     assert (edits["ideal"]["frame_accuracy"], edits["source"]["frame_accuracy"]) == (1, 0)
-
-
-def test_a_target_image_that_has_changed_is_not_compared(run: Path, judge: Path) -> None:
     ask(run, "ideal", sha256="0" * 64)
-    figures = score_run(run, judge, ["ideal"])["ideal"]
-    assert "clip_text" in figures and "clip_image" not in figures
-    ask(run, "ideal", target_image="gone.png")
     (case,) = read_cases(run, ["ideal"])
-    assert case.request.missing == "the target image gone.png is no longer there"
+    assert case.request.image is None and "changed since the edit" in case.request.missing
 
 
 def test_annotated_masks_replace_the_truth(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -273,16 +250,9 @@ def test_bare_files_of_any_system(
     ask(run, "ideal")
     inside = torch.from_numpy(region((slice(6, 22), slice(14, 46))))[:, None].float()
     write_mask_video(tmp_path / "mask.mp4", inside, 8)
-    words = (
-        f"edited={run / 'edits/ideal/edited.mp4'}",
-        f"source={run / 'source.mp4'}",
-        f"mask={tmp_path / 'mask.mp4'}",
-        f"target_image={run / 'target.png'}",
-        "source_prompt=a blue bus",
-        "target_prompt=a red car",
-        f"out={tmp_path / 'figures.json'}",
-        "clip=judge",
-    )
+    words = [f"edited={run}/edits/ideal/edited.mp4", f"source={run}/source.mp4", f"mask={tmp_path}/mask.mp4"]
+    words += [f"target_image={run}/target.png", "source_prompt=a blue bus", "target_prompt=a red car", "clip=judge"]
+    words += [f"out={tmp_path}/figures.json"]
     before = sorted(run.rglob("*"))
     call(monkeypatch, *words)
     stored = json.loads((tmp_path / "figures.json").read_text())
@@ -325,14 +295,10 @@ def test_the_entry_point_prints_figures_and_leaves_nothing_else(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "error: run is missing: give run=RUN_FOLDER, or edited=CLIP source=CLIP"),
-        (("run=nowhere",), "error: there is no run folder nowhere: give one that a run has written"),
-        (("run=x", "+jugde=y"), f"error: unknown key jugde: choose from {', '.join(ScoreOptions.__annotations__)}"),
-        (("run=x", "mask=m.mp4"), "error: mask given beside run: a run folder has its own; drop one or the other"),
-        (
-            ("edited=a.mp4", "source=b.mp4", "judge=null", "clip=vit-x-99"),
-            "error: a.mp4: no such file; check the path (it is relative to {here})",
-        ),
+        ((), "error: run is missing: "),
+        (("run=nowhere",), "error: there is no run folder nowhere: "),
+        (("run=x", "mask=m.mp4"), "error: mask given beside run: "),
+        (("edited=a.mp4", "source=b.mp4", "judge=null"), "error: a.mp4: no such file; "),
     ],
 )
 def test_the_entry_point_refuses_in_one_line(
@@ -340,19 +306,11 @@ def test_the_entry_point_refuses_in_one_line(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         call(monkeypatch, *words)
-    assert caught.value.code == message.format(here=Path.cwd())
+    assert str(caught.value.code).startswith(message) and "\n" not in str(caught.value.code)
 
 
 def test_help_needs_none_of_the_heavy_libraries() -> None:
-    """The entry points import them only for work; tave's own package is left out of the measurement."""
-    code = """
-import sys, types
-from pathlib import Path
-for name, path in (("tave", ["tave"]), ("tave.config", [])):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = path
-sys.modules["tave.config"].CONF = Path("conf").resolve()
-import eval.leaderboard, eval.score, eval.study
-print(sorted({"torch", "torchmetrics", "open_clip", "matplotlib", "lightning"} & set(sys.modules)))
-"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    """The entry points import them only for work."""
+    heavy = "{'torch', 'torchmetrics', 'open_clip', 'matplotlib', 'lightning'}"
+    code = f"import sys, eval.leaderboard, eval.score, eval.study; print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval.records import EvalError
+from eval import EvalError
 from eval.study import StudyOptions, read_sweep, study
 
 pytest.importorskip("matplotlib")
@@ -17,12 +17,8 @@ pytest.importorskip("matplotlib")
 
 def written(folder: Path, case: str, seed: int, guidance: float, figures: dict[str, Any], **more: Any) -> None:
     facts = {key: {"id": f"{key}/a", "higher_is_better": key == "good", "unit": "-"} for key in figures}
-    config = {
-        "video": {"name": case},
-        "seed": seed,
-        "sampler": {"guidance_scale": guidance, "feather": 2},
-        "cache": case,
-    }
+    sampler = {"guidance_scale": guidance, "feather": 2}
+    config = {"video": {"name": case}, "seed": seed, "sampler": sampler, "cache": case}
     run = folder / f"{case}-{seed}-{guidance}"
     for edit in more.get("edits", ["x"]):
         (run / "edits" / edit).mkdir(parents=True)
@@ -79,12 +75,9 @@ def test_the_picture_is_an_axis_within_a_clip_and_not_between_clips(tmp_path: Pa
     assert sweep.values == ["target_image=a.png", "target_image=a.png+c.png", "target_image=b.png"]
 
 
-def test_edits_of_one_run_are_cases_of_their_own(tmp_path: Path) -> None:
-    written(tmp_path, "bus", 1, 2.0, {"good": 1.0}, edits=["car", "van"])
-    assert {result.case for result in read_sweep(tmp_path).results} == {"bus/car", "bus/van"}
-
-
-def test_two_ids_and_two_backbones_are_not_mixed(sweep: Path) -> None:
+def test_two_ids_and_two_backbones_are_not_mixed_nor_edits_of_one_run(sweep: Path, tmp_path: Path) -> None:
+    written(tmp_path / "two", "bus", 1, 2.0, {"good": 1.0}, edits=["car", "van"])
+    assert {result.case for result in read_sweep(tmp_path / "two").results} == {"bus/car", "bus/van"}
     assert {result.case for result in read_sweep(sweep, "b*").results} == {"bus"}
     written(sweep, "van", 1, 2.0, {"good": 1.0}, facts={"good": {"id": "good/b", "higher_is_better": True}})
     with pytest.raises(EvalError, match="good/b"):
