@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from tave.cli import Context, changed, compose_options, entry_point, typed
 from tave.config import CONF, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
-from tave.files import read_json, write_json
+from tave.files import content_digest, read_json, write_json
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
 
@@ -222,7 +222,8 @@ def control(job: Job, name: str) -> None:
     if not ours.is_file():
         raise OptionError(f"{job.home}: the control {name} shares the masks of {OURS}, which is not there: run both")
     options = _options(job, [])
-    key = key_of(name, read_json(ours)["key"], job.case.truth, job.case.annotations)
+    known = [content_digest(path) for path in (job.case.truth, job.case.annotations) if path]
+    key = key_of(name, read_json(ours)["key"], known)
     path = job.home / "edits" / name / "edit.json"
     if not is_made(path, key):
         make(name, job.home, job.case, partial(_edit_frame, job, options))

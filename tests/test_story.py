@@ -139,7 +139,7 @@ def test_a_folder_of_another_clip_or_tuning_is_refused_untouched(run: Path, clip
 def test_another_option_in_the_same_folder_replaces_the_edit_even_where_measuring_fails(
     run: Path, clip: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, changed = Path(shutil.copytree(run, tmp_path / "run")), options(clip, cache, "sampler.fresh_noise=1")
+    here, changed = Path(shutil.copytree(run, tmp_path / "run")), options(clip, cache, "sampler.guidance_scale=1")
 
     def fails(*_: Any) -> None:
         raise ValueError("cannot be measured")
@@ -147,8 +147,8 @@ def test_another_option_in_the_same_folder_replaces_the_edit_even_where_measurin
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="cannot be measured"):
         patched.setattr("tave.eval.score.score_run", fails)
         train(changed, here, show=False)
-    assert read_json(here / "run.json")["config"]["sampler"]["fresh_noise"] == 1
-    assert read_json(here / "edits/suv/edit.json")["options"]["sampler"]["fresh_noise"] == 1
+    assert read_json(here / "run.json")["config"]["sampler"]["guidance_scale"] == 1
+    assert read_json(here / "edits/suv/edit.json")["options"]["sampler"]["guidance_scale"] == 1
     assert "suv" not in figures_of(here)  # those were of the edit before
     with evaluations() as seen:
         train(changed, here, show=False)
