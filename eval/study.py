@@ -173,7 +173,7 @@ def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folde
 
 Means over the cases; ± is the standard deviation of that mean between seeds.
 
-![Every clip as a thin line, the mean as a thick one](figure.png)
+`figure.png`, which the command draws beside this file, shows every clip as a thin line and the mean as a thick one.
 
 {by_case}
 
