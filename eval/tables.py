@@ -99,7 +99,7 @@ def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> li
         for method in methods_of(results, versus)[1:]:
             ours, others = found.get(versus, {}), found.get(method, {})
             if both := {case: ours[case] - other for case, other in others.items() if case in ours}:
-                pair = {"method": method, "versus": versus} | _mean(metric, group, both)
+                pair: dict[str, Any] = {"method": method, "versus": versus} | _mean(metric, group, both)
                 decided = len(both) >= FEWEST and (pair["low"] > 0 or pair["high"] < 0)
                 made.append(pair | {"difference": pair.pop("mean"), "decided": decided})
     return made

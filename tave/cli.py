@@ -289,8 +289,7 @@ def entry_point(
             print(f"tave {__version__}")
             return
         if flags & {"-sc", "--shell-completion"}:
-            run()
-            return
+            return run()
         os.environ[FULL_ERROR] = "1"
         try:
             if flags & {"-h", "--help"}:
