@@ -90,7 +90,7 @@ def test_a_folder_without_a_readable_record_is_refused(tmp_path: Path, stored: s
 def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
     run: Path, edit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neighbouring frames are blended by default; sampling starts from the inverted clip, with new noise inside."""
+    """Neighbouring frames are blended; sampling starts from the inverted clip, new noise inside where requested."""
     monkeypatch.setattr(tave.writer, "write_video", partial(write_video, lossless=True))
     starts: list[Tensor] = []
     sample = tave.pipeline.sample
@@ -108,7 +108,10 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
         assert (made[-1] - source)[..., inside].abs().mean() > 0.1
         with np.load(folder / "soft_mask.npz") as stored:
             assert (stored["alpha"][..., inside] == 255).all() and (stored["alpha"][..., outside] == 0).all()
-        assert torch.equal(starts[-1], inverted)
+        fresh = (starts[-1] != inverted).all(dim=2)  # cells with fresh noise, of 4 px
+        assert torch.equal(fresh, torch.nn.functional.max_pool2d(mask, 4)[None, :, 0] > 0)
+    edit("default", f"video.mask={tmp_path / 'mask.mp4'}")
+    assert torch.equal(starts[-1], inverted)
     assert not torch.equal(*made)
 
 
