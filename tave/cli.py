@@ -256,8 +256,7 @@ def entry_point(
     Args:
         name: What runs, for the line that is printed at once.
         root_name: Its file in conf/, a key of ROOTS.
-        work: Gets the options and the :class:`Context`, and imports what is slow. Returns the value that a search
-            optimises, or None.
+        work: Takes options and :class:`Context`, imports what is slow, returns what a search optimises, or None.
         read: Makes the options of the composed config.
     """
     root, failed = ROOTS[root_name], []
@@ -289,7 +288,8 @@ def entry_point(
             print(f"tave {__version__}")
             return
         if flags & {"-sc", "--shell-completion"}:
-            return run()
+            run()
+            return
         os.environ[FULL_ERROR] = "1"
         try:
             if flags & {"-h", "--help"}:
