@@ -280,7 +280,7 @@ CONTROLS: dict[str, tuple[Callable[[Case, Truth], Tensor], set[str], set[str]]] 
         {"clip_image", *STEADY},  # where the one frame suits the encoder's 32 pixels
     ),
     # The target image over the whole place of the old object: nearer to it in colour than the right answer is.
-    "target_pasted": (
+    "target_over_old_object": (
         lambda found, truth: torch.where(truth.source_mask[:, None], torch.tensor(TARGET)[:, None, None], truth.source),
         {*IDEAL, "clip_image", "residue"},
         {*SEEN - {"clip_image"}, *SEEN_NEAR, *STEADY},
