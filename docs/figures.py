@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tave.video import ReadOptions, read_clip
+from tave.config import WHOLE
+from tave.video import read_clip
 
 DOCS = Path(__file__).parent
 COLUMNS = 8  # pictures side by side, at most
@@ -28,7 +29,7 @@ COLOURS, SIDE = 128, 192  # of a figure's palette; px of a picture in the animat
 
 def read_frames(path: Path) -> np.ndarray:
     """A clip as `f H W 3` in [0, 1]."""
-    return (read_clip(path, ReadOptions(frames=None, multiple=1)).frames.movedim(1, -1).numpy() + 1) / 2
+    return (read_clip(path, WHOLE).frames.movedim(1, -1).numpy() + 1) / 2
 
 
 def read_picture(path: str | Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.config import ReadOptions
+from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
 from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
 
 from . import EvalError
 from .ideal import IdealLayers
-
-WHOLE = ReadOptions(frames=None, multiple=1)
 
 
 class Track(NamedTuple):
@@ -131,8 +129,7 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     if annotations:
         if not (video := config.get("video")):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
-        cut = ReadOptions(**{each.name: video[each.name] for each in fields(ReadOptions) if each.name in video})
-        annotation = read_annotations(annotations, edited, cut)
+        annotation = read_annotations(annotations, edited, ReadOptions.recorded(video))
     return Case(
         name=folder.name,
         source=source,

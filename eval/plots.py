@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tave.config import ReadOptions
+from tave.config import WHOLE
 from tave.video import read_clip, read_image
 
 from . import EvalError
@@ -48,7 +48,7 @@ def _shown(frames: Any) -> np.ndarray:
 
 def _frames(clip: Path) -> np.ndarray:
     """A clip as `f H W 3` in [0, 1]."""
-    return _shown(read_clip(clip, ReadOptions(frames=None, multiple=1)).frames)
+    return _shown(read_clip(clip, WHOLE).frames)
 
 
 def grid(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tave.cli import changed, compose_options, typed
-from tave.config import ReadOptions, slug
+from tave.config import WHOLE, slug
 from tave.files import read_json
 from tave.keys import quoted
 
@@ -55,7 +55,7 @@ class EditedClip:
 def _frames(path: Path) -> Tensor:
     from tave.video import read_clip
 
-    return read_clip(path, ReadOptions(frames=None, multiple=1)).frames
+    return read_clip(path, WHOLE).frames
 
 
 def tune_clip(

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tave.cli import Context, changed, compose_options, entry_point, typed
-from tave.config import CONF, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
+from tave.config import CONF, OURS, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
 from tave.files import content_digest, read_json, write_json
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
@@ -27,7 +27,6 @@ from tave.listing import ListedCase, listing_of, read_listing
 log = logging.getLogger(__name__)
 
 CONTROLS = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose", "per_frame")
-OURS = "tave"  # the method whose masks the controls share
 EDITING = ("reference", "mask", "correction", "sampler")  # what may differ between methods: edits share one tuned clip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +24,7 @@ EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger"
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
 EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
 
+OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
 KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
 PREDICTIONS = ("v_prediction", "epsilon")
@@ -177,6 +178,14 @@ class ReadOptions(Options, group="video"):
         """Whether the clip's frame ``index`` is one of those to read."""
         step, rest = divmod(index - self.start, self.stride)
         return step >= 0 and rest == 0 and (self.frames is None or step < self.frames)
+
+    @staticmethod
+    def recorded(video: Mapping[str, Any]) -> ReadOptions:
+        """How a run read its clip, from ``config.video`` of its ``run.json``."""
+        return ReadOptions(**{entry.name: video[entry.name] for entry in fields(ReadOptions) if entry.name in video})
+
+
+WHOLE = ReadOptions(frames=None, multiple=1)  # every frame, at the file's own size
 
 
 @dataclass
@@ -528,7 +537,7 @@ class LeaderboardOptions(Options):
 
     runs: str = option(MISSING, "where the run folders are; ** is any depth", text=True)
     out: str = option(".", "folder for the leaderboard's files", text=True)
-    versus: str = option("tave", "method that the others are compared with")
+    versus: str = option(OURS, "method that the others are compared with")
     metrics: list[str] = option([], "columns; empty: all that were measured")
     title: str = option("Leaderboard", "heading", text=True)
     clips: int = option(12, "cases whose clips the page plays; 0: none", low=0)

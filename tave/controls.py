@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tave.config import OptionError, ReadOptions
+from tave.config import OURS, WHOLE, OptionError, ReadOptions
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase
 from tave.reference.cutout import matte
@@ -30,9 +30,6 @@ from tave.video import (
     write_mask_video,
     write_video,
 )
-
-WHOLE = ReadOptions(frames=None, multiple=1)
-OURS = "tave"
 
 
 def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Tensor] | None = None) -> None:
@@ -117,8 +114,7 @@ def _truth(case: ListedCase, name: str) -> Tensor:
 
 
 def _pasted(run: Path, source: Clip, case: ListedCase) -> Tensor:
-    video = read_json(run / "run.json")["config"]["video"]
-    cut = ReadOptions(**{entry.name: video[entry.name] for entry in fields(ReadOptions)})
+    cut = ReadOptions.recorded(read_json(run / "run.json")["config"]["video"])
     return _paste(_emptied(source.frames, _source_mask(source, case, cut)), *_photograph(case))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tave.cli import Context, changed, entry_point, typed
-from tave.config import OptionError, ReadOptions, TrainOptions
+from tave.config import WHOLE, OptionError, TrainOptions
 from tave.files import FileError, read_json
 from tave.train import measure
 
@@ -45,7 +45,7 @@ def edit(
     requests = options.video.requests()
     if not requests:
         raise OptionError("no edit is requested: give video.target_image=... and video.target_prompt=...")
-    clip = read_clip(folder / "source.mp4", ReadOptions(frames=None, multiple=1))
+    clip = read_clip(folder / "source.mp4", WHOLE)
     with closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run:
         named = requests if overwrite else {_free(run, name, entry): entry for name, entry in requests.items()}
         run.predict(named, {"overrides": list(overrides), **(about or {})})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tave.config import BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
+from tave.config import WHOLE, BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
 from tave.files import content_digest, file_digest
 from tave.memory import at_work
 from tave.pipeline import Target
@@ -66,7 +66,7 @@ def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
 
     Raises :class:`OptionError` if it fits neither, cut as the clip was, and where nothing in it is white.
     """
-    masks = read_clip(path, ReadOptions(frames=None, multiple=1)).frames
+    masks = read_clip(path, WHOLE).frames
     if masks.shape != clip.frames.shape:
         masks = read_clip(path, cut).frames
     if masks.shape != clip.frames.shape:

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tave.config import OptionError, ReadOptions, choice
+from tave.config import WHOLE, OptionError, choice
 from tave.editor import Editor
 from tave.pipeline import Edit
 from tave.video import contact_sheet, read_clip, read_image
@@ -152,7 +152,7 @@ def _(logger: TensorBoardLogger, key: str, clip: Path, caption: str, step: int) 
     # An animated GIF in place of a picture: `add_video` needs moviepy.
     from torch.utils.tensorboard.summary import image
 
-    decoded = read_clip(clip, ReadOptions(frames=None, multiple=1))
+    decoded = read_clip(clip, WHOLE)
     first, *others = _images(decoded.frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / decoded.fps), loop=0)

@@ -15,13 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from tave.cli import compose_config, typed
-from tave.config import ReadOptions, TrainOptions
+from tave.config import WHOLE, TrainOptions
 from tave.denoiser import Denoiser
 from tave.files import read_json
 from tave.video import read_clip
 
 TINY = ["backbone=tiny", "tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null"]
-WHOLE = ReadOptions(frames=None, multiple=1)
 
 
 def of_clip(clip: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tave.config import OptionError, ReadOptions
+from tave.config import WHOLE, OptionError
 from tave.controls import make, possible, true_region
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase, read_listing
@@ -19,7 +19,6 @@ from tave.video import read_clip, write_video
 from tave.video.frames import from_pixels
 
 NAMES = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose", "per_frame")
-WHOLE = ReadOptions(frames=None, multiple=1)
 VIDEO = {"frames": None, "start": 0, "stride": 1, "width": None, "height": None, "fit": "crop", "multiple": 8}
 
 

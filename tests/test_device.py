@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tave.backbone import load_backbone
 from tave.cli import compose_options
-from tave.config import ReadOptions
+from tave.config import WHOLE
 from tave.files import read_json
 from tave.train import train
 from tave.video import read_clip
@@ -59,7 +59,7 @@ def edited(clip: Path, folder: Path, *overrides: str, on: str = "cpu") -> Tensor
     options = compose_options("train", [*words, *overrides])
     with sdpa_kernel(SDPBackend.MATH):  # the only one on the simulated device: the same sums, the same bits
         train(options, folder / "run", show=False)
-    return read_clip(folder / "run/edits/suv/edited.mp4", ReadOptions(frames=None, multiple=1)).frames
+    return read_clip(folder / "run/edits/suv/edited.mp4", WHOLE).frames
 
 
 def test_the_simulated_device_refuses_what_a_gpu_refuses() -> None:

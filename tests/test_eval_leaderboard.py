@@ -17,9 +17,9 @@ from eval import EvalError
 from eval.leaderboard import LeaderboardOptions, leaderboard
 from eval.runs import Result, find, read_results, split_methods
 from eval.tables import by_method, interval, means, missing, paired, repeated
-from tave.video import ReadOptions, read_clip, write_video
+from tave.config import WHOLE
+from tave.video import read_clip, write_video
 
-WHOLE = ReadOptions(frames=None, multiple=1)
 FACTS = {"id": "residue/-/96x96/pixels/v1", "higher_is_better": False, "unit": "share"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tave.config import ReadOptions
+from tave.config import WHOLE
 from tave.files import read_json
 from tave.video import read_clip
 from tave.video.frames import to_pixels
@@ -44,7 +44,7 @@ def clips_of(run: Path) -> dict[str, list[Image.Image]]:
     """Return the frames of source, mask and edit (the run's first) by label, and the target image as a clip of one."""
     edit = min(path for path in (run / "edits").glob("[!.]*") if path.is_dir())
     paths = {"source": run / "source.mp4", "mask": edit / "mask.mp4", "edit": edit / "edited.mp4"}
-    clips = {label: read_clip(path, ReadOptions(frames=None, multiple=1)).frames for label, path in paths.items()}
+    clips = {label: read_clip(path, WHOLE).frames for label, path in paths.items()}
     shown = {label: [Image.fromarray(frame) for frame in to_pixels(clip)] for label, clip in clips.items()}
     with Image.open(read_json(edit / "edit.json")["target_image"]) as opened:
         picture = opened.convert("RGBA")
