@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tave.cli import Context, changed, entry_point, typed
 from tave.config import WHOLE, OptionError, TrainOptions
 from tave.files import FileError, read_json
-from tave.train import measure
+from tave.train import measure_and_log
 
 if TYPE_CHECKING:
     from tave.run import Run
@@ -50,10 +50,7 @@ def edit(
         named = requests if overwrite else {_free(run, name, entry): entry for name, entry in requests.items()}
         run.predict(named, {"overrides": list(overrides), **(about or {})})
         if options.metrics.enabled:
-            with run.progress.stage("metrics", "measuring"):
-                figures = measure(folder, options, named)
-            if figures:
-                run.log.log_figures(figures)
+            measure_and_log(run, named)
     return list(named)
 
 

@@ -11,11 +11,14 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tave.cli import Context, entry_point
 from tave.config import OptionError, TrainOptions
 from tave.files import content_digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from tave.run import Run
 
 
 def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | None = None, show: bool = True) -> Path:
@@ -33,12 +36,17 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
         run.predict(requests)
         run.record(chosen)  # before measuring: an edit that can't be measured keeps its record
         if requests and options.metrics.enabled:
-            with run.progress.stage("metrics", "measuring"):
-                figures = measure(folder, options, requests)
-            if figures:
-                run.log.log_figures(figures)
+            measure_and_log(run, requests)
             run.record(chosen)
     return folder
+
+
+def measure_and_log(run: Run, names: Collection[str]) -> None:
+    """:func:`measure` edits of an open run, as a stage of it, and log the new figures."""
+    with run.progress.stage("metrics", "measuring"):
+        figures = measure(run.folder, run.options, names)
+    if figures:
+        run.log.log_figures(figures)
 
 
 def measure(
