@@ -92,19 +92,6 @@ def to_cells(pixels: Tensor, h: int, w: int) -> Tensor:
     return (adaptive_max_pool2d(pixels, (h, w)) > 0).to(pixels)[None]
 
 
-def find_mask(
-    denoiser: NoisePredictor,
-    schedule: Schedule,
-    trajectory: Trajectory,
-    source: Condition,
-    target: Condition,
-    options: MaskOptions = MaskOptions(),
-    on_step: Callable[[int, int], None] | None = None,
-) -> EditMask:
-    """:func:`compare`, then :func:`make_mask`."""
-    return make_mask(compare(denoiser, schedule, trajectory, source, target, options, on_step), options)
-
-
 # ---- network evaluations ---------------------------------------------------------------------------------------------
 
 

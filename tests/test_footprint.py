@@ -34,7 +34,7 @@ from tave.encoders import Condition
 from tave.footprint import run, table
 from tave.inflate import inflate, select_trainables
 from tave.inversion import Trajectory
-from tave.masking import find_mask
+from tave.masking import compare, make_mask
 from tave.sampling import sample
 from tave.schedule import Schedule
 
@@ -106,7 +106,8 @@ def test_the_steps_of_an_edit_use_the_memory_that_is_counted(
             work()
         return ledger.peak
 
-    masking = peak(lambda: find_mask(denoiser, schedule, trajectory, condition, other, MaskOptions(steps=[0.0, 1.0])))
+    options = MaskOptions(steps=[0.0, 1.0])
+    masking = peak(lambda: make_mask(compare(denoiser, schedule, trajectory, condition, other, options), options))
     sampling = peak(lambda: sample(denoiser, schedule, latents, condition, guidance_scale=7.5, corrections=[blend]))
     assert masking == pytest.approx(peak(lambda: masking_step(denoiser, latents, condition, nullcontext())), rel=0.01)
     assert sampling == pytest.approx(peak(lambda: sampling_step(denoiser, latents, condition, nullcontext())), rel=0.01)

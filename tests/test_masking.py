@@ -21,7 +21,7 @@ from tave.config import MaskOptions, OptionError
 from tave.denoiser import Denoiser, Prediction
 from tave.encoders import Condition
 from tave.inversion import Trajectory
-from tave.masking import Disagreement, EditMask, MaskError, drop_unchanged, find_mask, make_mask, part_of
+from tave.masking import Disagreement, EditMask, MaskError, compare, drop_unchanged, make_mask, part_of
 from tave.schedule import Schedule
 
 FRAMES, CHANNELS, SIDE, STEPS = 3, 4, 12, 4
@@ -61,11 +61,15 @@ class Disagreeing:
         return Prediction(0.1 * latents + 0.05 + differing + rounding)
 
 
+def find_mask(*compared: Any, options: MaskOptions = MaskOptions(), **more: Any) -> EditMask:
+    return make_mask(compare(*compared, options=options, **more), options)
+
+
 def found(
     options: MaskOptions, predictor: Disagreeing | None = None, source: float = 0.0, target: float = 1.0, **more: Any
 ) -> EditMask:
     predictor, ends = predictor or Disagreeing(moving()), (made_condition(source), made_condition(target))
-    return find_mask(predictor, made_schedule(STEPS), trajectory(), *ends, options, **more)
+    return find_mask(predictor, made_schedule(STEPS), trajectory(), *ends, options=options, **more)
 
 
 # ---- comparing the branches ------------------------------------------------------------------------------------------
@@ -174,9 +178,9 @@ def test_a_real_networks_rounding_is_no_edit(branches: str) -> None:
     text, image = draw(1, 4, 32, dtype=torch.float32), draw(1, 1, 48, dtype=torch.float32)
     source, other = (Condition(text, vector, torch.zeros_like(text)) for vector in (image, -image))
     options = MaskOptions(branches=branches, weight="uniform")
-    assert not find_mask(denoiser, plan, trajectory(), source, source, options).soft.any()
+    assert not find_mask(denoiser, plan, trajectory(), source, source, options=options).soft.any()
     # one prompt with two pictures is an edit all the same
-    assert find_mask(denoiser, plan, trajectory(), source, other, options).mask.any()
+    assert find_mask(denoiser, plan, trajectory(), source, other, options=options).mask.any()
 
 
 class Parametrised(nn.Module):
@@ -202,7 +206,7 @@ def test_v_and_epsilon_models_of_one_denoiser_give_one_mask(branches: str) -> No
         scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
         denoiser = Denoiser(cast(UNet2DConditionModel, Parametrised(scheduler)), scheduler)
         plan, options = Schedule.from_scheduler(scheduler, STEPS), MaskOptions(branches=branches)
-        masks.append(find_mask(denoiser, plan, trajectory(dtype=torch.float64), *ends, options))
+        masks.append(find_mask(denoiser, plan, trajectory(dtype=torch.float64), *ends, options=options))
     torch.testing.assert_close(masks[0].per_step, masks[1].per_step, rtol=1e-9, atol=1e-9)
     assert torch.equal(masks[0].mask, masks[1].mask) and 0 < masks[0].mask.mean() < 1
 
