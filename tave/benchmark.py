@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -23,6 +23,12 @@ from tave.config import CONF, OURS, BenchmarkOptions, EditEntry, MethodOptions, 
 from tave.files import content_digest, read_json, write_json
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tave.pipeline import Pipeline, Target
+    from tave.video import Clip
 
 log = logging.getLogger(__name__)
 
@@ -225,25 +231,33 @@ def control(job: Job, name: str) -> None:
     key = key_of(name, read_json(ours)["key"], known)
     path = job.home / "edits" / name / "edit.json"
     if not is_made(path, key):
-        make(name, job.home, job.case, partial(_edit_frame, job, options))
+        make(name, job.home, job.case, _frame_editor(job, options))
         write_json(path, read_json(path) | {"key": key, "benchmark": job.label | {"method": name}})
     _measure(job, options, name)
 
 
-def _edit_frame(job: Job, options: TrainOptions, clip: Any) -> Any:
-    """One frame `1 3 H W` edited alone by the untuned image model, by the method otherwise."""
+def _frame_editor(job: Job, options: TrainOptions) -> Callable[[Clip], Tensor]:
+    """Edits a clip of one frame, to `1 3 H W`, by the untuned image model, by the method otherwise."""
     from tave.build import build_editor
     from tave.pipeline import Target
     from tave.reference import TargetImage
     from tave.video import read_image, read_matte
 
     case = job.case
-    rgb, alpha = read_image(case.target_image)
-    image = TargetImage(rgb, alpha, read_matte(case.matte) if case.matte else None)
-    alone = replace(options, tuning=replace(options.tuning, trainables="none"))
-    pipeline = build_editor(alone, 1).pipeline
-    source = pipeline.encode(clip, case.source_prompt)
-    return pipeline.edit(source, pipeline.invert(source), Target("alone", case.target_prompt, [image])).frames
+
+    @cache  # the model is loaded at the first frame, once for all
+    def loaded() -> tuple[Pipeline, Target]:
+        rgb, alpha = read_image(case.target_image)
+        image = TargetImage(rgb, alpha, read_matte(case.matte) if case.matte else None)
+        alone = replace(options, tuning=replace(options.tuning, trainables="none"))
+        return build_editor(alone, 1).pipeline, Target("alone", case.target_prompt, [image])
+
+    def edit_frame(clip: Clip) -> Tensor:
+        pipeline, target = loaded()
+        source = pipeline.encode(clip, case.source_prompt)
+        return pipeline.edit(source, pipeline.invert(source), target).frames
+
+    return edit_frame
 
 
 def _measure(job: Job, options: TrainOptions, name: str) -> None:
