@@ -143,6 +143,8 @@ def load_folder(folder: str | Path, name: str | None = None, sha256: str | None 
     if not files or not (folder / "open_clip_config.json").is_file():
         needed = f"open_clip_config.json and {CLIP_FILES[0]}"
         raise EvalError(f"{folder} doesn't hold {needed}: give the folder of an open_clip model")
+    if "trust_remote_code" in (folder / "open_clip_config.json").read_text(encoding="utf-8", errors="replace"):
+        raise EvalError(f"{folder}/open_clip_config.json asks for code of its own to be run, which is refused")
     return OpenClip(f"local-dir:{folder}", verify(files[0], sha256), name or folder.name)
 
 
@@ -254,8 +256,9 @@ def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: An
     made = f"{title}@{verify(file).sha256[:12]}"
     try:
         with offline():
-            loaded = model.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-            return loaded, processor.from_pretrained(folder, local_files_only=True), made
+            local = {"local_files_only": True, "trust_remote_code": False}
+            loaded = model.from_pretrained(folder, **local).eval().requires_grad_(False)
+            return loaded, processor.from_pretrained(folder, **local), made
     except LOADING_ERRORS as error:
         raise WeightsError(f"{key}={name}: transformers can't load it: {_reason(error)}") from error
 

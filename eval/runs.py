@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tave.files import read_json
+from tave.record import check_record, read_edit, read_metrics, read_run
 
 from . import EvalError
 
@@ -66,7 +67,7 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
     """Read ``metrics.json`` files with the records beside them, and ``failed.json``; refuses two ids of one metric."""
     found, origin = Results(), {}
     for path in measured:
-        record, beside = read_json(path), path.with_name("run.json")
+        record, run = read_metrics(path.parent), read_run(path.parent)
         facts, edits = record.get("metrics", {}), record.get("edits", {})
         for name, about in facts.items():
             if found.metrics.setdefault(name, about)["id"] != about["id"]:
@@ -74,7 +75,6 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
                 remedy = "score both again from clips of one size (video.width, video.height), or list them separately"
                 raise EvalError(f"{path.parent}: {name} is {about['id']}, but {other}; {remedy}")
             origin.setdefault(name, path)
-        run = read_json(beside) if beside.is_file() else {}
         for name, figures in edits.items():
             folder = path.parent / "edits" / name
             if (folder / "edit.json").is_file():
@@ -82,12 +82,13 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
                 numbers = {key: float(v) for key, v in figures.items() if key in facts and isinstance(v, int | float)}
                 found.results.append(_result(folder, numbers, run))
     for path in failures:
+        check_record(path.parent, [path.name])
         found.failed += read_json(path)["failed"]
     return found
 
 
 def _result(folder: Path, numbers: dict[str, float], run: dict[str, Any]) -> Result:
-    record, config = read_json(folder / "edit.json"), run.get("config") or {}
+    record, config = read_edit(folder), run.get("config") or {}
     if label := record.get("benchmark"):
         control, groups = bool(record.get("control")), tuple(label.get("group") or ())
         return Result(label["case"], label["method"], groups, label.get("seed"), numbers, folder, control)

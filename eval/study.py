@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
-from tave.files import read_json, write_json
+from tave.files import write_json
+from tave.keys import choices_of
+from tave.record import read_metrics, read_run
 
 from . import EvalError
 from .runs import PICTURES, Result, find, read_results
@@ -49,14 +51,15 @@ class Sweep:
 
 def read_sweep(folder: Path, cases: str = "*") -> Sweep:
     """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
-    runs = {path: read_json(path.with_name("run.json")) for path in find(str(folder))}
-    runs = {path: run for path, run in runs.items() if fnmatch(str(run["config"]["video"]["name"]), cases)}
+    runs = {path: read_run(path.parent) for path in find(str(folder))}
+    names = {path: _name(path, run) for path, run in runs.items()}
+    runs = {path: run for path, run in runs.items() if fnmatch(names[path], cases)}
     found = read_results(runs)
     results = []
-    for path, run in runs.items():
-        own, more = [r for r in found.results if r.folder.parents[1] == path.parent], _run_figures(read_json(path))
-        name = run["config"]["video"]["name"]
-        results += [replace(r, case=name if len(own) == 1 else r.case, figures=more | r.figures) for r in own]
+    for path in runs:
+        own = [r for r in found.results if r.folder.parents[1] == path.parent]
+        more = _run_figures(read_metrics(path.parent))
+        results += [replace(r, case=names[path] if len(own) == 1 else r.case, figures=more | r.figures) for r in own]
     if not results:
         raise EvalError(f"sweep={folder}: no measured run of {cases} in it; run python -m tave.train -m experiment=...")
     if len(unets := sorted(set(map(_unet, runs.values())))) > 1:
@@ -69,6 +72,13 @@ def read_sweep(folder: Path, cases: str = "*") -> Sweep:
         results[index] = replace(result, method=", ".join(words).replace('"', "") or "as it is")
     values = list(dict.fromkeys(result.method for result in results))
     return Sweep(results, axes, values, RUN_METRICS | found.metrics, list(runs.values()))
+
+
+def _name(path: Path, run: dict[str, Any]) -> str:
+    video = run.get("config", {}).get("video")
+    if not isinstance(video, dict) or not isinstance(video.get("name"), str):
+        raise EvalError(f"{path.with_name('run.json')} records no clip: give a folder of finished runs of tave.train")
+    return video["name"]
 
 
 def _differs(results: list[Result], key: str) -> bool:
@@ -144,7 +154,7 @@ def _question(folder: Path) -> tuple[str, list[str], str]:
     record: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["hydra"]  # type: ignore[index]
     name = record["runtime"]["choices"].get("experiment") or folder.name
     file = CONF / "experiment" / f"{name}.yaml"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if name in choices_of("experiment") else []
     comment = [line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line]
     given = [f"'{word}'" if set(word) & set(' []{}$*()"') else word for word in record["overrides"]["task"]]
     return str(name), comment, " ".join(["python -m tave.train -m", *given])

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,6 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
-from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
 from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, unknown
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
@@ -133,50 +132,6 @@ def typed(cfg: DictConfig) -> Any:
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """A composed config as plain values, its interpolations resolved, for ``run.json``."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
-
-
-def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
-    """The recorded config of a ``tave.train`` run under the ``overrides`` of another edit.
-
-    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets
-    what its file names. Raises :class:`OptionError` for other keys and for a record of another version.
-    """
-    root = ROOTS["edit"]
-    try:
-        cfg = OmegaConf.merge(schema(config.TrainOptions), recorded)
-    except OmegaConfBaseException as error:
-        raise OptionError(f"recorded by another version of tave ({one_line(error, root)}): tune again") from error
-    try:
-        for override in OverridesParser.create().parse_overrides(prepared(overrides, "edit")):
-            key, value = override.key_or_group, override.value()
-            if key not in root.groups or isinstance(value, Mapping):
-                _set(cfg, key, value)
-                continue
-            if key != "experiment":
-                OmegaConf.update(cfg, key, {} if key == "logger" else schema(config.MemoryOptions), merge=False)
-            for name in value if isinstance(value, list) else [value]:
-                if name not in choices_of(key):
-                    raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
-                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
-                for leaf, each in _leaves(file):
-                    _set(cfg, leaf, each)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise OptionError(one_line(error, root)) from error
-    return cfg  # type: ignore[return-value]
-
-
-def _set(cfg: Any, key: str, value: Any) -> None:
-    if key.split(".")[0] not in EDIT_GROUPS and not f"{key}.".startswith(tuple(f"{known}." for known in EDIT_KEYS)):
-        raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
-    OmegaConf.update(cfg, key, value, force_add=True)
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def one_line(error: BaseException, root: Root) -> str:

@@ -22,7 +22,7 @@ BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.bloc
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")

@@ -24,13 +24,14 @@ from tave.build import build_editor, build_trainer
 from tave.cache import Cache, StoredError, is_made, key_of, read_about, read_tensors, write_tensors
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import read_json, write_json
+from tave.files import FileError, read_json, write_json
 from tave.inflate import load_tuned, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
+from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
 
@@ -68,13 +69,15 @@ class Run:
         self, options: TrainOptions, folder: Path, clip: Clip, progress: Progress, tuned: Path | None = None
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
+        check_links(folder)
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
         disable_progress_bar()  # transformers' own bars, one for each part of the backbone
         L.seed_everything(options.seed, workers=True, verbose=False)
         # cuDNN's convolutions round float32 to TF32's 10 bits by default: guided sampling amplifies the difference
         torch.backends.cudnn.allow_tf32 = False
-        self.backbone: Backbone = load_backbone(options.backbone)
+        tuned_from = read_about(tuned).get("base", {}) if tuned is not None else None
+        self.backbone: Backbone = load_backbone(options.backbone, tuned_from)
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
@@ -117,7 +120,9 @@ class Run:
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
+        begin_record(folder)
+        with rewriting(folder, "source.mp4"):
+            write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
         return run
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
@@ -134,9 +139,11 @@ class Run:
         elif trained and self.options.tuning.steps:
             self._fit(stored)
         if found != here:
-            self._save_tuned(here)
+            with rewriting(self.folder, here.name, here.with_suffix(".json").name):
+                self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
-            (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
+            with rewriting(self.folder, "LICENSE-MODEL.txt"):
+                (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
 
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
@@ -161,9 +168,29 @@ class Run:
         """
         targets = self.targets(requests)
         keys = {target.name: self.edit_key(target) for target in targets}
-        due = [t for t in targets if not is_made(self.folder / "edits" / t.name / "edit.json", keys[t.name])]
-        if not due:
-            return []
+        due = [target for target in targets if not self._holds(target.name, keys[target.name])]
+        written = [f"edits/{target.name}/{SUMS}" for target in due]
+        written += ["round_trip.mp4", "trajectory.safetensors"] if due else []
+        with rewriting(self.folder, *written):
+            if due:
+                self._predict(due, keys, requests, about or {})
+        return [target.name for target in due]
+
+    def _holds(self, name: str, key: str) -> bool:
+        """Whether the folder holds the edit ``name`` of this key, as it was made."""
+        folder = self.folder / "edits" / name
+        if not is_made(folder / "edit.json", key):
+            return False
+        try:
+            check_record(folder)
+        except FileError as error:
+            log.warning("%s; made again now", error)
+            return False
+        return True
+
+    def _predict(
+        self, due: list[Target], keys: Mapping[str, str], requests: Mapping[str, EditEntry], about: Mapping[str, Any]
+    ) -> None:
         self._drop_figures([target.name for target in due])
         self.data.targets = due
         write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
@@ -173,23 +200,20 @@ class Run:
             "segmenter": self.segmenter_hashes,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
-            **(about or {}),
+            **about,
         }
         recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, recorded, self.progress)
         with _without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
-        return [target.name for target in due]
 
     def _drop_figures(self, names: Sequence[str]) -> None:
         """Remove the figures of edits that are about to be replaced from ``metrics.json``."""
-        path = self.folder / "metrics.json"
-        stored = read_json(path) if path.is_file() else {}
-        if {*names} & {*stored.get("edits", {}), *stored.get("keys", {})}:
+        with changed_metrics(self.folder) as stored:
             for part in ("edits", "keys"):
-                stored[part] = {name: value for name, value in stored.get(part, {}).items() if name not in names}
-            write_json(path, stored)
+                if {*names} & {*stored.get(part, {})}:
+                    stored[part] = {name: value for name, value in stored[part].items() if name not in names}
 
     def edit_key(self, target: Target) -> str:
         """The key of an edit: all that it depends on."""
@@ -274,36 +298,34 @@ class Run:
         trajectory = self.folder / "trajectory.safetensors"
         about = read_about(trajectory) if trajectory.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
-        metrics = self.folder / "metrics.json"
-        kept = read_json(metrics) if metrics.is_file() else {}
-        write_json(metrics, kept | psnr | {"stages": kept.get("stages", {}) | self.progress.record})
+        with changed_metrics(self.folder) as metrics:
+            metrics |= psnr | {"stages": metrics.get("stages", {}) | self.progress.record}
         versions = {name: version(name) for name in ("tave", "torch", "diffusers", "transformers", "lightning")}
         cuda = torch.cuda.is_available()
-        write_json(
-            self.folder / "run.json",
-            {
-                "key": self.key,
-                "config": asdict(self.options),
-                "chosen": chosen,
-                "seed": self.options.seed,
-                "fps": self.clip.fps,
-                "size": list(self.clip.frames.shape),
-                "commit": _commit(),
-                "versions": versions | {"python": platform.python_version()},
-                "hardware": {
-                    "machine": platform.machine(),
-                    "threads": torch.get_num_threads(),
-                    "cuda": cuda,
-                    "gpu": torch.cuda.get_device_name() if cuda else None,
-                },
-                "weights": dict(self.backbone.hashes),
-                "weights_unverified": list(self.backbone.unverified),
-                "segmenter": self.segmenter_hashes,
-                "image_encoder": self.backbone.conditioner,
-                "licence": self.backbone.licence,
-                "inputs": input_digests(self.options),
+        content = {
+            "key": self.key,
+            "config": asdict(self.options),
+            "chosen": chosen,
+            "seed": self.options.seed,
+            "fps": self.clip.fps,
+            "size": list(self.clip.frames.shape),
+            "commit": _commit(),
+            "versions": versions | {"python": platform.python_version()},
+            "hardware": {
+                "machine": platform.machine(),
+                "threads": torch.get_num_threads(),
+                "cuda": cuda,
+                "gpu": torch.cuda.get_device_name() if cuda else None,
             },
-        )
+            "weights": dict(self.backbone.hashes),
+            "weights_unverified": list(self.backbone.unverified),
+            "segmenter": self.segmenter_hashes,
+            "image_encoder": self.backbone.conditioner,
+            "licence": self.backbone.licence,
+            "inputs": input_digests(self.options),
+        }
+        with rewriting(self.folder, "run.json"):
+            write_json(self.folder / "run.json", content)
 
     def close(self) -> None:
         """Finish the logs."""

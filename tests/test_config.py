@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from tave import cli, config, keys
 from tave.config import CONF, CorrectionOptions, EditEntry, MaskOptions, OptionError, TrainOptions, VideoOptions
+from tave.edit import changed
 
 FILES = [path.relative_to(CONF).as_posix() for path in sorted(CONF.rglob("*.yaml"))]
 GROUP_FILES = [name for name in FILES if name.split("/")[0] in ("backbone", "memory", "logger", "video", "experiment")]
@@ -216,4 +217,4 @@ def test_methods_of_the_benchmark_change_only_what_an_edit_may() -> None:
     recorded = cli.resolved(cli.compose_config("train", ["video=bus_to_suv"]))
     for name, method in cli.compose_options("benchmark").define.items():
         words = [f"experiment={method.experiment}"] if method.experiment else []
-        assert cli.typed(cli.changed(recorded, [*words, *method.overrides])), name
+        assert cli.typed(changed(recorded, [*words, *method.overrides])), name
