@@ -15,11 +15,6 @@ from tave.interrupts import check
 
 POLL = 0.05  # seconds between two attempts
 UPDATE = 120.0  # seconds that an update waits for another one, which takes milliseconds
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.ENOLCK,
-    errno.EINVAL,
-)  # a file system that has no locks: nobody is refused
 
 
 @contextmanager
@@ -36,11 +31,9 @@ def claimed(path: Path, wait: float = 0.0, on_wait: Callable[[str], Any] | None 
     until = time.monotonic() + wait
     with writing(path):
         place.parent.mkdir(parents=True, exist_ok=True)
-        while (handle := _hold(place)) is None:
+        while (handle := hold(place)) is None:
             if time.monotonic() >= until:
-                raise FileError(
-                    f"{path}: {_holder(place)} is writing it: wait for that, or give another folder or name"
-                )
+                raise FileError(f"{path}: {_holder(place)} is writing it: wait, or give another folder or name")
             if on_wait is not None:
                 on_wait(f"{path}: waiting for {_holder(place)}, which is writing it")
                 on_wait = None
