@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from tave.backbone import Backbone, load_backbone
 from tave.cache import Cache
+from tave.checkpoints import CheckpointFile
 from tave.config import OptionError, TrainOptions, within
 from tave.denoiser import Denoiser
 from tave.editor import Editor
@@ -73,6 +74,8 @@ def build_trainer(
 ) -> L.Trainer:
     """The Trainer of both loops. Raises OptionError, in one line, for arguments that it does not take."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    given = options.trainer.get("plugins") or []
+    plugins = [CheckpointFile(), *(given if isinstance(given, list | tuple) else [given])]
     try:
         return L.Trainer(
             max_steps=options.tuning.steps,
@@ -82,7 +85,7 @@ def build_trainer(
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **options.trainer,
+            **{**options.trainer, "plugins": plugins},
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(f"trainer: {' '.join(str(error).split())}; see the arguments of lightning.Trainer") from error

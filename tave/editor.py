@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,18 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tave.config import TuningOptions
 from tave.encoders import Condition
+from tave.finite import Watch, check_finite, growth_note
 from tave.inflate import tuned_state
 from tave.memory import adamw
 from tave.pipeline import Edit, Inversion, Pipeline, Source, Target
 from tave.schedule import add_noise, training_target
 from tave.seeds import generator_for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Editor(L.LightningModule):
         self.pipeline, self.denoiser = pipeline, pipeline.denoiser
         self.tuning, self.seed, self.optimizer = tuning, seed, optimizer
         self.strict_loading = False  # checkpoints hold the tuned weights alone
+        self.watch = Watch("tuning", f"lower tuning.lr (now {tuning.lr:g})")
         self._inverted: tuple[Source, Inversion] | None = None
 
     # ---- tuning ------------------------------------------------------------------------------------------------------
@@ -78,6 +84,7 @@ class Editor(L.LightningModule):
         target = training_target(batch.latents, noise, alpha, self.denoiser.prediction_type)
         output = self.denoiser.output(noisy, torch.tensor([t], device=noisy.device), condition)
         loss = F.mse_loss(output.float(), target)
+        self.watch.add(self.global_step + 1, "loss", loss)
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -89,11 +96,32 @@ class Editor(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # Lightning refuses a fused optimizer under any autocast; only that of float16 scales the gradients.
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
         if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], gradient_clip_val)
+            clip_grads_with_norm_([p for p in self.parameters() if p.requires_grad], gradient_clip_val, norm)
+        if self._trainer is None or self.trainer.precision != "16-mixed":  # whose scaler leaves out such a step
+            self.watch.add(self.global_step + 1, "gradient", norm)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        checkpoint["state_dict"] = {f"denoiser.unet.{k}": v for k, v in tuned_state(self.denoiser.unet).items()}
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = self.check_tuned()
+        checkpoint["state_dict"] = {f"denoiser.unet.{name}": value for name, value in state.items()}
+        checkpoint["losses"] = self.watch.seen.get("loss", [])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.watch.seen["loss"] = [float(loss) for loss in checkpoint.get("losses", [])]
+
+    def on_train_end(self) -> None:
+        self.check_tuned()
+        if note := growth_note(self.watch.seen.get("loss", []), self.tuning.lr):
+            log.warning("%s", note)
+
+    def check_tuned(self) -> dict[str, Tensor]:
+        """The :func:`tuned_state` after the last step. Raises :class:`NonFiniteError` for NaN and infinity so far."""
+        self.watch.read()
+        state = tuned_state(self.denoiser.unet)
+        check_finite(f"tuning, step {self.global_step}", state, self.watch.remedy)
+        return state
 
     # ---- editing -----------------------------------------------------------------------------------------------------
 

@@ -16,12 +16,25 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from transformers.utils.logging import disable_progress_bar
 
 from tave.backbone import Backbone, licence_text, load_backbone
 from tave.build import build_editor, build_trainer
-from tave.cache import Cache, StoredError, is_made, key_of, read_about, read_tensors, write_tensors
+from tave.cache import (
+    Cache,
+    StoredError,
+    find_tensors,
+    form_of,
+    is_made,
+    key_of,
+    mark_used,
+    read_about,
+    read_tensors,
+    remember,
+    write_tensors,
+)
+from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.files import FileError, read_json, write_json
@@ -42,8 +55,8 @@ log = logging.getLogger(__name__)
 def _without_advice() -> Iterator[None]:
     """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
     with warnings.catch_warnings():
-        for message in ("does not have many workers", "checkpoint directory .* exists", "LeafSpec", "logging interval",
-                        "in eval mode", "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
+        for message in ("does not have many workers", "LeafSpec", "logging interval", "in eval mode",
+                        "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
             warnings.filterwarnings("ignore", f".*{message}.*")
         yield
 
@@ -107,7 +120,8 @@ class Run:
         """Read the clip of ``options`` and open ``folder``.
 
         Everything that the edits need is read and checked too, so that a mistake fails now and not after the tuning.
-        Raises :class:`StoredError` for a folder that holds another clip or another tuning, and leaves it as it is.
+        Raises :class:`StoredError` for a folder that holds another clip, another tuning or damaged weights, and leaves
+        it as it is.
         """
         progress = Progress(show=show)
         run = cls(options, folder, read_clip(options.video.path, options.video), progress)
@@ -115,7 +129,7 @@ class Run:
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
         tuned = folder / "tuned.safetensors"
-        if tuned.is_file() and not is_made(tuned, run.tuned_key):
+        if tuned.is_file() and read_about(tuned).get("key") != run.tuned_key:
             raise StoredError(
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
@@ -131,31 +145,38 @@ class Run:
         """Fine-tune, unless the tuned weights are stored; an interrupted tuning continues where it stopped."""
         here, unet = self.folder / "tuned.safetensors", self.editor.denoiser.unet
         stored = Path(self.options.cache) / f"tuned-{self.tuned_key}.safetensors"
-        found = next((path for path in (here, stored) if is_made(path, self.tuned_key)), None)
         trained = any(parameter.requires_grad for parameter in unet.parameters())
-        if found is not None:
-            self.progress.note(f"tuned weights: found in {found.parent}")
-            load_tuned(unet, read_tensors(found)[0])
-        elif trained and self.options.tuning.steps:
-            self._fit(stored)
-        if found != here:
+        if not self._found(here):
+            if not self._found(stored) and trained and self.options.tuning.steps:
+                self._fit(stored)
             with rewriting(self.folder, here.name, here.with_suffix(".json").name):
                 self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
             with rewriting(self.folder, "LICENSE-MODEL.txt"):
                 (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
 
+    def _found(self, path: Path) -> bool:
+        """Load the tuned weights in ``path`` if they are those of this run."""
+        unet = self.editor.denoiser.unet
+        found = find_tensors(path, self.tuned_key, form_of(tuned_state(unet)))
+        if found is None:
+            return False
+        self.progress.note(f"tuned weights: found in {path.parent}")
+        load_tuned(unet, found[0])
+        if path.parent == Path(self.options.cache):
+            mark_used(path)
+        return True
+
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
-        checkpoint = ModelCheckpoint(
-            states, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True
-        )
         last = states / "last.ckpt"
+        form = form_of({f"denoiser.unet.{k}": v for k, v in tuned_state(self.editor.denoiser.unet).items()})
+        whole = resumable(last, form)
         with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():
             trainer = build_trainer(
-                self.options, str(self.folder), [checkpoint, _Tick(on_step), self.log], self.loggers
+                self.options, str(self.folder), [TuningCheckpoint(last), _Tick(on_step), self.log], self.loggers
             )
-            trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
+            trainer.fit(self.editor, self.data, ckpt_path=whole)
         self.editor.zero_grad()  # frees the last step's gradients
         self._save_tuned(stored)
         shutil.rmtree(states, ignore_errors=True)
@@ -247,16 +268,13 @@ class Run:
 
     def _compare_weights(self) -> None:
         """Warn about unverified files that have changed since they were first used; the cache records their digests."""
-        path = Path(self.options.cache) / "weights.json"
-        known: dict[str, str] = read_json(path) if path.is_file() else {}
         here = {f"{self.backbone.name}/{file}": self.backbone.hashes[file] for file in self.backbone.unverified}
+        known = remember(Path(self.options.cache) / "weights.json", here)
         for file, sha in here.items():
             if known.get(file, sha) != sha:
                 log.warning(
                     "%s has changed: it was %s, is %s; fetch it again if this is unexpected", file, known[file], sha
                 )
-        if known | here != known:
-            write_json(path, known | here)
 
     # ---- stored products ---------------------------------------------------------------------------------------------
 
@@ -271,7 +289,8 @@ class Run:
             "tuning": asdict(self.options.tuning),
         }
         write_tensors(path, tuned_state(self.editor.denoiser.unet), about)
-        write_json(path.with_suffix(".json"), about)
+        if path.parent == self.folder:
+            write_json(path.with_suffix(".json"), about)
 
     def _load(self, path: Path) -> str:
         """Load tuned weights, return their key; :class:`StoredError` if they were tuned from another backbone."""
