@@ -511,6 +511,24 @@ class EditOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
+class PlaceOptions(Options, group="backbone"):
+    """Where the weights are that a run was tuned from."""
+
+    path: str | None = option(None, "their folder; null: as recorded", text=True)
+    adapter: str | None = option(None, "ip_adapter: its folder; null: as recorded", text=True)
+
+
+@dataclass(frozen=True)
+class VerifyOptions(Options):
+    """Root of ``conf/verify.yaml``."""
+
+    run: str = option(MISSING, "run folder", text=True)
+    remake: bool = option(False, "make the run again in a temporary folder, and compare bit for bit")
+    inputs: str | None = option(None, "folder of the clip and pictures; null: where they were", text=True)
+    backbone: PlaceOptions = option(PlaceOptions, "the weights that the run was tuned from")
+
+
+@dataclass(frozen=True)
 class ScoreOptions(Options):
     """Root of ``conf/score/score.yaml``: a run folder, or bare files of any system."""
 

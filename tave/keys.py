@@ -28,6 +28,7 @@ class Root:
 ROOTS = {
     "train": Root(config.TrainOptions, ("video", "backbone", "memory", "logger", "experiment")),
     "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
+    "verify": Root(config.VerifyOptions),
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
     "footprint": Root(config.FootprintOptions),

@@ -83,10 +83,14 @@ def _compare(folder: Path, name: str, digest: str) -> str | None:
     return None
 
 
+def unlisted(folder: Path, whole: bool = False) -> list[str]:
+    """The files of ``folder`` that its record lacks: a run's products, or ``whole``: all files."""
+    return sorted((_files(folder) if whole else _products(folder)) - read_sums(folder).keys())
+
+
 def write_record(folder: Path) -> None:
     """Record every file below ``folder``."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    _write(folder, {path.relative_to(folder).as_posix(): file_digest(path) for path in files})
+    _write(folder, {name: file_digest(folder / name) for name in _files(folder)})
 
 
 def begin_record(folder: Path) -> None:
@@ -117,8 +121,12 @@ def rewriting(folder: Path, *names: str) -> Iterator[None]:
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     """The digests of ``names``, and of this folder's products that the record lacks."""
-    due = {*names, *(_products(folder) - read_sums(folder).keys())}
+    due = {*names, *unlisted(folder)}
     return {name: file_digest(folder / name) if (folder / name).is_file() else None for name in due}
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != SUMS}
 
 
 def _products(folder: Path) -> set[str]:
@@ -250,7 +258,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     if "precision" in trainer:
         found["trainer"] = {"precision": _typed(path, "trainer.precision", trainer["precision"], str)}
     found["metrics"] = _measuring(path, metrics)
-    _keep_places(found, record)
+    keep_places(found, record)
     return found
 
 
@@ -316,7 +324,7 @@ def _measuring(path: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _keep_places(found: dict[str, Any], record: Mapping[str, Any]) -> None:
+def keep_places(found: dict[str, Any], record: Mapping[str, Any]) -> None:
     """Leave out the place of a segmentation network that isn't the recorded one; find the package's own weights here.
 
     Those of the backbone are compared with the tuned weights' record before they are read.

@@ -37,7 +37,7 @@ from tave.cache import (
 from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import FileError, read_json, write_json
+from tave.files import FileError, write_json
 from tave.inflate import load_tuned, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.loggers import RunLogger, open_loggers
@@ -295,16 +295,10 @@ class Run:
     def _load(self, path: Path) -> str:
         """Load tuned weights, return their key; :class:`StoredError` if they were tuned from another backbone."""
         state, about = read_tensors(path)
-        base, here = about.get("base", {}), self.backbone.hashes
-        differing = [
-            f"{file} was {base.get(file)}, is {here.get(file)}"
-            for file in {**base, **here}
-            if base.get(file) != here.get(file)
-        ]
-        if differing:  # the hashes alone decide: a folder's name is its path, and it may have been moved
+        if about.get("base") != self.backbone.hashes:  # a folder's name is its path, and it may have been moved
             raise StoredError(
-                f"{path}: tuned from another backbone ({about.get('backbone')}) than {self.backbone.name} "
-                f"({differing[0]}): give that one, or tune again"
+                f"{path}: tuned from another backbone ({about.get('backbone')}) than {self.backbone.name}: give that "
+                "one, or tune again"
             )
         load_tuned(self.editor.denoiser.unet, state)
         return str(about.get("key"))
