@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tave.files import FileError, read_json, whole_file, write_json
+from tave.files import FileError, read_json, remove_leftovers, whole_file, write_json
 from tave.finite import check_finite
 from tave.progress import Progress
 
@@ -193,20 +193,24 @@ def _stored(path: Path) -> Iterator[Any]:
 # ---- remembered facts ------------------------------------------------------------------------------------------------
 
 
+def recall(path: Path) -> dict[str, str]:
+    """The facts in the JSON file ``path``. Raises :class:`FileError` or :class:`DamagedError` for a damaged one."""
+    content = read_json(path) if path.is_file() else {"facts": {}, "digest": key_of({})}
+    if not isinstance(content.get("facts"), dict) or content.get("digest") != key_of(content["facts"]):
+        raise DamagedError(path, "its content differs from its digest")
+    return content["facts"]
+
+
 def remember(path: Path, facts: Mapping[str, str]) -> dict[str, str]:
     """Add ``facts`` to those in the JSON file ``path``; returns what it knew before.
 
     A damaged file is named in one line and made again.
     """
-    known: dict[str, str] = {}
-    if path.is_file():
-        try:
-            content = read_json(path)
-            if content.get("digest") != key_of(content.get("facts")):
-                raise DamagedError(path, "its content differs from its digest")
-            known = content["facts"]
-        except (FileError, DamagedError) as error:
-            log.warning("%s: making it again", getattr(error, "fault", error))
+    try:
+        known = recall(path)
+    except (FileError, DamagedError) as error:
+        log.warning("%s: making it again", getattr(error, "fault", error))
+        known = {}
     if known | dict(facts) != known:
         write_json(path, {"digest": key_of(known | dict(facts)), "facts": known | dict(facts)})
     return known
@@ -234,6 +238,8 @@ class Cache:
     ) -> None:
         self.folder, self.scope, self.progress = folder, scope, progress or Progress(show=False)
         self.copies = dict(copies or {})
+        if folder is not None:
+            remove_leftovers(folder)
 
     def tensors(
         self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]], form: Form | None = None

@@ -23,9 +23,10 @@ from tave.seeds import generator_for
 
 log = logging.getLogger(__name__)
 
-# How much larger the loss of one draw may be after the tuning. After 12 steps on a drawn clip it is 0.97 times the first
-# one at the default learning rate, 0.75 at fifty times that, and 3.1 to 3.6 at rates that destroy the network.
+# How much larger the loss of one draw may be after the tuning. After 12 steps on a drawn clip it is 0.97 times the
+# first one at the default learning rate, 0.75 at fifty times that, and 3.1 to 3.6 at rates that destroy the network.
 GROWN = 1.5
+UNET = "denoiser.unet."  # begins the names of the tuned weights in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Editor(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = self.check_tuned()
-        checkpoint["state_dict"] = {f"denoiser.unet.{name}": value for name, value in state.items()}
+        checkpoint["state_dict"] = {f"{UNET}{name}": value for name, value in state.items()}
         checkpoint["first_loss"] = self._first
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -147,7 +148,8 @@ class Editor(L.LightningModule):
         """The :func:`tuned_state` after the last step. Raises :class:`NonFiniteError` for NaN and infinity so far."""
         self.watch.read()
         state = tuned_state(self.denoiser.unet)
-        check_finite(f"tuning, step {self.global_step}", state, self.watch.remedy)
+        weights = {f"weight {name}": value for name, value in state.items()}
+        check_finite(f"tuning, step {self.global_step}", weights, self.watch.remedy)
         return state
 
     # ---- editing -----------------------------------------------------------------------------------------------------

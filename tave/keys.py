@@ -30,6 +30,7 @@ ROOTS = {
     "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
+    "cache": Root(config.CacheOptions),
     "footprint": Root(config.FootprintOptions),
     "pretrain": Root(config.PretrainOptions),
     "score/score": Root(config.ScoreOptions),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import shutil
 import subprocess
@@ -37,9 +38,11 @@ from tave.cache import (
 from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import read_json, write_json
-from tave.inflate import load_tuned, tuned_state
+from tave.editor import UNET
+from tave.files import read_json, remove_leftovers, write_json
+from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
+from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.pipeline import Target
@@ -143,7 +146,10 @@ class Run:
         trained = any(parameter.requires_grad for parameter in unet.parameters())
         if not self._found(here):
             if not self._found(stored) and trained and self.options.tuning.steps:
-                self._fit(stored)
+                damaged = stored.is_file()
+                with claimed(stored.with_suffix(""), math.inf, self.progress.note):
+                    if damaged or not self._found(stored):  # another process may have tuned while this one waited
+                        self._fit(stored)
             self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
             (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
@@ -151,7 +157,7 @@ class Run:
     def _found(self, path: Path) -> bool:
         """Load the tuned weights in ``path`` if they are those of this run."""
         unet = self.editor.denoiser.unet
-        found = find_tensors(path, self.tuned_key, form_of(tuned_state(unet)))
+        found = find_tensors(path, self.tuned_key, form_of(tuned_parameters(unet)))
         if found is None:
             return False
         self.progress.note(f"tuned weights: found in {path.parent}")
@@ -163,7 +169,8 @@ class Run:
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
         last = states / "last.ckpt"
-        form = form_of({f"denoiser.unet.{k}": v for k, v in tuned_state(self.editor.denoiser.unet).items()})
+        remove_leftovers(states)
+        form = {f"{UNET}{name}": each for name, each in form_of(tuned_parameters(self.editor.denoiser.unet)).items()}
         whole = resumable(last, form)
         with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():
             trainer = build_trainer(
