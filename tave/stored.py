@@ -169,9 +169,7 @@ def ago(seconds: float) -> str:
 def _work(options: CacheOptions, _: Context) -> None:
     folder = Path(options.cache)
     if not folder.is_dir():
-        raise OptionError(
-            f"cache={folder}: no such folder; give that of the runs, outputs/cache if they were given none"
-        )
+        raise OptionError(f"cache={folder}: no such folder; give the one that your runs were given")
     remove_leftovers(folder)
     now, held = time.time(), entries(folder)
     if options.action == "list":
