@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tave.files import FileError, read_json, remove_leftovers, whole_file, write_json
+from tave.files import FileError, read_json, whole_file, write_json
 from tave.finite import check_finite
 from tave.progress import Progress
 
@@ -175,7 +175,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     sha = hashlib.sha256(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"\n{json.dumps([name, str(tensor.dtype), list(tensor.shape)])}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return sha.hexdigest()
 
 
@@ -238,8 +238,6 @@ class Cache:
     ) -> None:
         self.folder, self.scope, self.progress = folder, scope, progress or Progress(show=False)
         self.copies = dict(copies or {})
-        if folder is not None:
-            remove_leftovers(folder)
 
     def tensors(
         self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]], form: Form | None = None

@@ -244,7 +244,7 @@ class Pipeline:
         parts = [options.branches, options.weight, options.steps, options.union == "none"]
         count, (_, frames, _, *grid) = len(part_of(options.steps, self.schedule.steps)), latents.shape
         each = ((count, frames, *grid), torch.promote_types(latents.dtype, torch.float32))
-        form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
+        form: Form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
         maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make, form)
         return make_mask(Disagreement(**{name: tensor.to(latents.device) for name, tensor in maps.items()}), options)
 

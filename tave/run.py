@@ -39,7 +39,7 @@ from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.editor import UNET
-from tave.files import read_json, remove_leftovers, write_json
+from tave.files import read_json, write_json
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.locks import claimed
@@ -169,7 +169,6 @@ class Run:
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
         last = states / "last.ckpt"
-        remove_leftovers(states)
         form = {f"{UNET}{name}": each for name, each in form_of(tuned_parameters(self.editor.denoiser.unet)).items()}
         whole = resumable(last, form)
         with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():

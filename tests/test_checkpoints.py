@@ -21,7 +21,7 @@ from tave.cache import DamagedError, read_tensors
 from tave.checkpoints import MARK, PARTS, CheckpointFile, resumable
 from tave.editor import Editor
 
-CONTENT = dict.fromkeys(PARTS, 0) | {"state_dict": {"weight": torch.arange(6.0).view(2, 3)}}
+CONTENT: dict[str, Any] = dict.fromkeys(PARTS, 0) | {"state_dict": {"weight": torch.arange(6.0).view(2, 3)}}
 FORM = {"weight": ((2, 3), torch.float32)}
 
 
