@@ -24,13 +24,14 @@ from tave.build import build_editor, build_trainer
 from tave.cache import Cache, StoredError, is_made, key_of, read_about, read_tensors, write_tensors
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import read_json, write_json
+from tave.files import check_writable, read_json, remove_leftovers, whole_file, write_json
 from tave.inflate import load_tuned, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
+from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
 
@@ -68,6 +69,8 @@ class Run:
         self, options: TrainOptions, folder: Path, clip: Clip, progress: Progress, tuned: Path | None = None
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
+        for place in (folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/")):
+            remove_leftovers(place)
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
         disable_progress_bar()  # transformers' own bars, one for each part of the backbone
@@ -107,6 +110,8 @@ class Run:
         Raises :class:`StoredError` for a folder that holds another clip or another tuning, and leaves it as it is.
         """
         progress = Progress(show=show)
+        for place in (folder, Path(options.cache)):
+            check_writable(place)
         run = cls(options, folder, read_clip(options.video.path, options.video), progress)
         run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
@@ -116,6 +121,7 @@ class Run:
             raise StoredError(
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
+        check_space(run)
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
         return run
@@ -136,7 +142,8 @@ class Run:
         if found != here:
             self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
-            (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
+            with whole_file(self.folder / "LICENSE-MODEL.txt") as waiting:
+                waiting.write_text(text, encoding="utf-8")
 
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
