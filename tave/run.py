@@ -39,7 +39,7 @@ from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.editor import UNET
-from tave.files import read_json, write_json
+from tave.files import check_writable, read_json, remove_leftovers, whole_file, write_json
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.locks import claimed
@@ -47,6 +47,7 @@ from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
+from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
 
@@ -84,6 +85,8 @@ class Run:
         self, options: TrainOptions, folder: Path, clip: Clip, progress: Progress, tuned: Path | None = None
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
+        for place in (folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/")):
+            remove_leftovers(place)
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
         disable_progress_bar()  # transformers' own bars, one for each part of the backbone
@@ -124,6 +127,8 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
+        for place in (folder, Path(options.cache)):
+            check_writable(place)
         run = cls(options, folder, read_clip(options.video.path, options.video), progress)
         run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
@@ -133,6 +138,7 @@ class Run:
             raise StoredError(
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
+        check_space(run)
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
         return run
@@ -152,7 +158,8 @@ class Run:
                         self._fit(stored)
             self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
-            (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
+            with whole_file(self.folder / "LICENSE-MODEL.txt") as waiting:
+                waiting.write_text(text, encoding="utf-8")
 
     def _found(self, path: Path) -> bool:
         """Load the tuned weights in ``path`` if they are those of this run."""
