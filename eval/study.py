@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
-from tave.files import write_json
+from tave.files import whole_file, write_json
 from tave.keys import choices_of
 from tave.record import read_metrics, read_run
 
@@ -207,13 +207,14 @@ def study(options: StudyOptions) -> Path:
     if not metrics:
         raise EvalError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
     path, found = out / "README.md", means(sweep, metrics)
-    out.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
     save_small(by_value(found, metrics, sweep.metrics), out / "figure.png")
     facts = {name: sweep.metrics[name] for name in metrics}
     content = {"axes": sweep.axes, "metrics": facts, "means": found}
     write_json(out / "study.json", content)
-    path.write_text(_readme(sweep, found, metrics, Path(options.sweep), before or "Not written yet."), encoding="utf-8")
+    with whole_file(path) as waiting:
+        text = _readme(sweep, found, metrics, Path(options.sweep), before or "Not written yet.")
+        waiting.write_text(text, encoding="utf-8")
     print(path)
     return path
 

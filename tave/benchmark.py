@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tave.cli import Context, compose_config, entry_point, resolved, typed
 from tave.config import CONF, OURS, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
 from tave.edit import changed, edit
 from tave.files import content_digest, write_json
+from tave.interrupts import at_once, follow_parent
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
 from tave.record import SUMS, read_edit, rewriting
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTROLS = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose", "per_frame")
+KILLED = "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
 EDITING = ("reference", "mask", "correction", "sampler")  # what may differ between methods: edits share one tuned clip
 
 
@@ -65,11 +68,12 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
     cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
     jobs = [Job(case, seed, _home(options, case, seed), options) for case in cases for seed in options.seeds]
     failed: list[dict[str, Any]] = []
-    for done, (job, wrong) in enumerate(_finished(jobs, options.workers), 1):
-        failed += wrong
-        if show:
-            result = "failed: " + ", ".join(entry["method"] for entry in wrong) if wrong else "done"
-            print(f"[{done}/{len(jobs)}] {job.home.name}: {result}", file=sys.stderr, flush=True)
+    with closing(_finished(jobs, options.workers)) as finished:
+        for done, (job, wrong) in enumerate(finished, 1):
+            failed += wrong
+            if show:
+                result = "failed: " + ", ".join(entry["method"] for entry in wrong) if wrong else "done"
+                print(f"[{done}/{len(jobs)}] {job.home.name}: {result}", file=sys.stderr, flush=True)
     return failed
 
 
@@ -86,9 +90,9 @@ def _home(options: BenchmarkOptions, case: ListedCase, seed: int) -> Path:
     return Path(options.folder) / (case.name if seed == options.seeds[0] else f"{case.name}-seed{seed}")
 
 
-def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[str, Any]]]]:
+def _finished(jobs: list[Job], workers: int) -> Generator[tuple[Job, list[dict[str, Any]]], None, None]:
     """Run the jobs, in this process or in ``workers`` processes with an equal share of the threads; yield them as they
-    end.
+    end. What ends this process ends the workers at their next step.
     """
     if workers == 1 or len(jobs) == 1:
         yield from ((job, run_case(job)) for job in jobs)
@@ -97,17 +101,32 @@ def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[st
 
     threads = max(1, torch.get_num_threads() // workers)
     # forked processes would hang in the threads of their parent
-    with ProcessPoolExecutor(workers, get_context("spawn"), partial(torch.set_num_threads, threads)) as pool:
-        waiting = {pool.submit(run_case, job): job for job in jobs}
-        for future in as_completed(waiting):
-            job = waiting[future]
-            try:
-                yield job, future.result()
-            except BrokenProcessPool:
-                error = (
-                    "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
-                )
-                yield job, [{"case": job.case.name, "seed": job.seed, "method": "worker", "error": error}]
+    with ProcessPoolExecutor(workers, get_context("spawn"), partial(_begin_worker, threads)) as pool:
+        waiting = {pool.submit(_in_worker, job): job for job in jobs}
+        try:
+            for future in as_completed(waiting):
+                job = waiting[future]
+                try:
+                    yield job, future.result()
+                except BrokenProcessPool:
+                    yield job, [{"case": job.case.name, "seed": job.seed, "method": "worker", "error": KILLED}]
+        except BaseException:
+            for worker in active_children():
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    follow_parent()
+
+
+def _in_worker(job: Job) -> list[dict[str, Any]]:
+    with at_once():
+        return run_case(job)
 
 
 def run_case(job: Job) -> list[dict[str, Any]]:

@@ -175,7 +175,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     sha = hashlib.sha256(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"\n{json.dumps([name, str(tensor.dtype), list(tensor.shape)])}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return sha.hexdigest()
 
 
@@ -193,20 +193,24 @@ def _stored(path: Path) -> Iterator[Any]:
 # ---- remembered facts ------------------------------------------------------------------------------------------------
 
 
+def recall(path: Path) -> dict[str, str]:
+    """The facts in the JSON file ``path``. Raises :class:`FileError` or :class:`DamagedError` for a damaged one."""
+    content = read_json(path) if path.is_file() else {"facts": {}, "digest": key_of({})}
+    if not isinstance(content.get("facts"), dict) or content.get("digest") != key_of(content["facts"]):
+        raise DamagedError(path, "its content differs from its digest")
+    return content["facts"]
+
+
 def remember(path: Path, facts: Mapping[str, str]) -> dict[str, str]:
     """Add ``facts`` to those in the JSON file ``path``; returns what it knew before.
 
     A damaged file is named in one line and made again.
     """
-    known: dict[str, str] = {}
-    if path.is_file():
-        try:
-            content = read_json(path)
-            if content.get("digest") != key_of(content.get("facts")):
-                raise DamagedError(path, "its content differs from its digest")
-            known = content["facts"]
-        except (FileError, DamagedError) as error:
-            log.warning("%s: making it again", getattr(error, "fault", error))
+    try:
+        known = recall(path)
+    except (FileError, DamagedError) as error:
+        log.warning("%s: making it again", getattr(error, "fault", error))
+        known = {}
     if known | dict(facts) != known:
         write_json(path, {"digest": key_of(known | dict(facts)), "facts": known | dict(facts)})
     return known

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -25,6 +26,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
 from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.files import FileError, naming, refusal
+from tave.interrupts import Interrupted, handled
 from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, unknown
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
@@ -222,7 +225,8 @@ def entry_point(
         try:
             prepared(overrides, root_name)  # an experiment may bring more than the command line has
             options = read(cfg)
-            return work(options, Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides))
+            with naming(folder):
+                return work(options, Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides))
         except Exception as error:
             if folder != Path.cwd():
                 with contextlib.suppress(OSError):
@@ -253,8 +257,11 @@ def entry_point(
             if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
             sys.argv[1:] = prepared(words, root_name, sweep=bool(flags & {"-m", "--multirun"}))
-            run()
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            with handled():
+                run()
+        except (Exception, KeyboardInterrupt, SystemExit, Interrupted) as error:
+            if isinstance(error, OSError):  # Hydra could not make the output folder
+                error = FileError(refusal(error))
             _leave(error, root, len(failed))
         finally:
             if not TRACEBACKS:
@@ -265,13 +272,20 @@ def entry_point(
 
 def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
     """Exit in one line: 1 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        line, code = "stopped", 130
-    elif type(error).__name__ == "SIGTERMException":  # Lightning's
-        line, code = "stopped by SIGTERM", 143
+    if stop := _signal_of(error):
+        line, code = str(stop), stop.code
     elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
         line, code = "error: " + (f"{failed} of the sweep's jobs failed" if failed else one_line(error, root)), 1
     else:
         raise error
     print(line, file=sys.stderr)
     raise SystemExit(code)
+
+
+def _signal_of(error: BaseException) -> Interrupted | None:
+    """The signal that an error comes from; where Python or Lightning took it before :func:`handled` did, as well."""
+    if isinstance(error, Interrupted):
+        return error
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return Interrupted(signal.SIGINT)
+    return Interrupted(signal.SIGTERM) if type(error).__name__ == "SIGTERMException" else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tave.config import OURS, WHOLE, OptionError, ReadOptions
-from tave.files import file_digest, read_json, write_json
+from tave.files import file_digest, read_json, whole_folder, write_json
 from tave.listing import ListedCase
 from tave.record import check_record, read_edit, recorded, rewriting, write_record
 from tave.reference.cutout import matte
@@ -68,19 +68,17 @@ def possible(name: str, case: ListedCase) -> bool:
 
 
 def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
-    waiting = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(waiting, ignore_errors=True)
-    shutil.copytree(ours, waiting, ignore=shutil.ignore_patterns("side_by_side.*", "reference*.png", "field.npz"))
-    write_video(waiting / "edited.mp4", frames, source.fps)
-    write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
-    record = {key: value for key, value in read_edit(ours).items() if key not in ("key", "benchmark")}
-    record |= {"name": folder.name, "control": True, "notes": []}
-    if folder.name == "frozen_first_frame":
-        record["made_from"] = file_digest(ours / "edited.mp4")
-    write_json(waiting / "edit.json", record)
-    write_record(waiting)
-    shutil.rmtree(folder, ignore_errors=True)
-    waiting.rename(folder)
+    apart = shutil.ignore_patterns("side_by_side.*", "reference*.png", "field.npz")
+    with whole_folder(folder, replace=True) as waiting:
+        shutil.copytree(ours, waiting, ignore=apart, dirs_exist_ok=True)
+        write_video(waiting / "edited.mp4", frames, source.fps)
+        write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
+        record = {key: value for key, value in read_edit(ours).items() if key not in ("key", "benchmark")}
+        record |= {"name": folder.name, "control": True, "notes": []}
+        if folder.name == "frozen_first_frame":
+            record["made_from"] = file_digest(ours / "edited.mp4")
+        write_json(waiting / "edit.json", record)
+        write_record(waiting)
 
 
 # ---- the known answer ------------------------------------------------------------------------------------------------

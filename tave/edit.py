@@ -8,8 +8,11 @@ this command's. Only another ``reference.frame`` or precision needs a new invers
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +24,15 @@ from omegaconf.errors import OmegaConfBaseException
 from tave.cli import Context, entry_point, one_line, schema, typed
 from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, WHOLE, MemoryOptions, OptionError, TrainOptions, nearest
 from tave.keys import ROOTS, choices_of, prepared
+from tave.locks import ClaimedError, all_claimed, claimed
 from tave.record import check_links, check_record, recorded
 from tave.train import measure_and_log
 
 if TYPE_CHECKING:
     from tave.run import Run
+
+
+log = logging.getLogger(__name__)
 
 
 def edit(
@@ -45,6 +52,7 @@ def edit(
     """
     from tave.progress import Progress
     from tave.run import Run
+    from tave.space import check_space
     from tave.video import read_clip
 
     requests = options.video.requests()
@@ -53,24 +61,38 @@ def edit(
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
     clip = read_clip(folder / "source.mp4", WHOLE)
-    with closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run:
-        named = requests if overwrite else {_free(run, name, entry): entry for name, entry in requests.items()}
+    with (
+        closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,
+        ExitStack() as claims,
+    ):
+        check_space(run)
+        if overwrite:
+            claims.enter_context(all_claimed([folder / "edits" / name for name in requests], math.inf, log.warning))
+            named = requests
+        else:
+            named = {_free(run, name, entry, claims): entry for name, entry in requests.items()}
         run.predict(named, {"overrides": list(overrides), **(about or {})})
         if options.metrics.enabled:
             measure_and_log(run, named)
     return list(named)
 
 
-def _free(run: Run, name: str, entry: Any) -> str:
-    """``name``, or the first of ``name-2``, ``name-3``, ... that is free or holds this very edit."""
+def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
+    """``name``, or the first of ``name-2``, ``name-3``, ... that is free or holds this very edit.
+
+    ``claims`` gets the claim to it: a name at which another process is at work is not free.
+    """
     from tave.cache import is_made
 
     (target,) = run.targets({name: entry})
-    found, count = name, 1
-    while (here := run.folder / "edits" / found).exists() and not is_made(here / "edit.json", run.edit_key(target)):
-        count += 1
-        found = f"{name}-{count}"
-    return found
+    for found in chain([name], (f"{name}-{number}" for number in count(2))):
+        here = run.folder / "edits" / found
+        with suppress(ClaimedError), ExitStack() as claim:
+            claim.enter_context(claimed(here))
+            if not here.exists() or is_made(here / "edit.json", run.edit_key(target)):
+                claims.push(claim.pop_all())
+                return found
+    raise AssertionError  # there is always another number
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

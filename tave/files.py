@@ -24,6 +24,7 @@ PART = ".part-"  # a temporary: .part-HOST-PID-TOKEN-NUMBER
 HOST = re.sub(r"\W", "", socket.gethostname())[:32] or "host"
 TOKEN = secrets.token_hex(4)  # tells this process from an earlier one of the same number
 LOCK = ".lock-"  # a file that a process holds locked while it claims another (tave/locks.py)
+PATH_LENGTH = 3500  # bytes of a folder's path: Linux takes 4096, and what a run writes lies three folders deeper
 STALE = 24 * 3600.0  # seconds after which another host's temporary counts as left behind
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)  # of a file system without locks
 WRITING = ("FFmpegError", "SafetensorError")  # errors of libraries that write, which aren't imported for their names
@@ -36,6 +37,7 @@ REMEDIES = {
     (errno.ENOENT,): "its folder is gone: run the same command again, or give another folder",
     (errno.EMFILE, errno.ENFILE): "too many files are open: raise ulimit -n",
 }
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)  # of writing, whatever the file
 _numbers = count(1)
 
 
@@ -203,8 +205,8 @@ def _of_writing(error: Exception) -> bool:
     return isinstance(error, OSError) or bool(names & {*WRITING}) or "PytorchStreamWriter" in str(error)
 
 
-def refusal(error: Exception, path: Path) -> str:
-    """One line about a failed write: the file, the reason, the remedy. ``path``: what was being written."""
+def refusal(error: BaseException, path: Path | str = "a file", fault: str = "can't be written") -> str:
+    """One line: the file, its ``fault``, the system's reason, the remedy. ``path``: where the error names no file."""
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
@@ -213,29 +215,52 @@ def refusal(error: Exception, path: Path) -> str:
     reason = os.strerror(number) if isinstance(number, int) else " ".join(str(error).split())
     named = getattr(error, "filename", None)
     if named and PART not in str(named):
-        path = Path(os.fsdecode(named))
+        path = os.fsdecode(named)
     remedy = next((text for numbers, text in REMEDIES.items() if number in numbers), "check the disk and its rights")
-    return f"{path}: can't be written ({reason}): {remedy}"
+    return f"{path}: {fault} ({reason}): {remedy}"
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses in and around the ``folder`` of a run, whoever asked it, into a :class:`FileError`.
+
+    Loggers write too, and where the disk is full in mid-file the system names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename and Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
+        if error.errno not in REFUSED and not inside:
+            raise
+        raise FileError(refusal(error, folder, "can't be used")) from error
 
 
 def check_writable(folder: Path) -> None:
     """Raise :class:`FileError` if nothing can be written into ``folder``, which may still be to be made."""
-    made = []
-    with deferred(), writing(folder):
+    with deferred(), writing(folder), made_folder(folder):
+        if len(os.fsencode(folder.absolute())) > PATH_LENGTH:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        probe = _beside(folder / "probe")
         try:
-            for each in (*reversed(folder.parents), folder):
-                if not each.is_dir():
-                    each.mkdir()
-                    made.append(each)
-            probe = _beside(folder / "probe")
-            try:
-                probe.write_bytes(bytes(4096))
-            finally:
-                probe.unlink(missing_ok=True)
+            probe.write_bytes(bytes(4096))
         finally:
-            for each in reversed(made):
-                with suppress(OSError):
-                    each.rmdir()
+            probe.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and its parents for the block; those that are empty after it go again."""
+    made: list[Path] = []
+    try:
+        for each in (*reversed(folder.parents), folder):
+            if not each.is_dir():
+                each.mkdir(exist_ok=True)
+                made.append(each)
+        yield
+    finally:
+        for each in reversed(made):
+            with suppress(OSError):
+                each.rmdir()
 
 
 def hold(place: Path) -> int | None:

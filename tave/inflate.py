@@ -151,13 +151,18 @@ def add_lora(unet: UNet2DConditionModel, rank: int, generator: torch.Generator |
                 )
 
 
-def tuned_state(unet: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that train and of all that inflation and LoRA added."""
+def tuned_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train and all that inflation and LoRA added."""
     return {
-        name: parameter.detach().clone().contiguous()
+        name: parameter
         for name, parameter in unet.named_parameters()
         if parameter.requires_grad or ADDED.fullmatch(_role(name))
     }
+
+
+def tuned_state(unet: nn.Module) -> dict[str, Tensor]:
+    """Copies of the :func:`tuned_parameters`."""
+    return {name: parameter.detach().clone().contiguous() for name, parameter in tuned_parameters(unet).items()}
 
 
 def load_tuned(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:

@@ -48,7 +48,7 @@ def segment_targets(
     targets: Sequence[Target], segmenter: str, device: torch.device, progress: Progress
 ) -> tuple[list[Target], dict[str, str]]:
     """``targets`` with the segmenter's matte of each image, and the SHA-256 of its weights; it is freed afterwards."""
-    with progress.stage("segmenting", "cutting out the target"):
+    with progress.stage("segmenting", "cutting out the target", steps=False):
         network = load_segmenter(segmenter)
         with at_work(network.model, device):
             cuts = [[network.cut(image.rgb, target.prompt) for image in target.images] for target in targets]

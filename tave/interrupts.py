@@ -86,8 +86,12 @@ def handled() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """Handle signals in a worker process: it ends with its parent, which alone answers Ctrl-C and sends SIGTERM on."""
+    """Prepare a worker process: it ends with its parent, which alone answers Ctrl-C and sends SIGTERM on.
+
+    Signals wait for a block of :func:`at_once`, so that an idle worker is left to its parent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _State.depth = 1
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, _receive)
 
@@ -98,6 +102,17 @@ def follow_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let signals end the block of a worker process like that of :func:`handled`."""
+    check()
+    _State.depth -= 1
+    try:
+        yield
+    finally:
+        _State.depth += 1
 
 
 def _receive(signum: int, frame: FrameType | None) -> None:

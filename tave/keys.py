@@ -31,6 +31,7 @@ ROOTS = {
     "verify": Root(config.VerifyOptions),
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
+    "cache": Root(config.CacheOptions),
     "footprint": Root(config.FootprintOptions),
     "pretrain": Root(config.PretrainOptions),
     "score/score": Root(config.ScoreOptions),

@@ -133,7 +133,9 @@ def compare(
     watch = Watch("masking")
     for reading in _readings(denoiser, schedule, trajectory, source, target, options):
         readings.append(reading)
-        watch.add(len(readings), "map", reading.disagreement)
+        for each in (reading.disagreement, reading.evidence):
+            if each is not None:
+                watch.add(len(readings), "map", each)
         if on_step is not None:
             on_step(len(readings), total)
     watch.read()

@@ -128,7 +128,7 @@ class Pipeline:
 
     def encode(self, clip: Clip, prompt: str) -> Source:
         """Encode the clip and its condition. Raises :class:`NonFiniteError` for NaN and infinity, as all stages do."""
-        with self.progress.stage("encoding", "encoding the clip"):
+        with self.progress.stage("encoding", "encoding the clip", steps=False):
             latents = self.encoders.encode(clip.frames)
             condition = self.encoders.condition(prompt, [source_frames(clip.frames, self.options.reference.frame)])
             source = Source(clip, latents, self.encoders.decode(latents), condition)
@@ -186,7 +186,7 @@ class Pipeline:
                 corrections=corrections,
                 on_step=on_step,
             )
-        with self.progress.stage("decoding", f"decoding {target.name}"):
+        with self.progress.stage("decoding", f"decoding {target.name}", steps=False):
             frames = self.encoders.decode(latents)
             check_finite("decoding", {f"edit {target.name}": frames}, PRECISION)
         if target.region is None and options.mask.region == "found":  # a given region stays as it was given
@@ -244,7 +244,7 @@ class Pipeline:
         parts = [options.branches, options.weight, options.steps, options.union == "none"]
         count, (_, frames, _, *grid) = len(part_of(options.steps, self.schedule.steps)), latents.shape
         each = ((count, frames, *grid), torch.promote_types(latents.dtype, torch.float32))
-        form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
+        form: Form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
         maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make, form)
         return make_mask(Disagreement(**{name: tensor.to(latents.device) for name, tensor in maps.items()}), options)
 

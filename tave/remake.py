@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +16,7 @@ from tave.cli import typed
 from tave.config import WHOLE, EditEntry, EditingOptions, ReadOptions, TrainOptions, VerifyOptions
 from tave.edit import edit, options_of
 from tave.files import FileError
+from tave.origin import origin
 from tave.progress import Progress
 from tave.record import keep_places, read_edit, read_metrics, read_run, recorded, taken
 from tave.run import Run
@@ -25,6 +24,7 @@ from tave.verify import Finding, find_input
 from tave.video import Clip, read_clip, write_video
 
 THREADS = 256  # more than that no run has
+PLATFORM = {"versions": ("torch", "diffusers", "transformers"), "hardware": ("machine", "gpu")}
 
 
 def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
@@ -48,13 +48,16 @@ def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
 
 def _platform(record: Mapping[str, Any]) -> Iterator[Finding]:
     """What of this machine differs from the run's, so that bits may; the number of threads is made the same."""
-    was, hardware = (value if isinstance(value := record.get(key), dict) else {} for key in ("versions", "hardware"))
-    here = {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"machine": platform.machine()}
-    other = [f"{name} {known[name]}" for known in (was, hardware) for name in here if name in known]
-    other = [text for text in other if text.partition(" ")[2] != here[text.partition(" ")[0]]]
+    here, was = origin(), {key: value if isinstance(value := record.get(key), dict) else {} for key in PLATFORM}
+    other = [
+        f"{name} {was[part][name]}, here {here[part][name]}"
+        for part, names in PLATFORM.items()
+        for name in names
+        if was[part].get(name) != here[part][name]
+    ]
     if other:
-        yield Finding(None, f"made on another platform ({', '.join(other)}): bits may differ here without any change")
-    threads = hardware.get("threads")
+        yield Finding(None, f"made on another platform ({'; '.join(other)}): bits may differ without any change")
+    threads = was["hardware"].get("threads")
     if isinstance(threads, int) and 0 < threads <= THREADS:
         torch.set_num_threads(threads)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import platform
+import math
 import shutil
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +33,26 @@ from tave.cache import (
     write_tensors,
 )
 from tave.checkpoints import TuningCheckpoint, resumable
-from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
+from tave.config import EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import FileError, write_json
-from tave.inflate import load_tuned, tuned_state
+from tave.editor import UNET
+from tave.files import FileError, check_writable, remove_leftovers, whole_file, write_json
+from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
+from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
+from tave.origin import origin
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
+from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
 
 log = logging.getLogger(__name__)
+
+LICENCE = "LICENSE-MODEL.txt"
 
 
 @contextmanager
@@ -83,6 +87,8 @@ class Run:
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
         check_links(folder)
+        for place in (folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/")):
+            remove_leftovers(place)
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
         disable_progress_bar()  # transformers' own bars, one for each part of the backbone
@@ -124,6 +130,8 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
+        for place in (folder, Path(options.cache)):
+            check_writable(place)
         run = cls(options, folder, read_clip(options.video.path, options.video), progress)
         run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
@@ -133,6 +141,7 @@ class Run:
             raise StoredError(
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
+        check_space(run)
         folder.mkdir(parents=True, exist_ok=True)
         begin_record(folder)
         with rewriting(folder, "source.mp4"):
@@ -148,17 +157,20 @@ class Run:
         trained = any(parameter.requires_grad for parameter in unet.parameters())
         if not self._found(here):
             if not self._found(stored) and trained and self.options.tuning.steps:
-                self._fit(stored)
+                damaged = stored.is_file()
+                with claimed(stored.with_suffix(""), math.inf, self.progress.note):
+                    if damaged or not self._found(stored):  # another process may have tuned while this one waited
+                        self._fit(stored)
             with rewriting(self.folder, here.name, here.with_suffix(".json").name):
                 self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
-            with rewriting(self.folder, "LICENSE-MODEL.txt"):
-                (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
+            with rewriting(self.folder, LICENCE), whole_file(self.folder / LICENCE) as waiting:
+                waiting.write_text(text, encoding="utf-8")
 
     def _found(self, path: Path) -> bool:
         """Load the tuned weights in ``path`` if they are those of this run."""
         unet = self.editor.denoiser.unet
-        found = find_tensors(path, self.tuned_key, form_of(tuned_state(unet)))
+        found = find_tensors(path, self.tuned_key, form_of(tuned_parameters(unet)))
         if found is None:
             return False
         self.progress.note(f"tuned weights: found in {path.parent}")
@@ -170,7 +182,7 @@ class Run:
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
         last = states / "last.ckpt"
-        form = form_of({f"denoiser.unet.{k}": v for k, v in tuned_state(self.editor.denoiser.unet).items()})
+        form = {f"{UNET}{name}": each for name, each in form_of(tuned_parameters(self.editor.denoiser.unet)).items()}
         whole = resumable(last, form)
         with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():
             trainer = build_trainer(
@@ -313,8 +325,6 @@ class Run:
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
         with changed_metrics(self.folder) as metrics:
             metrics |= psnr | {"stages": metrics.get("stages", {}) | self.progress.record}
-        versions = {name: version(name) for name in ("tave", "torch", "diffusers", "transformers", "lightning")}
-        cuda = torch.cuda.is_available()
         content = {
             "key": self.key,
             "config": asdict(self.options),
@@ -322,14 +332,7 @@ class Run:
             "seed": self.options.seed,
             "fps": self.clip.fps,
             "size": list(self.clip.frames.shape),
-            "commit": _commit(),
-            "versions": versions | {"python": platform.python_version()},
-            "hardware": {
-                "machine": platform.machine(),
-                "threads": torch.get_num_threads(),
-                "cuda": cuda,
-                "gpu": torch.cuda.get_device_name() if cuda else None,
-            },
+            **origin(),
             "weights": dict(self.backbone.hashes),
             "weights_unverified": list(self.backbone.unverified),
             "segmenter": self.segmenter_hashes,
@@ -343,14 +346,3 @@ class Run:
     def close(self) -> None:
         """Finish the logs."""
         self.log.close()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that contains this package, with a plus where files differ from it; None elsewhere."""
-    git = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

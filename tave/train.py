@@ -7,6 +7,8 @@ python -m tave.train +video=custom video.path=clip.mp4 video.source_prompt="..."
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +18,14 @@ from typing import TYPE_CHECKING, Any
 from tave.cli import Context, entry_point
 from tave.config import OptionError, TrainOptions
 from tave.files import content_digest
+from tave.locks import all_claimed, claimed
 from tave.record import changed_metrics, read_edit, read_metrics
 
 if TYPE_CHECKING:
     from tave.run import Run
+
+
+log = logging.getLogger(__name__)
 
 
 def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | None = None, show: bool = True) -> Path:
@@ -32,9 +38,14 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
     requests = options.video.requests()
     if (name := options.metrics.objective) and not (requests and options.metrics.enabled):
         raise OptionError(f"metrics.objective={name}, but nothing is measured: request an edit and metrics, or drop it")
-    with closing(Run.begin(options, folder, show=show)) as run:
+    # a second process in this folder waits, and then finds everything made
+    with (
+        claimed(folder / "run.json", math.inf, log.warning),
+        closing(Run.begin(options, folder, show=show)) as run,
+    ):
         run.tune()
-        run.predict(requests)
+        with all_claimed([folder / "edits" / name for name in requests], math.inf, log.warning):
+            run.predict(requests)
         run.record(chosen)  # before measuring: an edit that can't be measured keeps its record
         if requests and options.metrics.enabled:
             measure_and_log(run, requests)
@@ -44,7 +55,7 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
 
 def measure_and_log(run: Run, names: Collection[str]) -> None:
     """:func:`measure` edits of an open run, as a stage of it, and log the new figures."""
-    with run.progress.stage("metrics", "measuring"):
+    with run.progress.stage("metrics", "measuring", steps=False):
         figures = measure(run.folder, run.options, names)
     if figures:
         run.log.log_figures(figures)

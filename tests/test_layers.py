@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("config", "files", "keys", "seeds", "progress", "memory", "video", "backbone"),
+    *("config", "files", "keys", "seeds", "progress", "finite", "memory", "video", "backbone"),
     *("schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions", "masking"),
     *(
         "correspondence",
         "correction",
         "sampling",
         "cache",
+        "checkpoints",
         "reference",
         "pipeline",
         "editor",
@@ -26,13 +27,14 @@ ORDER = [
         "inputs",
     ),
     *("writer", "loggers", "run", "cli", "train", "edit", "api", "listing", "controls", "benchmark"),
-    *("counting", "footprint", "doctor"),
+    *("counting", "footprint", "doctor", "stored"),
 ]
-LIGHTNING = {"editor", "data", "build", "writer", "loggers", "run"}
+LIGHTNING = {"checkpoints", "editor", "data", "build", "writer", "loggers", "run"}
 HYDRA = {"cli", "loggers"}
 DRAWN = {"cli", "controls", "benchmark"}  # modules that may import the drawn world
 # Imported for --help and refused values, so without torch; what they need for the work they import when it begins.
 LIGHT = ("config", "files", "keys", "cli", "train", "edit", "api", "listing", "benchmark", "footprint", "doctor")
+LIGHT += ("stored",)
 LIGHT_LIBRARIES = {*sys.stdlib_module_names, "hydra", "omegaconf", "yaml"}
 
 
