@@ -308,7 +308,9 @@ def entry_point(
                 return
             if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
-            sys.argv[1:] = prepared(words, root_name, sweep=bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words}))
+            sys.argv[1:] = prepared(
+                words, root_name, sweep=bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
+            )
             run()
             if jobs.report():
                 raise SystemExit(1)

@@ -80,7 +80,9 @@ class Jobs:
         count = self.succeeded + len(self.failed)
         if count and not self.reported:
             verdict = f"error: {len(self.failed)} of {count} jobs failed, {self.succeeded} succeeded"
-            lines = [verdict, *(f"  {line}" for line in self.failed)] if self.failed else [f"all {count} jobs succeeded"]
+            lines = (
+                [verdict, *(f"  {line}" for line in self.failed)] if self.failed else [f"all {count} jobs succeeded"]
+            )
             print("\n".join(lines), file=sys.stderr, flush=True)
         self.reported = True
         return len(self.failed)
