@@ -23,6 +23,7 @@ from tave.video.frames import from_pixels
 
 from . import EvalError
 from .ideal import IdealLayers
+from .records import mapping_in, text_in
 
 
 class Track(NamedTuple):
@@ -125,17 +126,21 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         if shape != edited[:, 0].shape:
             raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
-    config, annotation = record.get("config") or {}, None
+    config, annotation = mapping_in(record, "config", run / "run.json"), None
     if annotations:
-        if not (video := config.get("video")):
+        if not (video := mapping_in(config, "video", run / "run.json")):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
-        annotation = read_annotations(annotations, edited, ReadOptions.recorded(video))
+        try:
+            cut = ReadOptions.recorded(video)
+        except (TypeError, ValueError) as error:
+            raise EvalError(f"{run}/run.json doesn't record how the clip was cropped ({error})") from error
+        annotation = read_annotations(annotations, edited, cut)
     return Case(
         name=folder.name,
         source=source,
         edited=edited,
         masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
-        request=_read_request(folder / "edit.json", record.get("image_encoder"), config),
+        request=_read_request(folder / "edit.json", text_in(record, "image_encoder", run / "run.json"), config),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         annotation=annotation,
         round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
@@ -148,8 +153,10 @@ def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -
     if not path.is_file():
         return Request(missing=f"{path} is missing", conditioner=folder)
     record = read_json(path)
-    source_prompt = record.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
-    image, missing, at, matte = None, "", record.get("target_image"), record.get("matte")
+    source_prompt = text_in(record, "source_prompt", path) or text_in(
+        mapping_in(config, "video", path), "source_prompt", path
+    )
+    image, missing, at, matte = None, "", text_in(record, "target_image", path), text_in(record, "matte", path)
     if not at:
         missing = "edit.json names no target image"
     elif not Path(at).is_file():
@@ -158,7 +165,7 @@ def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -
         missing = f"the target image {at} has changed since the edit"
     else:
         image = read_picture(Path(at), Path(matte) if matte and Path(matte).is_file() else None)
-    return Request(source_prompt, record.get("target_prompt"), image, missing, folder)
+    return Request(source_prompt, text_in(record, "target_prompt", path), image, missing, folder)
 
 
 def read_picture(path: Path, matte: Path | None = None) -> Image4:
@@ -246,6 +253,8 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
     if missing := set(names) - set(found):
         raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
+    if odd := [name for name, array in found.items() if array.dtype not in (np.uint8, np.bool_) or array.ndim < 3]:
+        raise EvalError(f"{path}: {', '.join(odd)} is no stack of masks or pictures (uint8)")
     return found
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
-from tave.files import read_json, write_json
+from tave.files import write_json
 
 from . import EvalError, WeightsError
+from .records import read_metrics
 from .tables import BETTER
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
 
     A metric has one id in the file. If it gets another, its older values are dropped from all edits, with a warning.
     """
-    record = read_json(path) if path.is_file() else {}
+    record = read_metrics(path) if path.is_file() else {}
     known, facts = record.get("edits", {}), record.get("metrics", {})
     changed = {name for name, about in metrics.items() if name in facts and facts[name]["id"] != about["id"]}
     dropped = [f"{edit}.{name}" for edit in known for name in sorted(changed & set(known[edit])) if edit not in edits]

@@ -41,6 +41,7 @@ STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
 TRAINER = {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5}
 # Further arguments of lightning.Trainer that are the user's; the others follow from tave's own options.
 TRAINER_ARGUMENTS = (*TRAINER, "strategy", "num_nodes", "benchmark", "detect_anomaly", "profiler", "plugins")
+ONE_GPU = ", or [N] for GPU number N"
 # Loggers and their arguments; None: whatever the library takes.
 LOGGERS: dict[str, tuple[str, ...] | None] = {
     "csv": ("name", "version", "prefix", "flush_logs_every_n_steps"),
@@ -152,6 +153,19 @@ def _check_steps(name: str, steps: Sequence[float]) -> None:
     """A part of the schedule: [first, last] with 0 <= first < last <= 1, 0 the noisy end."""
     if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
         raise OptionError(f"{name}={list(steps)} is no part of the schedule: give [first,last], 0 <= first < last <= 1")
+
+
+def _check_trainer(name: str, value: Any) -> None:
+    """Refuse an argument that lightning.Trainer takes and fails at later, or that starts the command several times."""
+    key = name.rpartition(".")[2]
+    count = len(value) if isinstance(value, list) else value if type(value) is int else 1
+    if key in ("devices", "num_nodes") and count > 1:
+        raise OptionError(f"{name}={value}: a clip is edited on one device: set {name}=1{ONE_GPU * (key == 'devices')}")
+    switch = key in ("deterministic", "detect_anomaly", "benchmark")
+    if switch and not isinstance(value, bool | None) and (key, value) != ("deterministic", "warn"):
+        raise OptionError(f"{name}={value}: give true or false")
+    if key == "log_every_n_steps" and (type(value) is not int or value < 1):
+        raise OptionError(f"{name}={value}: give a whole number from 1 on")
 
 
 def slug(text: str) -> str:
@@ -487,8 +501,9 @@ class TrainOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in self.trainer:
+        for key, value in self.trainer.items():
             _known(f"trainer.{key}", key, TRAINER_ARGUMENTS)
+            _check_trainer(f"trainer.{key}", value)
         choice("trainer.precision", self.precision, PRECISIONS)
         for name, arguments in self.logger.items():
             arguments = arguments if isinstance(arguments, dict) else {}

@@ -135,8 +135,8 @@ def text_value(key: str, entry: Field[Any], value: str, *, sweep: bool) -> str:
     if any(before or after or not text or text[-1].isspace() for before, text, after in plain):
         several = ",".join(_single(entry, text.strip()) for _, text, _ in found)
         raise OptionError(
-            f"{key} has a comma that may be part of a sentence: in a sweep give {shown(key, quoted(value))} for one value, "
-            f"{shown(key, several)} for {len(found)}"
+            f"{key} has a comma that may be part of a sentence: in a sweep give {shown(key, quoted(value))} for one "
+            f"value, {shown(key, several)} for {len(found)}"
         )
     return ",".join(_single(entry, text) for _, text, _ in found)
 

@@ -25,14 +25,27 @@ ORDER = [
         "build",
         "inputs",
     ),
-    *("writer", "loggers", "run", "cli", "train", "edit", "api", "listing", "controls", "benchmark"),
+    *("writer", "loggers", "run", "sweep", "cli", "train", "edit", "api", "listing", "controls", "benchmark"),
     *("counting", "footprint", "doctor"),
 ]
 LIGHTNING = {"editor", "data", "build", "writer", "loggers", "run"}
-HYDRA = {"cli", "loggers"}
+HYDRA = {"sweep", "cli", "loggers"}
 DRAWN = {"cli", "controls", "benchmark"}  # modules that may import the drawn world
 # Imported for --help and refused values, so without torch; what they need for the work they import when it begins.
-LIGHT = ("config", "files", "keys", "cli", "train", "edit", "api", "listing", "benchmark", "footprint", "doctor")
+LIGHT = (
+    "config",
+    "files",
+    "keys",
+    "sweep",
+    "cli",
+    "train",
+    "edit",
+    "api",
+    "listing",
+    "benchmark",
+    "footprint",
+    "doctor",
+)
 LIGHT_LIBRARIES = {*sys.stdlib_module_names, "hydra", "omegaconf", "yaml"}
 
 

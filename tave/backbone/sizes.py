@@ -76,8 +76,8 @@ def part_config(file: Path, largest: int = LARGEST) -> dict[str, Any]:
             raise BackboneError(f"{file}: {key}={str(value)[:20]} is out of range (at most {largest}): {COPY}")
         if isinstance(value, list) and len(value) > length:
             raise BackboneError(f"{file}: {key} has {len(value)} entries: {COPY}")
-        if "attn_implementation" in key and "/" in str(value):
-            raise BackboneError(f"{file}: {key} names code of a repository, which is not loaded: remove it")
+        if ("attn_implementation" in key and "/" in str(value)) or (key == "trust_remote_code" and value):
+            raise BackboneError(f"{file}: {key}={value} asks for code of a repository, which is not run: remove it")
     if config.get("quantization_config") is not None:
         raise BackboneError(f"{file} is of quantised weights: copy those in float32 or float16 instead")
     return config
@@ -109,22 +109,28 @@ def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any
         yield from _leaves(value, key, depth + 1)
 
 
+def bounded_config(file: Path, header: Header) -> dict[str, Any]:
+    """:func:`part_config` of a network whose weights have ``header``: no more layers than its tensors can make."""
+    config = part_config(file, max([LARGEST, *(side for shape in header.shapes for side in shape)]))
+    blocks = config.get("block_out_channels")
+    times = 2 * len(blocks) if isinstance(blocks, list) else 1  # down and up
+    for key, value in _leaves(config):
+        count = times if key == "layers_per_block" and isinstance(config.get(key), int) else 1
+        if "layers" in key and isinstance(value, int) and value * count * TENSORS > len(header.shapes):
+            raise BackboneError(f"{file}: {key}={value} is more than its {len(header.shapes)} tensors make: {COPY}")
+    return config
+
+
 def check_network(kind: type, folder: Path, weights: Sequence[Path]) -> None:
     """Raise :class:`BackboneError` if the configuration in ``folder`` asks for another class or a larger network.
 
     The network is built without memory (on torch's meta device) once its numbers of layers fit the number of tensors.
     """
     header, file = header_of(weights), folder / "config.json"
-    config = part_config(file, max([LARGEST, *(side for shape in header.shapes for side in shape)]))
+    config = bounded_config(file, header)
     if (stated := config.get("_class_name", kind.__name__)) != kind.__name__:
-        raise BackboneError(f"{file} is of a {stated}, not of a {kind.__name__}: {COPY} from the checkpoint")
+        raise BackboneError(f"{file} is of a {str(stated)[:40]}, not of a {kind.__name__}: {COPY} from the checkpoint")
     check_types(kind, config, file)
-    blocks = config.get("block_out_channels")
-    times = 2 * len(blocks) if isinstance(blocks, list) else 1  # down and up
-    for key, value in _leaves(config):
-        count = times if key == "layers_per_block" and isinstance(config[key], int) else 1
-        if "layers" in key and isinstance(value, int) and value * count * TENSORS > len(header.shapes):
-            raise BackboneError(f"{file}: {key}={value} is more than its {len(header.shapes)} tensors make: {COPY}")
     with torch.device("meta"), _silent():
         try:
             network = _built(kind, folder, config)
