@@ -25,6 +25,7 @@ from tave.video.frames import from_pixels
 
 from . import EvalError
 from .ideal import IdealLayers
+from .records import mapping_in, text_in
 
 
 class Track(NamedTuple):
@@ -131,7 +132,7 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
     annotation = None
     if annotations:
-        if not record.get("config", {}).get("video"):
+        if not mapping_in(record.get("config", {}), "video", run / "run.json"):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
         annotation = read_annotations(annotations, edited, ReadOptions.recorded(recorded(run)["video"]))
     return Case(
@@ -139,34 +140,30 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         source=source,
         edited=edited,
         masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
-        request=_read_request(folder, record),
+        request=_read_request(folder, record, run / "run.json"),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         annotation=annotation,
         round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
     )
 
 
-def _read_request(folder: Path, run: Mapping[str, Any]) -> Request:
+def _read_request(folder: Path, run: Mapping[str, Any], beside: Path) -> Request:
     """What ``edit.json`` says; the target image and its matte count if they are still those that were used."""
-    conditioner = _conditioner(run)
-    if not (folder / "edit.json").is_file():
-        return Request(missing=f"{folder / 'edit.json'} is missing", conditioner=conditioner)
+    path, conditioner = folder / "edit.json", _conditioner(run)
+    if not path.is_file():
+        return Request(missing=f"{path} is missing", conditioner=conditioner)
     record = read_edit(folder)
-    video = run.get("config", {}).get("video")
-    source, target = record.get("source_prompt"), record.get("target_prompt")
-    if not isinstance(source, str):
-        source = video.get("source_prompt") if isinstance(video, dict) else None
-    source, target = (prompt if isinstance(prompt, str) else None for prompt in (source, target))
-    at, matte = record.get("target_image"), record.get("matte")
-    image, missing = None, "edit.json names no target image" if not at else ""
-    for name, path, digest in (("target image", at, "sha256"), ("matte", matte, "matte_sha256")):
-        if path and not missing and not (isinstance(path, str) and Path(path).is_file()):
-            missing = f"the {name} {path} is no longer there"
-        elif path and not missing and file_digest(path) != record.get(digest):
-            missing = f"the {name} {path} has changed since the edit"
-    if not missing:
-        image = read_picture(Path(at), Path(matte) if matte else None)
-    return Request(source, target, image, missing, conditioner)
+    video = mapping_in(run.get("config", {}), "video", beside)
+    source = text_in(record, "source_prompt", path) or text_in(video, "source_prompt", beside)
+    at, matte = text_in(record, "target_image", path), text_in(record, "matte", path)
+    missing = "" if at else "edit.json names no target image"
+    for name, file, digest in (("target image", at, "sha256"), ("matte", matte, "matte_sha256")):
+        if file and not missing and not Path(file).is_file():
+            missing = f"the {name} {file} is no longer there"
+        elif file and not missing and file_digest(file) != record.get(digest):
+            missing = f"the {name} {file} has changed since the edit"
+    image = read_picture(Path(at), Path(matte) if matte else None) if at and not missing else None
+    return Request(source, text_in(record, "target_prompt", path), image, missing, conditioner)
 
 
 def _conditioner(run: Mapping[str, Any]) -> Path | None:
@@ -267,6 +264,8 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
     if missing := set(names) - set(found):
         raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
+    if odd := [name for name, array in found.items() if array.dtype not in (np.uint8, np.bool_) or array.ndim < 3]:
+        raise EvalError(f"{path}: {', '.join(odd)} is no stack of masks or pictures (uint8)")
     return found
 
 

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from tave.cli import Context, compose_config, entry_point, resolved, typed
-from tave.config import CONF, OURS, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
+from tave.config import (
+    CONF,
+    OURS,
+    BenchmarkOptions,
+    EditEntry,
+    MethodOptions,
+    OptionError,
+    TrainOptions,
+    check_name,
+)
 from tave.edit import changed, edit
 from tave.files import content_digest, write_json
 from tave.interrupts import at_once, follow_parent
@@ -67,6 +76,9 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
         raise OptionError(f"only={options.only} matches no case of the set")
     cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
     jobs = [Job(case, seed, _home(options, case, seed), options) for case in cases for seed in options.seeds]
+    homes = [job.home for job in jobs]
+    if shared := next((home for home in homes if homes.count(home) > 1), None):
+        raise OptionError(f"{shared} would hold two runs: give each seed once, and no case another's name with -seedN")
     failed: list[dict[str, Any]] = []
     with closing(_finished(jobs, options.workers)) as finished:
         for done, (job, wrong) in enumerate(finished, 1):
@@ -170,6 +182,7 @@ def check_methods(options: BenchmarkOptions) -> None:
         known = ", ".join([*options.define, *CONTROLS])
         raise OptionError(f"methods={unknown} not known: choose of {known}, or define.NAME={{overrides: [...]}}")
     for name in options.methods:
+        check_name(f"methods: {name!r}", name)
         if method := options.define.get(name):
             _overrides(name, method)
 
@@ -302,8 +315,9 @@ def _work(options: BenchmarkOptions, context: Context) -> None:
     failed = benchmark(options)
     print(options.folder)
     if failed:
-        listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)
-        raise OptionError(f"{len(failed)} failed, see failed.json in each case's folder in {options.folder}: {listed}")
+        for entry in failed:
+            print(f"  {entry['case']}, seed {entry['seed']}, {entry['method']}: {entry['error']}", file=sys.stderr)
+        raise OptionError(f"{len(failed)} failed, as listed above and in failed.json in each case's folder")
 
 
 main = entry_point("run a benchmark", "benchmark", _work)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+NAME_LENGTH = 100  # of a folder that is named by a user: file systems take 255 bytes, and files beside it add to it
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 PACKAGE = Path(__file__).parent
 # A checkout keeps conf/ beside the package, a wheel inside it.
@@ -42,12 +44,15 @@ STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
 TRAINER = {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5}
 # Further arguments of lightning.Trainer that are the user's; the others follow from tave's own options.
 TRAINER_ARGUMENTS = (*TRAINER, "strategy", "num_nodes", "benchmark", "detect_anomaly", "profiler", "plugins")
+ONE_GPU = ", or [N] for GPU number N"
 # Loggers and their arguments; None: whatever the library takes.
 LOGGERS: dict[str, tuple[str, ...] | None] = {
     "csv": ("name", "version", "prefix", "flush_logs_every_n_steps"),
     "tensorboard": ("name", "version", "prefix", "sub_dir", "log_graph", "default_hp_metric"),
     "wandb": None,
 }
+# Those of their arguments that become folders.
+LOGGER_NAMES = dict.fromkeys(("csv", "tensorboard"), ("name", "version", "sub_dir")) | {"wandb": ("id", "version")}
 STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue", "object_presence")
 STUDY_METRICS += ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object")
 STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds")
@@ -153,9 +158,29 @@ def _check_steps(name: str, steps: Sequence[float]) -> None:
         raise OptionError(f"{name}={list(steps)} is no part of the schedule: give [first,last], 0 <= first < last <= 1")
 
 
+def _check_trainer(name: str, value: Any) -> None:
+    """Refuse an argument that lightning.Trainer takes and fails at later, or that starts the command several times."""
+    key = name.rpartition(".")[2]
+    count = len(value) if isinstance(value, list) else value if type(value) is int else 1
+    if key in ("devices", "num_nodes") and count > 1:
+        raise OptionError(f"{name}={value}: a clip is edited on one device: set {name}=1{ONE_GPU * (key == 'devices')}")
+    switch = key in ("deterministic", "detect_anomaly", "benchmark")
+    if switch and not isinstance(value, bool | None) and (key, value) != ("deterministic", "warn"):
+        raise OptionError(f"{name}={value}: give true or false")
+    if key == "log_every_n_steps" and (type(value) is not int or value < 1):
+        raise OptionError(f"{name}={value}: give a whole number from 1 on")
+
+
 def slug(text: str) -> str:
-    """``text`` as the name of a folder: letters, digits, ``-`` and ``_``."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "edit"
+    """``text`` as the name of a folder: letters, digits, ``-`` and ``_``, :data:`NAME_LENGTH` at most."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain)[:NAME_LENGTH].strip("-") or "edit"
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise :class:`OptionError` unless ``name`` can be a folder's; ``what`` begins the message."""
+    if slug(name) != name:
+        raise OptionError(f"{what} can't be a folder name: use at most {NAME_LENGTH} letters, digits, '-' and '_'")
 
 
 @dataclass(frozen=True)
@@ -223,14 +248,14 @@ def _paths(name: str, value: Any) -> list[str]:
 class VideoOptions(ReadOptions):
     """The clip, what it shows, and its edits: ``target_*`` for one, ``edits`` for several by name."""
 
-    name: str = option("clip", "name of the clip, and of its output folder")
+    name: str = option("clip", "name of the clip, and of its output folder", text=True)
     path: str = option(MISSING, "the clip: a video, or a folder of numbered pictures (8 frames/s)", text=True)
     source_prompt: str = option(MISSING, "description of the clip", text=True)
     target_image: Any = option(None, IMAGE, text=True)
     target_prompt: str | None = option(None, "description of the edited clip", text=True)
     matte: Any = option(None, MATTE, text=True)
     mask: str | None = option(None, MASK, text=True)
-    edit: str | None = option(None, "name of the edit; null: from the picture's file name")
+    edit: str | None = option(None, "name of the edit; null: from the picture's file name", text=True)
     edits: dict[str, EditEntry] = option({}, "edits by name, each with the keys of an edit: see docs/configuration.md")
 
     def requests(self) -> dict[str, EditEntry]:
@@ -258,8 +283,8 @@ class VideoOptions(ReadOptions):
                     f"give video.target_image, or video.edits.NAME.{next(iter(given))}"
                 )
             wanted = {name: replace(entry, **given) for name, entry in wanted.items()}
-        if unfit := next((name for name in wanted if slug(name) != name), None):
-            raise OptionError(f"edit name {unfit!r} can't be a folder name: use letters, digits, '-' and '_'")
+        for name in wanted:
+            check_name(f"edit name {name!r}", name)
         return wanted
 
 
@@ -272,7 +297,7 @@ class BackboneOptions(Options, group="backbone"):
     mirrors: list[str] = option([], "hub repositories with these weights, best first")
     adapter: str | None = option(None, "ip_adapter: its folder; null: first of adapter_mirrors in the cache", text=True)
     adapter_mirrors: list[str] = option([], "ip_adapter: hub repositories of the adapter")
-    name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path")
+    name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path", text=True)
     prediction_type: str | None = option(None, "what the UNet predicts; null: as its files state", choices=PREDICTIONS)
     sha256: dict[str, Any] = option({}, "known hashes of the weights, by part and precision")
     licence: str | None = option(None, "licence of the weights, copied to run.json", text=True)
@@ -479,15 +504,18 @@ class TrainOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in self.trainer:
+        for key, value in self.trainer.items():
             _known(f"trainer.{key}", key, TRAINER_ARGUMENTS)
+            _check_trainer(f"trainer.{key}", value)
         choice("trainer.precision", self.precision, PRECISIONS)
         for name, arguments in self.logger.items():
             arguments = arguments if isinstance(arguments, dict) else {}
             if "_target_" not in arguments:
                 _known(f"logger.{name}", name, LOGGERS)
-                for key in arguments:
+                for key, value in arguments.items():
                     _known(f"logger.{name}.{key}", key, LOGGERS[name] or (key,))
+                    if key in LOGGER_NAMES[name] and isinstance(value, str) and value:
+                        check_name(f"logger.{name}.{key}={value!r}", value)
         self.memory.check(self.precision)
 
     @property
@@ -558,7 +586,7 @@ class LeaderboardOptions(Options):
 
     runs: str = option(MISSING, "where the run folders are; ** is any depth", text=True)
     out: str = option(".", "folder for the leaderboard's files", text=True)
-    versus: str = option(OURS, "method that the others are compared with")
+    versus: str = option(OURS, "method that the others are compared with", text=True)
     metrics: list[str] = option([], "columns; empty: all that were measured")
     title: str = option("Leaderboard", "heading", text=True)
     clips: int = option(12, "cases whose clips the page plays; 0: none", low=0)

@@ -11,30 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("config", "files", "keys", "seeds", "progress", "finite", "memory", "video", "backbone"),
-    *("schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions", "masking"),
-    *(
-        "correspondence",
-        "correction",
-        "sampling",
-        "cache",
-        "checkpoints",
-        "reference",
-        "pipeline",
-        "editor",
-        "data",
-        "build",
-        "inputs",
-    ),
-    *("writer", "loggers", "run", "cli", "train", "edit", "api", "listing", "controls", "benchmark"),
-    *("counting", "footprint", "doctor", "stored"),
+    *("config", "interrupts", "files", "keys", "seeds", "locks", "progress", "finite", "memory", "video"),
+    *("backbone", "schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions", "masking"),
+    *("correspondence", "correction", "sampling", "cache", "checkpoints", "reference", "pipeline", "editor", "data"),
+    *("build", "inputs", "record", "origin", "space", "writer", "loggers", "run", "sweep", "cli", "train", "edit", "api"),
+    *("listing", "controls", "benchmark", "counting", "footprint", "doctor", "stored", "verify", "remake"),
 ]
 LIGHTNING = {"checkpoints", "editor", "data", "build", "writer", "loggers", "run"}
-HYDRA = {"cli", "loggers"}
+HYDRA = {"sweep", "cli", "loggers", "edit"}
 DRAWN = {"cli", "controls", "benchmark"}  # modules that may import the drawn world
 # Imported for --help and refused values, so without torch; what they need for the work they import when it begins.
-LIGHT = ("config", "files", "keys", "cli", "train", "edit", "api", "listing", "benchmark", "footprint", "doctor")
-LIGHT += ("stored",)
+LIGHT = ("config", "interrupts", "files", "locks", "keys", "record", "sweep", "cli", "train", "edit", "api", "listing")
+LIGHT += ("benchmark", "footprint", "doctor", "stored", "verify")
 LIGHT_LIBRARIES = {*sys.stdlib_module_names, "hydra", "omegaconf", "yaml"}
 
 

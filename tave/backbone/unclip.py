@@ -7,10 +7,8 @@ from pathlib import Path
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
@@ -42,7 +40,7 @@ def load_unclip(options: BackboneOptions, tuned_from: Mapping[str, str] | None =
     return Backbone(
         tokenizer=read_part(CLIPTokenizer, folder / "tokenizer"),
         text_encoder=read_model(CLIPTextModel, folder / "text_encoder", weights["text_encoder"]),
-        feature_extractor=read_part(CLIPImageProcessor, folder / "feature_extractor"),
+        feature_extractor=files.read_extractor(folder / "feature_extractor"),
         image_encoder=read_model(CLIPVisionModelWithProjection, folder / "image_encoder", weights["image_encoder"]),
         noising=_noising(folder, weights["image_normalizer"][0]),
         unet=read_model(UNet2DConditionModel, folder / "unet", weights["unet"]),
@@ -71,10 +69,12 @@ def _check_family(folder: Path, name: str | None) -> None:
 
 def _noising(folder: Path, normalizer: Path) -> ImageNoising:
     """The statistics are read without the library's module, see :class:`ImageNoising`."""
-    files.scheduler_config(folder / "image_noising_scheduler" / "scheduler_config.json")
-    scheduler = read_part(DDPMScheduler, folder / "image_noising_scheduler")
+    scheduler = files.read_noising(folder / "image_noising_scheduler" / "scheduler_config.json")
     try:
         tensors = load_file(normalizer)
-        return ImageNoising(tensors["mean"].float().flatten(), tensors["std"].float().flatten(), scheduler)
+        mean, std = (tensors[key].float().flatten() for key in ("mean", "std"))
     except (OSError, KeyError, SafetensorError) as error:
         raise BackboneError(f"{normalizer} has no mean and std ({files.line(error)}): {files.COPY}") from error
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise BackboneError(f"{normalizer}: mean and std are no statistics (std > 0): {files.COPY}")
+    return ImageNoising(mean, std, scheduler)
