@@ -1,7 +1,7 @@
 """The run folders of a sweep -> a study: README.md with question, command and tables, study.json, figure.png.
 
-python -m tave.train -m experiment=blend_weights
-python -m eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
+    python -m tave.train -m experiment=blend_weights
+    python -m tave.eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from . import EvalError
 from .runs import PICTURES, Result, find, read_results
 from .tables import ARROWS, by_method, markdown_table
 
-LEARNT = "## What was learnt"
-EDIT_SECONDS = "edit_seconds/-/masking, placing and sampling/clip/v2"
+FINDINGS = "## Findings"
+EDIT_SECONDS = "edit_seconds/-/masking and sampling/clip/v2"
 # Measured of the run and not of an edit.
 RUN_METRICS = {
     "reconstruction_psnr": {"id": "reconstruction_psnr/-/whole frames/clip/v1", "higher_is_better": True, "unit": "dB"},
@@ -88,7 +88,7 @@ def _rank(value: Any) -> tuple[Any, ...]:
 
 def _run_figures(record: dict[str, Any]) -> dict[str, float]:
     stages = record.get("stages", {})
-    parts = [stages[name] for name in ("masking", "placing", "sampling") if name in stages]
+    parts = [stages[name] for name in ("masking", "sampling") if name in stages]
     spent = sum(float(part["seconds"]) + float(part.get("remembered", 0)) for part in parts)  # as if nothing was cached
     known = {"reconstruction_psnr": record.get("reconstruction_psnr"), "edit_seconds": spent or None}
     return {key: float(value) for key, value in known.items() if value is not None}
@@ -150,14 +150,14 @@ def _question(folder: Path) -> tuple[str, list[str], str]:
     return str(name), comment, " ".join(["python -m tave.train -m", *given])
 
 
-def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folder: Path, learnt: str) -> str:
+def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folder: Path, findings: str) -> str:
     name, comment, command = _question(folder)
     hardware = {
-        f"{h.get('machine', '?')}, {h.get('threads', '?')} threads, {'a GPU' if h.get('cuda') else 'no GPU'}"
+        f"{h.get('machine', '?')}, threads: {h.get('threads', '?')}, {'a GPU' if h.get('cuda') else 'no GPU'}"
         for h in (record.get("hardware", {}) for record in sweep.records)
     }
     commits = ", ".join(sorted({str(record.get("commit") or "unknown") for record in sweep.records}))
-    seeds = ", ".join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))
+    seeds = sorted({result.seed or 0 for result in sweep.results})
     cases = ", ".join(sorted({result.case for result in sweep.results}))
     axes = ", ".join(f"`{axis}`" for axis in sweep.axes) or "none"
     ids = "\n".join(f"- `{key}`: `{sweep.metrics[key]['id']}`, {sweep.metrics[key]['unit']}" for key in metrics)
@@ -166,7 +166,7 @@ def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folde
 - Command: `{command}`
 - Commit {commits}; UNet {_unet(sweep.records[0])}
 - Hardware: {"; ".join(sorted(hardware))}
-- {len(sweep.results)} edits of {cases}; seeds {seeds}
+- {len(sweep.results)} edits of {cases}; seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))}
 - Axes: {axes}
 
 {table}
@@ -181,14 +181,14 @@ Ids and units:
 
 {ids}
 
-{LEARNT}
+{FINDINGS}
 
-{learnt}
+{findings}
 """])  # fmt: skip
 
 
 def study(options: StudyOptions) -> Path:
-    """Summarise a sweep into ``out``; returns its README, whose text under :data:`LEARNT` is kept."""
+    """Summarise a sweep into ``out``; returns its README, whose text under :data:`FINDINGS` is kept."""
     from .plots import by_value, save_small
 
     sweep, out = read_sweep(Path(options.sweep), options.cases), Path(options.out)
@@ -198,7 +198,8 @@ def study(options: StudyOptions) -> Path:
         raise EvalError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
     path, found = out / "README.md", means(sweep, metrics)
     out.mkdir(parents=True, exist_ok=True)
-    before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
+    # Below the page's one generated heading, whatever an earlier version called it.
+    before = path.read_text(encoding="utf-8").partition("\n## ")[2].partition("\n")[2].strip() if path.is_file() else ""
     save_small(by_value(found, metrics, sweep.metrics), out / "figure.png")
     facts = {name: sweep.metrics[name] for name in metrics}
     content = {"axes": sweep.axes, "metrics": facts, "means": found}
