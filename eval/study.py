@@ -1,7 +1,7 @@
 """The run folders of a sweep -> a study: README.md with question, command and tables, study.json, figure.png.
 
-    python -m tave.train -m experiment=blend_weights
-    python -m tave.eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
+python -m tave.train -m experiment=blend_weights
+python -m tave.eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
 """
 
 from __future__ import annotations
