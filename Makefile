@@ -25,7 +25,7 @@ $(VENV)/.setup-done: pyproject.toml constraints.txt
 	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@
 
-edit: setup ## set up and run the main job: the bus becomes a red SUV
+edit: setup ## set up and run the example edit: the bus becomes a red SUV
 	@$(PY) -m tave.train video=bus_to_suv
 
 test: setup ## set up and run the fast tests
@@ -59,6 +59,6 @@ bench: setup ## the full benchmark and its leaderboard, in outputs/benchmark: ho
 	@$(PY) -m tave.benchmark workers=$(WORKERS); failed=$$?; \
 	 $(PY) -m tave.eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark && exit $$failed
 
-clean: ## remove the environment and what tools left; outputs/ stays
+clean: ## remove the environment, builds and caches; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

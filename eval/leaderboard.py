@@ -1,6 +1,6 @@
 """Many run folders -> one leaderboard as JSON, CSV, Markdown and an HTML page that plays the clips; all figures in CSV.
 
-    python -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark
+    python -m tave.eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark
 
 It is built from the run folders alone. The meaning of a number is in its id, and two ids never share a column.
 """

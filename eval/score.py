@@ -1,7 +1,7 @@
 """Measure a run folder, or bare files of any system.
 
-    python -m eval.score run=RUN_FOLDER
-    python -m eval.score edited=a.mp4 source=b.mp4 mask=m.mp4 target_image=t.png target_prompt="..." [out=figures.json]
+    python -m tave.eval.score run=RUN_FOLDER
+    python -m tave.eval.score edited=a.mp4 source=b.mp4 mask=m.mp4 target_image=t.png target_prompt="..."
 
 A run's figures are merged into its ``metrics.json``.
 """

@@ -1,7 +1,7 @@
 """The run folders of a sweep -> a study: README.md with question, command and tables, study.json, figure.png.
 
 python -m tave.train -m experiment=blend_weights
-python -m eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
+python -m tave.eval.study sweep=outputs/studies/blend_weights out=experiments/blend_weights
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .records import mapping_in, name_in, number_in, read_metrics
 from .runs import PICTURES, Result, find, read_results
 from .tables import ARROWS, by_method, code, escape, markdown_table
 
-LEARNT = "## What was learnt"
-EDIT_SECONDS = "edit_seconds/-/masking, placing and sampling/clip/v2"
+FINDINGS = "## Findings"
+EDIT_SECONDS = "edit_seconds/-/masking and sampling/clip/v2"
 # Measured of the run and not of an edit.
 RUN_METRICS = {
     "reconstruction_psnr": {"id": "reconstruction_psnr/-/whole frames/clip/v1", "higher_is_better": True, "unit": "dB"},
@@ -100,7 +100,7 @@ def _rank(value: Any) -> tuple[Any, ...]:
 def _run_figures(path: Path) -> dict[str, float]:
     record = read_metrics(path)
     stages = mapping_in(record, "stages", path)
-    parts = [mapping_in(stages, name, path) for name in ("masking", "placing", "sampling")]
+    parts = [mapping_in(stages, name, path) for name in ("masking", "sampling")]
     spent = sum(number_in(part, key, path) or 0.0 for part in parts for key in ("seconds", "remembered"))
     known = {"reconstruction_psnr": number_in(record, "reconstruction_psnr", path), "edit_seconds": spent or None}
     return {key: value for key, value in known.items() if value is not None}  # as if nothing was cached
@@ -165,14 +165,14 @@ def _question(folder: Path) -> tuple[str, list[str], str]:
     return str(name), comment, " ".join(["python -m tave.train -m", *map(shlex.quote, words)])
 
 
-def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folder: Path, learnt: str) -> str:
+def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folder: Path, findings: str) -> str:
     name, comment, command = _question(folder)
     hardware = {
-        f"{h.get('machine', '?')}, {h.get('threads', '?')} threads, {'a GPU' if h.get('cuda') else 'no GPU'}"
+        f"{h.get('machine', '?')}, threads: {h.get('threads', '?')}, {'a GPU' if h.get('cuda') else 'no GPU'}"
         for h in (mapping_in(record, "hardware", folder) for record in sweep.records)
     }
     commits = ", ".join(sorted({str(record.get("commit") or "unknown") for record in sweep.records}))
-    seeds = ", ".join(str(seed) for seed in sorted({result.seed or 0 for result in sweep.results}))
+    seeds = sorted({result.seed or 0 for result in sweep.results})
     cases = ", ".join(sorted({result.case for result in sweep.results}))
     axes = ", ".join(map(code, sweep.axes)) or "none"
     facts = {key: sweep.metrics[key] for key in metrics}
@@ -184,7 +184,7 @@ def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folde
 - Command: {code(command)}
 - Commit {escape(commits)}; UNet {escape(_unet(sweep.records[0]))}
 - Hardware: {escape("; ".join(sorted(hardware)))}
-- {len(sweep.results)} edits of {escape(cases)}; seeds {seeds}
+- {len(sweep.results)} edits of {escape(cases)}; seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))}
 - Axes: {axes}
 
 {table}
@@ -199,14 +199,14 @@ Ids and units:
 
 {ids}
 
-{LEARNT}
+{FINDINGS}
 
-{learnt}
+{findings}
 """])  # fmt: skip
 
 
 def study(options: StudyOptions) -> Path:
-    """Summarise a sweep into ``out``; returns its README, whose text under :data:`LEARNT` is kept."""
+    """Summarise a sweep into ``out``; returns its README, whose text under :data:`FINDINGS` is kept."""
     from .plots import by_value, save_small
 
     sweep, out = read_sweep(Path(options.sweep), options.cases), Path(options.out)
@@ -217,7 +217,9 @@ def study(options: StudyOptions) -> Path:
     path, found = out / "README.md", means(sweep, metrics)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
+        # Below the page's one generated heading, whatever an earlier version called it.
+        written = path.read_text(encoding="utf-8") if path.is_file() else ""
+        before = written.partition("\n## ")[2].partition("\n")[2].strip()
     except UnicodeDecodeError as error:
         raise EvalError(f"{path} is no UTF-8 text, and what is written in it is to be kept: convert it") from error
     save_small(by_value(found, metrics, sweep.metrics), out / "figure.png")

@@ -172,7 +172,7 @@ def test_every_value_of_a_study_fits_the_options(name: str) -> None:
         assert keys.option_at(TrainOptions, key.lstrip("+")), key
 
 
-def test_backbones_set_only_what_their_size_decides() -> None:
+def test_backbones_set_only_the_documented_keys() -> None:
     seen = {}
     for name in keys.choices_of("backbone"):
         words = ["video=custom", "video.path=a", "video.source_prompt=b", f"backbone={name}"]

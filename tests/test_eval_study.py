@@ -58,7 +58,9 @@ def test_what_people_wrote_is_kept(sweep: Path, tmp_path: Path) -> None:
     options = StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])
     readme = study(options)
     readme.write_text(readme.read_text().replace("Not written yet.", "Guidance helps.\n\nUntil it doesn't."))
-    assert study(options).read_text().endswith("## What was learnt\n\nGuidance helps.\n\nUntil it doesn't.\n")
+    assert study(options).read_text().endswith("## Findings\n\nGuidance helps.\n\nUntil it doesn't.\n")
+    readme.write_text(readme.read_text().replace("## Findings", "## As an earlier version called it"))
+    assert study(options).read_text().endswith("## Findings\n\nGuidance helps.\n\nUntil it doesn't.\n")
 
 
 def test_the_picture_is_an_axis_within_a_clip_and_not_between_clips(tmp_path: Path) -> None:
