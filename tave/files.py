@@ -212,9 +212,10 @@ def refusal(error: BaseException, path: Path | str = "a file", fault: str = "can
         number = int(found[1])
     if number is None and "PytorchStreamWriter" in str(error):
         number = errno.ENOSPC  # it doesn't say why
-    reason = os.strerror(number) if isinstance(number, int) else " ".join(str(error).split())
+    known = number in errno.errorcode  # FFmpeg has numbers of its own, and names what it called
+    reason = os.strerror(number) if known else " ".join(str(error).split())  # type: ignore[arg-type]
     named = getattr(error, "filename", None)
-    if named and PART not in str(named):
+    if named and known and PART not in str(named):
         path = os.fsdecode(named)
     remedy = next((text for numbers, text in REMEDIES.items() if number in numbers), "check the disk and its rights")
     return f"{path}: {fault} ({reason}): {remedy}"
