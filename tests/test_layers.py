@@ -14,8 +14,21 @@ ORDER = [
     *("config", "interrupts", "files", "keys", "seeds", "locks", "progress", "finite", "memory", "video"),
     *("backbone", "schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions", "masking"),
     *("correspondence", "correction", "sampling", "cache", "checkpoints", "reference", "pipeline", "editor", "data"),
-    *("build", "inputs", "record", "origin", "space", "writer", "loggers", "run", "sweep", "cli", "train", "edit", "api"),
-    *("listing", "controls", "benchmark", "counting", "footprint", "doctor", "stored", "verify", "remake"),
+    *("build", "inputs", "record", "origin", "space", "writer", "loggers", "run", "sweep", "cli"),
+    *(
+        "train",
+        "edit",
+        "api",
+        "listing",
+        "controls",
+        "benchmark",
+        "counting",
+        "footprint",
+        "doctor",
+        "stored",
+        "verify",
+        "remake",
+    ),
 ]
 LIGHTNING = {"checkpoints", "editor", "data", "build", "writer", "loggers", "run"}
 HYDRA = {"sweep", "cli", "loggers", "edit"}
