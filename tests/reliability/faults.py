@@ -55,7 +55,7 @@ def install(fault: Fault | None, root: Path, seen: Callable[[str], None] = lambd
         _limit_sizes(fault)
     count = {"file": 0, "step": 0}
     inside = threading.local()  # the fault's own removal of a folder must not be counted
-    here = os.path.realpath(root)
+    here = root.resolve()
 
     def met(where: str, event: str, line: str) -> None:
         if getattr(inside, "busy", False):
@@ -76,9 +76,9 @@ def install(fault: Fault | None, root: Path, seen: Callable[[str], None] = lambd
 
     def hook(event: str, args: Sequence[Any]) -> None:
         if (event == "open" and _writes(args)) or event in CHANGES:
-            path = _absolute(args)
-            if path is not None and f"{path}/".startswith(f"{here}/"):
-                met("file", event, f"{event} {os.path.relpath(path, here)}")
+            path = _absolute(event, args)
+            if path is not None and path.is_relative_to(here):
+                met("file", event, f"{event} {path.relative_to(here)}")
 
     sys.addaudithook(hook)
     _count_steps(lambda line: met("step", "", line))
@@ -102,16 +102,14 @@ def _writes(args: Sequence[Any]) -> bool:
     return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
 
 
-def _absolute(args: Sequence[Any]) -> str | None:
-    path = args[0]
-    if not isinstance(path, str | bytes | os.PathLike):
+def _absolute(event: str, args: Sequence[Any]) -> Path | None:
+    if not isinstance(args[0], str | bytes | os.PathLike):
         return None  # a descriptor that is open already
-    path = os.fsdecode(path)
-    folder = args[-1] if len(args) > 1 and isinstance(args[-1], int) and args[-1] >= 0 else None
-    if not os.path.isabs(path) and folder is not None and os.path.exists(f"/proc/self/fd/{folder}"):
-        path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)  # noqa: PTH115 - within an audit hook
-    parent, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(parent), name)
+    path = Path(os.fsdecode(args[0]))
+    if event != "open" and isinstance(args[-1], int) and args[-1] >= 0:  # relative to an open folder
+        place = Path(f"/proc/self/fd/{args[-1]}")
+        path = place.resolve() / path if place.exists() else path
+    return path.parent.resolve() / path.name
 
 
 def _count_steps(met: Callable[[str], None]) -> None:

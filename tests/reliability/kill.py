@@ -19,9 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .faults import Fault
-from .report import Settings, Trial, conduct, settings_of_command_line
-from .shared import EDIT, TRAIN, Outcome, call, call_anew, contents, differing, fault_of, finished, hidden, make_world
-from .shared import warm
+from .report import Seen, Settings, Trial, conduct, settings_of_command_line
+from .shared import (
+    EDIT,
+    TRAIN,
+    Outcome,
+    call,
+    call_anew,
+    contents,
+    differing,
+    fault_of,
+    finished,
+    hidden,
+    make_world,
+    warm,
+)
 
 CODES = {"kill": -9, "term": 143, "int": 130}
 NAMES = {"kill": "SIGKILL", "term": "SIGTERM", "int": "SIGINT"}
@@ -30,7 +42,7 @@ EVERY = 5  # SIGTERM and SIGINT come at each step, and at every fifth change of 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that is stopped: the folder that it begins in, what an undisturbed one gives, and what it goes through."""
+    """A command that is stopped: where it begins, what an undisturbed one gives, and what it goes through."""
 
     name: str
     entry: str
@@ -63,7 +75,7 @@ def command(name: str, entry: str, words: list[str], begins: Path, where: Path) 
     return Command(name, entry, words, begins, contents(folder / "run"), files, steps, sizes, late)
 
 
-def stopped(of: Command, fault: Fault, folder: Path, anew: bool = False) -> tuple[str, str]:
+def stopped(of: Command, fault: Fault, folder: Path, anew: bool = False) -> Seen:
     """Stop it, look at what is left, give the same command again and compare."""
     home = folder / "home"
     shutil.copytree(of.begins, home)
@@ -78,7 +90,7 @@ def stopped(of: Command, fault: Fault, folder: Path, anew: bool = False) -> tupl
         wrong = f"the same command again differs in {', '.join(names[:4])}"
     if not wrong and (left := hidden(home)):
         wrong = f"left behind: {', '.join(left[:4])}"
-    return wrong, line if fault.what != "kill" else ""
+    return Seen(wrong, line if fault.what != "kill" else "")
 
 
 def _left(of: Command, fault: Fault, done: Outcome, home: Path, before: dict[str, str]) -> str:
@@ -138,7 +150,7 @@ def trials_of(commands: Sequence[Command], settings: Settings) -> list[Trial]:
     """All trials; in the short form every kind's middle one."""
     draw, found = random.Random(settings.seed), []
 
-    def trial(of: Command, fault: Fault, anew: bool = False) -> Callable[[Path], tuple[str, str]]:
+    def trial(of: Command, fault: Fault, anew: bool = False) -> Callable[[Path], Seen]:
         return lambda folder: stopped(of, fault, folder, anew)
 
     for of in commands:

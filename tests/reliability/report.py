@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from .shared import ROOT
 
@@ -51,14 +52,22 @@ class Settings:
         return Settings(**found)
 
 
+class Seen(NamedTuple):
+    """What a trial shows: what went wrong ("" if it survived), the line that the user sees, what was tried."""
+
+    fault: str
+    line: str = ""
+    about: str = ""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One mishap: ``run`` gets an empty folder and returns what went wrong ("" if it survived) and the user's line."""
+    """One mishap, which ``run`` tries in an empty folder."""
 
     index: int
     kind: str
     about: str
-    run: Callable[[Path], tuple[str, str]]
+    run: Callable[[Path], Seen]
 
 
 @dataclass(frozen=True)
@@ -141,15 +150,14 @@ def _side_by_side(
 
 def _tried(trial: Trial, name: str, keep: bool = False) -> Result:
     folder, began = Path(tempfile.mkdtemp(prefix=f"tave-{name}-{trial.index}-")), time.monotonic()
-    fault, line = trial.run(folder)
-    line = re.sub(r"[^\s'\"=]*/?tave-[a-z]+-\d+-\w+/", "", line)
+    seen = trial.run(folder)
+    fault, line, about = (re.sub(r"[^\s'\"=]*/?tave-[a-z]+-\d+-\w+/", "", text)[:400] for text in seen)
     if keep:
         print(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    fault = re.sub(r"[^\s'\"=]*/?tave-[a-z]+-\d+-\w+/", "", fault)
     seconds = round(time.monotonic() - began, 2)
-    return Result(trial.index, trial.kind, trial.about, fault[:400], line[:400], seconds)
+    return Result(trial.index, trial.kind, about or trial.about, fault, line, seconds)
 
 
 def _markdown(name: str, title: str, results: Sequence[Result], settings: Settings) -> str:

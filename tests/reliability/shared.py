@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import importlib
 import io
@@ -105,10 +106,8 @@ class Child:
             else:
                 time.sleep(0.01)
         seconds = time.monotonic() - self.began
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what it left running
-        except ProcessLookupError:
-            pass
         out, err = (path.read_text(errors="replace") if path.exists() else "" for path in self.streams)
         for path in self.streams:
             path.unlink(missing_ok=True)
