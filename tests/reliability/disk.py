@@ -4,7 +4,7 @@ python -m tests.reliability.disk               # make disk
 python -m tests.reliability.disk only=17       # one trial again, its folder kept
 
 A disk is full in three ways: every change of a file fails from the N-th on, no file may grow beyond a size, and a real
-file system of few kilobytes (where this user may mount one). Rights are tried as a user without any (as root alone can).
+file system of few kilobytes (where this user may mount one). Rights are tried as another user, which root alone can be.
 """
 
 from __future__ import annotations
