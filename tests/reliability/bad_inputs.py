@@ -12,7 +12,7 @@ from .mutations import NAMES, ODD_VALUES, SENTENCES, odd_folder, odd_picture, sp
 from .report import Seen
 from .shared import EDIT, TRAIN, Outcome, call, fault_of, hidden
 
-CHEAP = ["tuning.steps=1", "inversion.steps=1", "metrics.enabled=false"]
+CHEAP = ["tuning.steps=1", "inversion.steps=2", "metrics.enabled=false"]
 COSTLY = ("steps", "refine", "frames", "width", "height", "rank", "chunk", "tile", "devices", "num_nodes", "stride")
 
 
@@ -129,7 +129,7 @@ def name(world: World, home: Path, draw: random.Random) -> Seen:
     shutil.copy(home / "clip/source.mp4", path)
     words = [word for word in TRAIN if not word.startswith("video.path=")]
     given = path.relative_to(home).as_posix() if draw.random() < 0.5 else str(path)
-    given = f"./{given}" if given.startswith(("-", "~", "'", '"', "[", "{")) else given
+    given = str(path) if given.startswith(("-", "~", "'", '"', "[", "{")) else given
     done = call("train", [*words, *CHEAP, f"video.path={given}"], home, limit=60)
     wrong = judged(home, done) or (f"a file's name is refused: {done.last}" if done.code else "")
     return Seen(wrong, done.last, repr(f"{folder}/{stem}.mp4"))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .faults import Fault
 from .kill import Command, command
-from .report import Seen, Settings, Trial, conduct, settings_of_command_line
+from .report import Seen, Settings, Trial, conduct, main
 from .shared import (
     EDIT,
     TRAIN,
@@ -30,8 +30,7 @@ from .shared import (
     fault_of,
     finished,
     hidden,
-    make_world,
-    warm,
+    prepared,
 )
 
 NOBODY = 65_534
@@ -203,19 +202,14 @@ def _bound(work: Callable[..., Seen], *given: object) -> Callable[[Path], Seen]:
     return lambda folder: work(*given, folder)
 
 
-def main() -> int:
-    """Exit code 0 if every trial survived."""
-    settings = settings_of_command_line()
-    with tempfile.TemporaryDirectory(prefix="tave-disk-") as held:
-        where = Path(held)
-        world = make_world(where / "world")
-        shutil.copytree(world, where / "warm")
-        warm(where / "warm")
-        done = finished(world, where / "finished")
-        commands = [command("train", "train", TRAIN, world, where), command("edit", "edit", EDIT, done, where)]
-        title = "Full disks, missing rights, vanished folders, then the same command again"
-        return conduct("disk", title, trials_of(commands, settings), settings)
+def disk(where: Path, settings: Settings) -> int:
+    """Try all; exit code 0 if every trial survived."""
+    world = prepared(where)
+    done = finished(world, where / "done")
+    commands = [command("train", "train", TRAIN, world, where), command("edit", "edit", EDIT, done, where)]
+    title = "Full disks, missing rights, vanished folders, then the same command again"
+    return conduct("disk", title, trials_of(commands, settings), settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(disk))

@@ -13,15 +13,14 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import bad_folders, bad_inputs
 from .bad_inputs import World
-from .report import Seen, Settings, Trial, conduct, settings_of_command_line
-from .shared import EDIT, call, contents, finished, make_world, start, warm
+from .report import Seen, Settings, Trial, conduct, main
+from .shared import EDIT, call, contents, finished, prepared, start
 
 KINDS: dict[str, tuple[int, Callable[[World, Path, random.Random], Seen]]] = {
     "target images": (240, bad_inputs.picture),
@@ -58,21 +57,19 @@ def _trial(index: int, kind: str, work: Callable[..., Seen], world: World, seed:
 
 def make(where: Path) -> World:
     """The world, with the same clip in other containers and the tiny backbone's weights as a folder."""
-    fresh = make_world(where / "fresh")
-    shutil.copytree(fresh, where / "warm")
-    warm(where / "warm")
+    prepared(where)
+    done, fresh, known = finished(where / "fresh", where / "done"), where / "inputs", where / "known"
+    for folder, of in ((fresh, where / "fresh"), (known, done)):
+        shutil.copytree(of, folder)
     for work in (_write_clips, _write_weights):
-        done = start(lambda work=work: work(fresh), fresh, ["prepare"]).wait(120)
-        if done.code:
-            raise SystemExit(done.err)
-    known = finished(fresh, where / "known")
-    shutil.copytree(known, where / "done")
-    done = call("edit", EDIT, known)
-    if done.code:
-        raise SystemExit(done.err)
+        made = start(lambda work=work: work(fresh), fresh, ["prepare"]).wait(120)
+        if made.code:
+            raise SystemExit(made.err)
+    if (ended := call("edit", EDIT, known)).code:
+        raise SystemExit(ended.err)
     listed = call("train", ["--help"], fresh).out.splitlines()
     options = [line.split("=")[0].strip() for line in listed if line.startswith("  ") and "=" in line]
-    return World(fresh, where / "done", contents(known / "run"), options)
+    return World(fresh, done, contents(known / "run"), options)
 
 
 def _write_clips(fresh: Path) -> None:
@@ -115,13 +112,10 @@ def _write_weights(fresh: Path) -> None:
     whole.save_pretrained(fresh / "weights")
 
 
-def main() -> int:
-    """Exit code 0 if every input survived."""
-    settings = settings_of_command_line()
-    with tempfile.TemporaryDirectory(prefix="tave-fuzz-") as held:
-        world = make(Path(held))
-        return conduct("fuzz", "Bad inputs", trials_of(world, settings), settings)
+def fuzz(where: Path, settings: Settings) -> int:
+    """Try all; exit code 0 if every input survived."""
+    return conduct("fuzz", "Bad inputs", trials_of(make(where), settings), settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(fuzz))

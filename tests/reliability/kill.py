@@ -13,13 +13,12 @@ import random
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .faults import Fault
-from .report import Seen, Settings, Trial, conduct, settings_of_command_line
+from .report import Seen, Settings, Trial, conduct, main
 from .shared import (
     EDIT,
     TRAIN,
@@ -31,8 +30,7 @@ from .shared import (
     fault_of,
     finished,
     hidden,
-    make_world,
-    warm,
+    prepared,
 )
 
 CODES = {"kill": -9, "term": 143, "int": 130}
@@ -58,6 +56,7 @@ class Command:
 def command(name: str, entry: str, words: list[str], begins: Path, where: Path) -> Command:
     """Run it undisturbed and write down its changes of files, its steps and the sizes of its files."""
     folder, log = where / f"reference-{name}", where / f"{name}.log"
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(begins, folder)
     done = call(entry, words, folder, log=log, limit=300)
     if done.code != 0 or hidden(folder):
@@ -166,24 +165,18 @@ def trials_of(commands: Sequence[Command], settings: Settings) -> list[Trial]:
     return found
 
 
-def main() -> int:
-    """Exit code 0 if every trial survived."""
-    settings = settings_of_command_line()
-    with tempfile.TemporaryDirectory(prefix="tave-kill-") as held:
-        where = Path(held)
-        world = make_world(where / "world")
-        shutil.copytree(world, where / "warm")
-        warm(where / "warm")
-        done = finished(world, where / "finished")
-        remade = [*TRAIN, "sampler.guidance_scale=2"]
-        commands = [
-            command("train", "train", TRAIN, world, where),
-            command("edit", "edit", EDIT, done, where),
-            command("remake", "train", remade, done, where),
-        ]
-        title = "Stopped runs: SIGKILL, SIGTERM and SIGINT, then the same command again"
-        return conduct("kill", title, trials_of(commands, settings), settings)
+def kill(where: Path, settings: Settings) -> int:
+    """Try all; exit code 0 if every trial survived."""
+    world = prepared(where)
+    done = finished(world, where / "done")
+    commands = [
+        command("train", "train", TRAIN, world, where),
+        command("edit", "edit", EDIT, done, where),
+        command("remake", "train", [*TRAIN, "sampler.guidance_scale=2"], done, where),
+    ]
+    title = "Stopped runs: SIGKILL, SIGTERM and SIGINT, then the same command again"
+    return conduct("kill", title, trials_of(commands, settings), settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(kill))

@@ -56,7 +56,7 @@ def damaged(content: bytes, draw: random.Random) -> tuple[str, bytes]:
     elif how == "noise":
         many = bytearray(draw.randbytes(draw.choice([1, 16, 5000])))
     elif how == "twice":
-        many += many
+        many *= 2
     elif how == "gap":
         del many[at : at + draw.choice([1, 8, 1000])]
     return f"{how} at {at} of {size}" if how in ("bit", "cut", "zeros", "gap") else how, bytes(many)

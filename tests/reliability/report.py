@@ -150,8 +150,11 @@ def _side_by_side(
 
 def _tried(trial: Trial, name: str, keep: bool = False) -> Result:
     folder, began = Path(tempfile.mkdtemp(prefix=f"tave-{name}-{trial.index}-")), time.monotonic()
-    seen = trial.run(folder)
-    fault, line, about = (re.sub(r"[^\s'\"=]*/?tave-[a-z]+-\d+-\w+/", "", text)[:400] for text in seen)
+    try:
+        seen = trial.run(folder)
+    except Exception as error:
+        seen = Seen(f"the trial itself fails: {type(error).__name__}: {error}")
+    fault, line, about = (re.sub(r"[^\s'\"=]*/?tave-[a-z]+-(\d+-)?\w+/", "", text)[:400] for text in seen)
     if keep:
         print(folder)
     else:
@@ -207,6 +210,8 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def settings_of_command_line() -> Settings:
-    """:meth:`Settings.read` of this process's words."""
-    return Settings.read(sys.argv[1:])
+def main(*commands: Callable[[Path, Settings], int]) -> int:
+    """Run commands under the settings of the command line, in one world; the exit code: 0 if everything survived."""
+    settings = Settings.read(sys.argv[1:])
+    with tempfile.TemporaryDirectory(prefix="tave-reliability-") as held:
+        return max(command(Path(held), settings) for command in commands)

@@ -237,8 +237,20 @@ def make_world(folder: Path) -> Path:
     return folder
 
 
+def prepared(where: Path) -> Path:
+    """The world in ``where/fresh``, drawn once, and this process warm for it."""
+    fresh = where / "fresh"
+    if not fresh.exists():
+        make_world(fresh)
+        shutil.copytree(fresh, where / "warm")
+        warm(where / "warm")
+    return fresh
+
+
 def finished(world: Path, folder: Path) -> Path:
     """``world`` in ``folder``, with the finished run ``run`` of :data:`TRAIN` and its ``cache``."""
+    if folder.exists():
+        return folder
     shutil.copytree(world, folder)
     done = call("train", TRAIN, folder, limit=300)
     if done.code != 0:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .report import Seen, Settings, Trial, conduct, settings_of_command_line
+from .report import Seen, Settings, Trial, conduct, main
 from .shared import (
     EDIT,
     SUV,
@@ -29,8 +28,7 @@ from .shared import (
     fault_of,
     finished,
     hidden,
-    make_world,
-    warm,
+    prepared,
 )
 
 SCALES = (1, 2, 4, 5)  # guidance scales of four different edits of one name
@@ -196,9 +194,7 @@ def _bound(work: Callable[..., Seen], world: World, draw: random.Random) -> Call
 
 def make(where: Path) -> World:
     """What each command gives when it is alone."""
-    fresh = make_world(where / "fresh")
-    shutil.copytree(fresh, where / "warm")
-    warm(where / "warm")
+    fresh = prepared(where)
     done = finished(fresh, where / "done")
 
     def alone(begins: Path, name: str, entry: str, words: list[str]) -> Path:
@@ -218,13 +214,10 @@ def make(where: Path) -> World:
     return World(fresh, done, contents(done / "run"), contents(other / "run"), edits, jobs)
 
 
-def main() -> int:
-    """Exit code 0 if every trial survived."""
-    settings = settings_of_command_line()
-    with tempfile.TemporaryDirectory(prefix="tave-together-") as held:
-        world = make(Path(held))
-        return conduct("together", "Several processes at once", trials_of(world, settings), settings)
+def together(where: Path, settings: Settings) -> int:
+    """Try all; exit code 0 if every trial survived."""
+    return conduct("together", "Several processes at once", trials_of(make(where), settings), settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(together))
