@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import strangers
-from .bad_inputs import CHEAP, World, judged
+from .bad_inputs import CHEAP, World, judged, seen
 from .mutations import changed_tree, leaves, spoil, write_tree
 from .report import Seen
 from .shared import EDIT, SUV, TINY, TRAIN, Outcome, call, contents, differing
@@ -30,7 +30,7 @@ def damaged_run(world: World, home: Path, draw: random.Random) -> Seen:
     if draw.random() < 0.5:
         shutil.rmtree(home / "cache")
     done = call("edit", EDIT, home, limit=60)
-    return Seen(judged(home, done) or _silent(world, home, done), done.last, f"{path.relative_to(home)}: {about}")
+    return seen(judged(home, done) or _silent(world, home, done), done, f"{path.relative_to(home)}: {about}")
 
 
 def damaged_cache(world: World, home: Path, draw: random.Random) -> Seen:
@@ -43,7 +43,7 @@ def damaged_cache(world: World, home: Path, draw: random.Random) -> Seen:
     wrong = judged(home, done) or (f"not made again: {done.last}" if done.code else "")
     if not wrong and (names := differing(contents(home / "run"), contents(home / "old"))):
         wrong = f"a wrong result, silently: {', '.join(names[:3])} differ"
-    return Seen(wrong, done.last, f"{path.name.rsplit('-', 1)[0]}{path.suffix}: {about}")
+    return seen(wrong, done, f"{path.name.rsplit('-', 1)[0]}{path.suffix}: {about}")
 
 
 def _silent(world: World, home: Path, done: Outcome) -> str:
@@ -61,13 +61,13 @@ def stranger(world: World, home: Path, draw: random.Random) -> Seen:
     before = _outside(home)
     os.environ.update(RELIABILITY_SECRET=strangers.SECRET, HOME=str(home.parent / "user"))
     entry = draw.choice(["edit", "edit", "edit", "score", "leaderboard"])
-    words = {"edit": EDIT, "score": ["run=run", "judge=null"], "leaderboard": ["runs=run", "out=out"]}[entry]
+    words = {"edit": EDIT, "score": ["run=run", "judge=null"], "leaderboard": BOARDS["leaderboard"]}[entry]
     done = call(entry, words, home, limit=60)
     wrong = "code of the run folder ran" if (home.parent / "pwned").exists() else ""
     wrong = wrong or ("written outside of the run folder" if _outside(home) != before else "")
     secret = [p for p in home.rglob("*.*") if p.is_file() and strangers.SECRET.encode() in p.read_bytes()]
     wrong = wrong or (f"an environment variable is written to {secret[0].name}" if secret else "")
-    return Seen(wrong or judged(home, done, places=True), done.last, f"{entry}: {about}")
+    return seen(wrong or judged(home, done, places=True), done, f"{entry}: {about}")
 
 
 def _outside(home: Path) -> dict[str, int]:
@@ -95,7 +95,7 @@ def weights(world: World, home: Path, draw: random.Random) -> Seen:
     own = [word for word in TINY if not word.startswith("backbone=")]
     own += ["backbone=folder", "backbone.path=weights", "video.width=32", "video.height=32", "video.multiple=8"]
     done = call("train", [*own, *CHEAP, *SUV, "cache=cache", "hydra.run.dir=run"], home, limit=90)
-    return Seen(judged(home, done) or _finite(home, done), done.last, f"{path.relative_to(home / 'weights')}: {about}")
+    return seen(judged(home, done) or _finite(home, done), done, f"{path.relative_to(home / 'weights')}: {about}")
 
 
 def _finite(home: Path, done: Outcome) -> str:
@@ -113,6 +113,11 @@ def _finite(home: Path, done: Outcome) -> str:
 
 CASE = {"name": "one", "path": "clip/source.mp4", "source_prompt": "a bus", "target_image": "other.png",
         "target_prompt": "a van", "groups": ["a"], "frames": 2, "truth": None}  # fmt: skip
+OVERRIDES = ["backbone=tiny", *CHEAP, "inversion.refine=0", "metrics.judge=null", "logger=none", "cache=cache"]
+LISTED = ["set=folder", "set.folder=.", "folder=out", "methods=[tave]"]
+LISTED += ["overrides=[" + ",".join(f'"{word}"' for word in OVERRIDES) + "]"]
+BOARDS = {"leaderboard": ["runs=run", "out=out"], "study": ["sweep=run", "out=out"]}
+LABEL = {"benchmark": {"case": "one", "method": "tave", "group": ["a"], "seed": 33}}
 YAMLS = ["&a [*a, *a]", "- !!python/object/apply:os.system ['touch ../pwned']", "cases: 3", "[[]]", "- 1", "{",
          "a: &x [*x]", "&a [x,x,x,x,x]", "- name: one\n  name: two", "\t- x", "\x00",
          "cases:\n- {name: ../../x}"]  # fmt: skip
@@ -129,17 +134,23 @@ def listing(world: World, home: Path, draw: random.Random) -> Seen:
         about, tree = changed_tree([CASE, {**CASE, "name": "two"}], draw)
         write_tree(path, tree)
         about += f", {spoil(path, draw)}" if draw.random() < 0.2 else ""
-    overrides = ",".join(["backbone=tiny", *CHEAP, "inversion.refine=0", "metrics.judge=null", "logger=none"])
-    words = ["set=folder", "set.folder=.", "folder=out", "methods=[tave]", f"overrides=[{overrides},cache=cache]"]
-    done = call("benchmark", words, home, limit=90)
+    done = call("benchmark", LISTED, home, limit=90)
     wrong = "code of the listing ran" if (home.parent / "pwned").exists() else ""
-    return Seen(wrong or judged(home, done), done.last, repr(about[:80]))
+    return seen(wrong or judged(home, done), done, repr(about[:80]))
+
+
+def label(run: Path, entry: str) -> None:
+    """Let the edits of a run be a benchmark's for a leaderboard."""
+    for path in run.glob("edits/*/edit.json") if entry == "leaderboard" else ():
+        path.write_text(json.dumps(json.loads(path.read_text()) | LABEL))
+    strangers.reseal(run)
 
 
 def board(world: World, home: Path, draw: random.Random) -> Seen:
     """The run folders of a leaderboard, or of a study."""
     shutil.copytree(world.done, home)
-    run = home / "run"
+    run, entry = home / "run", draw.choice(["leaderboard", "leaderboard", "study"])
+    label(run, entry)
     (run / "failed.json").write_text(json.dumps({"failed": [{"case": "a", "seed": 1, "method": "b", "error": "c"}]}))
     path = run / draw.choice(["metrics.json", "run.json", "edits/suv/edit.json", "failed.json"])
     tree = json.loads(path.read_text())
@@ -153,14 +164,13 @@ def board(world: World, home: Path, draw: random.Random) -> Seen:
         write_tree(path, tree)
     else:
         about = spoil(path, draw)
-    entry = draw.choice(["leaderboard", "leaderboard", "study"])
-    words = ["runs=run", "out=out"] if entry == "leaderboard" else ["sweep=run", "out=out"]
-    done = call(entry, words, home, limit=60)
+    strangers.reseal(run)
+    done = call(entry, BOARDS[entry], home, limit=60)
     wrong = judged(home, done)
     pages = [page for page in home.glob("out/*.*") if page.suffix in (".md", ".html")]
     if not wrong and any(MARK in page.read_text(errors="replace") for page in pages):
         wrong = "a name's HTML is written as it is"
-    return Seen(wrong, done.last, f"{entry}, {path.name}: {about}")
+    return seen(wrong, done, f"{entry}, {path.name}: {about}")
 
 
 def _at(tree: Any, path: Any) -> Any:

@@ -26,6 +26,11 @@ class World:
     options: list[str]
 
 
+def seen(fault: str, done: Outcome, about: str) -> Seen:
+    """What a trial shows; a command that succeeds shows no line."""
+    return Seen(fault, done.last if done.code else "", about)
+
+
 def judged(home: Path, done: Outcome, places: bool = False) -> str:
     """What is wrong with a call of one input: how it ended, hidden files, files at places that nobody named."""
     if wrong := fault_of(done):
@@ -42,7 +47,7 @@ def picture(world: World, home: Path, draw: random.Random) -> Seen:
     path = home / "other.png"
     about = spoil(path, draw) if draw.random() < 0.6 else odd_picture(path, draw)
     done = call("edit", [*EDIT, "metrics.enabled=false"], home, limit=60)
-    return Seen(judged(home, done), done.last, about)
+    return seen(judged(home, done), done, about)
 
 
 def mask(world: World, home: Path, draw: random.Random) -> Seen:
@@ -58,7 +63,7 @@ def mask(world: World, home: Path, draw: random.Random) -> Seen:
         shutil.copy(home / ("other.png" if suffix == "png" else "run/edits/suv/mask.mp4"), path)
         about = spoil(path, draw)
     done = call("edit", [*EDIT, "metrics.enabled=false", f"{key}={path.name}"], home, limit=60)
-    return Seen(judged(home, done), done.last, f"{key} {about}")
+    return seen(judged(home, done), done, f"{key} {about}")
 
 
 def clip(world: World, home: Path, draw: random.Random) -> Seen:
@@ -74,7 +79,7 @@ def clip(world: World, home: Path, draw: random.Random) -> Seen:
         about = spoil(path, draw)
     more = draw.choice([[], [], ["video.width=null", "video.height=null"], ["video.start=7"], ["video.frames=null"]])
     done = call("train", [*words, *CHEAP, f"video.path={path.name}", *more], home, limit=60)
-    return Seen(judged(home, done), done.last, f"{suffix} {about} {' '.join(more)}")
+    return seen(judged(home, done), done, f"{suffix} {about} {' '.join(more)}")
 
 
 def option(world: World, home: Path, draw: random.Random) -> Seen:
@@ -97,7 +102,7 @@ def option(world: World, home: Path, draw: random.Random) -> Seen:
     chosen = {word.partition("=")[0].lstrip("+~") for word in words}
     given = [word for word in [*TRAIN, *CHEAP] if word.partition("=")[0] not in chosen]
     done = call("train", [*given, *words], home, limit=90)
-    return Seen(judged(home, done, places=any("cache" in word for word in words)), done.last, " ".join(words)[:100])
+    return seen(judged(home, done, places=any("cache" in word for word in words)), done, " ".join(words)[:100])
 
 
 def prompt(world: World, home: Path, draw: random.Random) -> Seen:
@@ -117,7 +122,7 @@ def prompt(world: World, home: Path, draw: random.Random) -> Seen:
         wrong = "" if kept == text or meant else f"another sentence is recorded: {kept[:60]!r}"
     elif not wrong and text.strip() and not meant:
         wrong = f"a plain sentence is refused: {done.last}"
-    return Seen(wrong, done.last, repr(text[:80]))
+    return seen(wrong, done, repr(text[:80]))
 
 
 def name(world: World, home: Path, draw: random.Random) -> Seen:
@@ -132,4 +137,4 @@ def name(world: World, home: Path, draw: random.Random) -> Seen:
     given = str(path) if given.startswith(("-", "~", "'", '"', "[", "{")) else given
     done = call("train", [*words, *CHEAP, f"video.path={given}"], home, limit=60)
     wrong = judged(home, done) or (f"a file's name is refused: {done.last}" if done.code else "")
-    return Seen(wrong, done.last, repr(f"{folder}/{stem}.mp4"))
+    return seen(wrong, done, repr(f"{folder}/{stem}.mp4"))

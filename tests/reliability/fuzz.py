@@ -10,6 +10,7 @@ that the command names; if no code of a file runs; and if a result is that of un
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -65,8 +66,18 @@ def make(where: Path) -> World:
         made = start(lambda work=work: work(fresh), fresh, ["prepare"]).wait(120)
         if made.code:
             raise SystemExit(made.err)
-    if (ended := call("edit", EDIT, known)).code:
-        raise SystemExit(ended.err)
+    (fresh / "cases.json").write_text(json.dumps([bad_folders.CASE]))
+    for entry, words, place in (
+        ("benchmark", bad_folders.LISTED, fresh),
+        ("edit", EDIT, known),
+        ("study", bad_folders.BOARDS["study"], known),
+        ("leaderboard", bad_folders.BOARDS["leaderboard"], known),
+    ):
+        bad_folders.label(known / "run", entry)
+        if (ended := call(entry, words, place)).code:
+            raise SystemExit(f"{entry} fails with good inputs:\n{ended.err}")
+    for left in ("cases.json", "out", "cache"):
+        shutil.rmtree(fresh / left) if (fresh / left).is_dir() else (fresh / left).unlink()
     listed = call("train", ["--help"], fresh).out.splitlines()
     options = [line.split("=")[0].strip() for line in listed if line.startswith("  ") and "=" in line]
     return World(fresh, done, contents(known / "run"), options)

@@ -316,7 +316,7 @@ def hidden(folder: Path) -> list[str]:
     left = [
         path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix in (".part", ".tmp", ".lock")
     ]
-    left += [path for path in folder.glob("cache/*") if path.is_dir()]
+    left += [path for path in folder.glob("cache/tuned-*") if path.is_dir() and not path.suffix]
     return sorted(str(path.relative_to(folder)) for path in left)
 
 
