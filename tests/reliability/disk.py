@@ -164,17 +164,17 @@ def trials_of(commands: list[Command], settings: Settings) -> list[Trial]:
     real = mounts()
     for of in commands:
         for what, each in (("full", 1), ("denied", 3), ("readonly", 4), ("broken", 4)):
-            for number in range(1, len(of.files) + 1, each):
+            for number in list(of.files)[::each]:
                 fault = Fault(what, "file", number)
-                about = f"{of.files[number - 1]} ({fault})"
+                about = f"{of.files[number]} ({fault})"
                 listed.append((f"{of.name}: {ERRORS[what]}, injected", about, _bound(injected, of, fault)))
         for half in sorted({size // 2 for size in of.sizes if size > 200}):
             fault = Fault("full", "size", half)
             listed.append((f"{of.name}: no file beyond a size", f"{half} bytes", _bound(injected, of, fault)))
         for gone in ("run", "cache", "run/edits") if of.name == "edit" else ("run", "cache"):
-            for number in range(2, len(of.files) + 1, 6):
+            for number in list(of.files)[1::6]:
                 fault = Fault("gone", "file", number, gone)
-                about = f"{gone} at {of.files[number - 1]}"
+                about = f"{gone} at {of.files[number]}"
                 listed.append((f"{of.name}: folder removed", about, _bound(vanished, of, fault)))
         for place in ("cache", "run") if real else ():
             for space in (0, *SPACES):

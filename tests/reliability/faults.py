@@ -66,7 +66,7 @@ def install(fault: Fault | None, root: Path, seen: Callable[[str], None] = lambd
             return
         if fault.what in ERRORS and count["file"] >= fault.at and (fault.what != "full" or event in NEEDS_SPACE):
             number = ERRORS[fault.what]
-            raise OSError(number, os.strerror(number), line.split(" ", 1)[1])
+            raise OSError(number, os.strerror(number), line.rsplit(" ", 1)[1])
         if count[where] == fault.at:
             inside.busy = True
             try:
@@ -78,7 +78,9 @@ def install(fault: Fault | None, root: Path, seen: Callable[[str], None] = lambd
         if (event == "open" and _writes(args)) or event in CHANGES:
             path = _absolute(event, args)
             if path is not None and path.is_relative_to(here):
-                met("file", event, f"{event} {path.relative_to(here)}")
+                # without effect: a folder that is there, a file that is not
+                idle = (event == "os.mkdir" and path.exists()) or (event == "os.remove" and not os.path.lexists(path))
+                met("file", event, f"{'idle ' if idle else ''}{event} {path.relative_to(here)}")
 
     sys.addaudithook(hook)
     _count_steps(lambda line: met("step", "", line))

@@ -35,7 +35,7 @@ from .shared import (
 
 CODES = {"kill": -9, "term": 143, "int": 130}
 NAMES = {"kill": "SIGKILL", "term": "SIGTERM", "int": "SIGINT"}
-EVERY = 5  # SIGTERM and SIGINT come at each step, and at every fifth change of a file
+EVERY = 8  # SIGTERM and SIGINT come at each step, and at every eighth change of a file
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Command:
     words: list[str]
     begins: Path
     known: dict[str, str]
-    files: list[str]
+    files: dict[int, str]  # by their number, without those that change nothing
     steps: list[str]
     sizes: list[int]
     late: int  # the number of files' changes before the last step: a signal after it may come too late
@@ -67,10 +67,10 @@ def command(name: str, entry: str, words: list[str], begins: Path, where: Path) 
     sizes = sorted({p.stat().st_size for p in made if p.stat().st_mtime_ns != old.get(begins / p.relative_to(folder))})
     steps = [line.removeprefix("step ") for line in lines if line.startswith("step ")]
     # without what names the process in a temporary file
-    files = [re.sub(r"(\.|part-)[\w.-]*\d{2,}\S*$", "...", line) for line in lines if not line.startswith("step ")]
-    late = sum(
-        not line.startswith("step ") for line in lines[: max(n for n, x in enumerate(lines) if x[:5] == "step ")]
-    )
+    changes = [re.sub(r"(\.|part-)[\w.-]*\d{2,}\S*$", "...", line) for line in lines if not line.startswith("step ")]
+    files = {number: line for number, line in enumerate(changes, 1) if not line.startswith("idle ")}
+    last = max(number for number, line in enumerate(lines) if line.startswith("step "))
+    late = sum(not line.startswith("step ") for line in lines[:last])
     return Command(name, entry, words, begins, contents(folder / "run"), files, steps, sizes, late)
 
 
@@ -128,7 +128,7 @@ def _held(home: Path, digest: str) -> bool:
 def points(of: Command, draw: random.Random) -> list[tuple[str, str, Fault]]:
     """(kind, about, fault) of every trial of a command."""
     found = []
-    for number, line in enumerate(of.files, 1):
+    for number, line in of.files.items():
         found.append((f"{of.name}: SIGKILL at a change of a file", line, Fault("kill", "file", number)))
     for number, line in enumerate(of.steps, 1):
         found.append((f"{of.name}: SIGKILL at a step", line, Fault("kill", "step", number)))
@@ -139,8 +139,8 @@ def points(of: Command, draw: random.Random) -> list[tuple[str, str, Fault]]:
     for what in ("term", "int"):
         for number, line in enumerate(of.steps, 1):
             found.append((f"{of.name}: {NAMES[what]} at a step", line, Fault(what, "step", number)))
-        for number in sorted(draw.sample(range(1, len(of.files) + 1), len(of.files) // EVERY)):
-            about = of.files[number - 1]
+        for number in sorted(draw.sample(list(of.files), len(of.files) // EVERY)):
+            about = of.files[number]
             found.append((f"{of.name}: {NAMES[what]} at a change of a file", about, Fault(what, "file", number)))
     return found
 
