@@ -265,7 +265,9 @@ def contents(run: Path) -> dict[str, str]:
     """A digest of each result of a run: tuned weights, trajectory, every file of every edit, figures."""
     found = {name: _tensors(run / f"{name}.safetensors") for name in ("tuned", "trajectory")}
     for path in sorted(run.glob("edits/*/*")):
-        if path.suffix in (".mp4", ".png"):
+        if not path.is_file():
+            found[f"{path.parent.name}/{path.name}"] = "absent"
+        elif path.suffix in (".mp4", ".png"):
             found[f"{path.parent.name}/{path.name}"] = _sha(path.read_bytes())
         elif path.suffix == ".npz":
             found[f"{path.parent.name}/{path.name}"] = _arrays(path)
