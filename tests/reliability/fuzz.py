@@ -118,8 +118,10 @@ def _write_weights(fresh: Path) -> None:
     parts = {key: getattr(tiny, key) for key in ("feature_extractor", "image_encoder", "tokenizer", "text_encoder")}
     parts |= {key: getattr(tiny, key) for key in ("unet", "scheduler", "vae")}
     whole = StableUnCLIPImg2ImgPipeline(
-        image_normalizer=normalizer, image_noising_scheduler=tiny.noising.scheduler, **parts
-    )  # type: ignore[arg-type]
+        image_normalizer=normalizer,
+        image_noising_scheduler=tiny.noising.scheduler,  # type: ignore[arg-type]
+        **parts,
+    )
     whole.save_pretrained(fresh / "weights")
 
 

@@ -26,7 +26,8 @@ class Settings:
     """How a command was called: ``seed=33 only=17 workers=2 short=true``.
 
     ``only`` repeats one trial, keeps its folder and prints its messages; ``short`` takes a fixed few; ``fresh`` forgets
-    earlier results; ``kinds``: those whose name begins so; ``every=5``: each fifth.
+    earlier results; ``kinds``: those whose name begins so; ``every=5``: each fifth;
+    ``docs=true`` puts the table into docs/reliability.md.
     """
 
     seed: int = 33
@@ -36,6 +37,7 @@ class Settings:
     fresh: bool = False
     count: int = 2000
     every: int = 1
+    docs: bool = False
     kinds: str = ""
     out: str = "outputs/reliability"
 
@@ -105,6 +107,8 @@ def conduct(name: str, title: str, trials: Sequence[Trial], settings: Settings) 
     path.write_text(text, encoding="utf-8")
     print(text)
     print(path)
+    if settings.docs:
+        _document(name, text)
     return int(any(each.fault for each in results))
 
 
@@ -171,6 +175,16 @@ def _markdown(name: str, title: str, results: Sequence[Result], settings: Settin
 
 def _spent(results: Sequence[Result]) -> str:
     return f"{sum(each.seconds for each in results) / 60:.1f} minutes of trials"
+
+
+def _document(name: str, text: str) -> None:
+    """Replace what stands between this command's marks in docs/reliability.md, without its heading."""
+    page = ROOT / "docs/reliability.md"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    tail = rest.split(end)[1]
+    body = text.partition("\n")[2].strip()
+    page.write_text(f"{head}{begin}\n\n{body}\n\n{end}{tail}", encoding="utf-8")
 
 
 def table(results: Sequence[Result]) -> list[str]:
