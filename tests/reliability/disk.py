@@ -52,7 +52,7 @@ def judged(of: Command, done: Outcome, home: Path, before: dict[str, str], undo:
     if not wrong and lost:
         wrong = f"earlier results are lost: {', '.join(lost[:4])}"
     undo()
-    again = call(of.entry, of.words, home)
+    again = call(of.line[0], of.line[1:], home)
     if not wrong and again.code != 0:
         wrong = f"the same command afterwards fails: {fault_of(again) or again.last}"
     if not wrong and (names := differing(contents(home / "run"), of.known)):
@@ -70,7 +70,7 @@ def injected(of: Command, fault: Fault, folder: Path) -> Seen:
     home = folder / "home"
     shutil.copytree(of.begins, home)
     before = contents(home / "run")
-    done = call(of.entry, of.words, home, fault=fault)
+    done = call(of.line[0], of.line[1:], home, fault=fault)
     return judged(of, done, home, before, lambda: None)
 
 
@@ -79,7 +79,7 @@ def vanished(of: Command, fault: Fault, folder: Path) -> Seen:
     home = folder / "home"
     shutil.copytree(of.begins, home)
     fault = Fault(fault.what, fault.where, fault.at, str(home / fault.of))
-    done = call(of.entry, of.words, home, fault=fault)
+    done = call(of.line[0], of.line[1:], home, fault=fault)
 
     def undo() -> None:  # the clip's and the edited run's files are the user's to bring back
         shutil.copytree(of.begins, home, dirs_exist_ok=True)
@@ -118,7 +118,7 @@ def mounted(of: Command, place: str, kilobytes: int, folder: Path) -> Seen:
             shutil.copytree(folder / "filled", there, dirs_exist_ok=True)
         if not kilobytes:
             subprocess.run(["mount", "-o", "remount,ro", str(there)], check=True)
-        done = call(of.entry, of.words, home)
+        done = call(of.line[0], of.line[1:], home)
         undo = ["mount", "-o", "remount,rw,size=9m", str(there)]
         return judged(of, done, home, before, lambda: subprocess.run(undo, check=True) and None)
     finally:
@@ -151,7 +151,7 @@ def without_rights(of: Command, place: str, mode: int, folder: Path) -> Seen:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
 
-    done = call(of.entry, of.words, home, prepare=become)
+    done = call(of.line[0], of.line[1:], home, prepare=become)
     return judged(of, done, home, before, lambda: there.chmod(ours))
 
 
@@ -206,7 +206,7 @@ def disk(where: Path, settings: Settings) -> int:
     """Try all; exit code 0 if every trial survived."""
     world = prepared(where)
     done = finished(world, where / "done")
-    commands = [command("train", "train", TRAIN, world, where), command("edit", "edit", EDIT, done, where)]
+    commands = [command("train", ["train", *TRAIN], world, where), command("edit", ["edit", *EDIT], done, where)]
     title = "Full disks, missing rights, vanished folders, then the same command again"
     return conduct("disk", title, trials_of(commands, settings), settings)
 

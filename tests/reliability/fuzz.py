@@ -42,10 +42,9 @@ SHORT = 4  # inputs of each kind in the short form
 
 def trials_of(world: World, settings: Settings) -> list[Trial]:
     """All inputs; the random numbers of each come from the seed and its index."""
-    share = settings.count / sum(many for many, _ in KINDS.values())
     found: list[Trial] = []
     for kind, (many, work) in KINDS.items():
-        for _ in range(max(1, round(many * share))):
+        for _ in range(many):
             found.append(_trial(len(found) + 1, kind, work, world, settings.seed))
     if settings.short:
         found = [each for kind in KINDS for each in [one for one in found if one.kind == kind][:SHORT]]

@@ -43,8 +43,7 @@ class Command:
     """A command that is stopped: where it begins, what an undisturbed one gives, and what it goes through."""
 
     name: str
-    entry: str
-    words: list[str]
+    line: list[str]  # entry point and words
     begins: Path
     known: dict[str, str]
     files: dict[int, str]  # by their number, without those that change nothing
@@ -53,12 +52,12 @@ class Command:
     late: int  # the number of files' changes before the last step: a signal after it may come too late
 
 
-def command(name: str, entry: str, words: list[str], begins: Path, where: Path) -> Command:
+def command(name: str, line: list[str], begins: Path, where: Path) -> Command:
     """Run it undisturbed and write down its changes of files, its steps and the sizes of its files."""
     folder, log = where / f"reference-{name}", where / f"{name}.log"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(begins, folder)
-    done = call(entry, words, folder, log=log, limit=300)
+    done = call(line[0], line[1:], folder, log=log, limit=300)
     if done.code != 0 or hidden(folder):
         raise SystemExit(f"{name} fails undisturbed ({done.code}), or leaves {hidden(folder)}:\n{done.err}")
     lines = log.read_text().splitlines()
@@ -71,7 +70,7 @@ def command(name: str, entry: str, words: list[str], begins: Path, where: Path) 
     files = {number: line for number, line in enumerate(changes, 1) if not line.startswith("idle ")}
     last = max(number for number, line in enumerate(lines) if line.startswith("step "))
     late = sum(not line.startswith("step ") for line in lines[:last])
-    return Command(name, entry, words, begins, contents(folder / "run"), files, steps, sizes, late)
+    return Command(name, line, begins, contents(folder / "run"), files, steps, sizes, late)
 
 
 def stopped(of: Command, fault: Fault, folder: Path, anew: bool = False) -> Seen:
@@ -79,9 +78,9 @@ def stopped(of: Command, fault: Fault, folder: Path, anew: bool = False) -> Seen
     home = folder / "home"
     shutil.copytree(of.begins, home)
     before = contents(home / "run")
-    done = (call_anew if anew else call)(of.entry, of.words, home, fault=fault)
+    done = (call_anew if anew else call)(of.line[0], of.line[1:], home, fault=fault)
     wrong = _left(of, fault, done, home, before)
-    again = call(of.entry, of.words, home)
+    again = call(of.line[0], of.line[1:], home)
     line = done.last
     if not wrong and again.code != 0:
         wrong, line = f"the same command again fails: {fault_of(again) or again.last}", again.last
@@ -170,9 +169,9 @@ def kill(where: Path, settings: Settings) -> int:
     world = prepared(where)
     done = finished(world, where / "done")
     commands = [
-        command("train", "train", TRAIN, world, where),
-        command("edit", "edit", EDIT, done, where),
-        command("remake", "train", [*TRAIN, "sampler.guidance_scale=2"], done, where),
+        command("train", ["train", *TRAIN], world, where),
+        command("edit", ["edit", *EDIT], done, where),
+        command("remake", ["train", *TRAIN, "sampler.guidance_scale=2"], done, where),
     ]
     title = "Stopped runs: SIGKILL, SIGTERM and SIGINT, then the same command again"
     return conduct("kill", title, trials_of(commands, settings), settings)

@@ -25,18 +25,15 @@ from .shared import ROOT
 class Settings:
     """How a command was called: ``seed=33 only=17 workers=2 short=true``.
 
-    ``only`` repeats one trial, keeps its folder and prints its messages; ``short`` takes a fixed few; ``fresh`` forgets
-    earlier results; ``kinds``: those whose name begins so; ``every=5``: each fifth;
-    ``docs=true`` puts the table into docs/reliability.md.
+    ``only`` repeats one trial and keeps its folder; ``short`` takes a fixed few, ``count`` about so
+    many evenly spaced ones, ``kinds`` those whose kind begins so; ``docs`` puts the table into docs/reliability.md.
     """
 
     seed: int = 33
     only: int = 0
     workers: int = 2
     short: bool = False
-    fresh: bool = False
-    count: int = 2000
-    every: int = 1
+    count: int = 0
     docs: bool = False
     kinds: str = ""
     out: str = "outputs/reliability"
@@ -92,12 +89,10 @@ def conduct(name: str, title: str, trials: Sequence[Trial], settings: Settings) 
         result = _tried(trial, name, keep=True)
         print(f"{result.kind}: {result.about}\n{result.fault or 'survived'}\n{result.line}")
         return bool(result.fault)
-    trials = trials[:: settings.every]
+    trials = trials[:: max(1, len(trials) // settings.count)] if settings.count else trials
     place = Path(settings.out)
     place.mkdir(parents=True, exist_ok=True)
-    stored = place / f"{name}-{settings.seed}-{settings.count}{'-short' if settings.short else ''}-{_code()}.jsonl"
-    if settings.fresh:
-        stored.unlink(missing_ok=True)
+    stored = place / f"{name}-{settings.seed}{'-short' if settings.short else ''}-{_code()}.jsonl"
     wanted = {each.index for each in trials}
     known = [result for result in _stored(stored) if result.index in wanted]
     due = [each for each in trials if each.index not in {result.index for result in known}]
