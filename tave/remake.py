@@ -16,11 +16,11 @@ from tave.cli import typed
 from tave.config import WHOLE, EditEntry, EditingOptions, ReadOptions, TrainOptions, VerifyOptions
 from tave.edit import edit, options_of
 from tave.files import FileError
+from tave.findings import Finding, find_input
 from tave.origin import origin
 from tave.progress import Progress
 from tave.record import keep_places, read_edit, read_metrics, read_run, recorded, taken
 from tave.run import Run
-from tave.verify import Finding, find_input
 from tave.video import Clip, read_clip, write_video
 
 THREADS = 256  # more than that no run has

@@ -52,6 +52,8 @@ from tave.writer import RunWriter
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = 3  # weights and the two moments of AdamW
+
 LICENCE = "LICENSE-MODEL.txt"
 
 
@@ -141,12 +143,28 @@ class Run:
             raise StoredError(
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
-        check_space(run)
+        check_space(run.needed())
         folder.mkdir(parents=True, exist_ok=True)
         begin_record(folder)
         with rewriting(folder, "source.mp4"):
             write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
         return run
+
+    def needed(self) -> dict[Path, int]:
+        """The bytes of the tensors that the run will store, by path; clips and logs are small beside them."""
+        options, frames, vae = self.options, self.clip.frames, dict(self.backbone.vae.config)
+        cells = len(frames) * (frames.shape[-2] * frames.shape[-1]) // 4 ** (len(vae["block_out_channels"]) - 1)
+        trajectory = (options.inversion.steps + 1) * cells * vae["latent_channels"] * 4  # float32
+        trained = [weight for weight in self.editor.denoiser.unet.parameters() if weight.requires_grad]
+        tuned, here = sum(weight.nbytes for weight in trained), self.folder / "tuned.safetensors"
+        tuned = tuned if options.tuning.steps else 0
+        cache = Path(options.cache)
+        stored = {} if here.is_file() else {cache / f"tuned-{self.tuned_key}.safetensors": (1 + CHECKPOINT) * tuned}
+        return stored | {
+            self.folder / "trajectory.safetensors": trajectory,
+            cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
+            here: tuned,
+        }
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 

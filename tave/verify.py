@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tave.cli import Context, entry_point
 from tave.config import BackboneOptions, VerifyOptions
-from tave.files import FileError, content_digest, file_digest
+from tave.files import FileError, file_digest
+from tave.findings import Finding, find_input, inputs_of
 from tave.record import SUMS, check_links, differences, read_edit, read_run, read_sums, recorded, unlisted
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. ``ok`` None: what can't be checked here, which is no fault of the folder."""
-
-    ok: bool | None
-    line: str
-
-    def __str__(self) -> str:
-        return f"{ {True: 'as made', False: 'CHANGED', None: 'unchecked'}[self.ok]:<10}{self.line}"
 
 
 def verify(options: VerifyOptions) -> Iterator[Finding]:
@@ -78,23 +67,6 @@ def _inputs(run: Path, moved: str | None) -> Iterator[Finding]:
             yield Finding(False, f"the input {path} has changed since the run: its SHA-256 is not the recorded one")
         else:
             yield Finding(None, f"the input {path} is not here: give inputs=FOLDER, which holds it")
-
-
-def inputs_of(record: dict[str, Any]) -> dict[str, str]:
-    """Path -> SHA-256 of the pictures, mattes and mask of an ``edit.json``."""
-    more = record.get("more_images")
-    found: dict[str, str] = {}
-    for each in (record, *(more if isinstance(more, list) else ())):
-        for key, digest in (("target_image", "sha256"), ("matte", "matte_sha256"), ("mask", "mask_sha256")):
-            if isinstance(each, dict) and isinstance(each.get(key), str) and isinstance(each.get(digest), str):
-                found[each[key]] = each[digest]
-    return found
-
-
-def find_input(path: str, digest: Any, moved: str | None = None) -> Path | None:
-    """Where the input ``path`` lies with this SHA-256: there, or by its name in the folder ``moved``."""
-    places = [Path(path), *([Path(moved).expanduser() / Path(path).name] if moved else [])]
-    return next((place for place in places if place.exists() and content_digest(place) == digest), None)
 
 
 def _base_weights(run: Path, options: VerifyOptions) -> Iterator[Finding]:
