@@ -12,7 +12,7 @@ MIB = 2**20
 
 
 def check_space(needed: Mapping[Path, int]) -> None:
-    """Raise :class:`FileError` if a disk has less room than the files of ``needed``, path -> bytes, that are not there."""
+    """Raise :class:`FileError` if a disk has less room than the missing files of ``needed``, path -> bytes."""
     by_disk: dict[int, list[Path]] = {}
     for path in needed:
         if not path.is_file():
