@@ -81,7 +81,8 @@ def is_made(product: Path, key: str, entry: str | None = None) -> bool:
     if product.suffix != ".json":
         return find_tensors(product, key) is not None
     about = read_json(product) if product.is_file() else {}
-    return key == (about.get("key") if entry is None else about.get("keys", {}).get(entry))
+    keys: Any = {None: about.get("key")} if entry is None else about.get("keys")
+    return isinstance(keys, dict) and keys.get(entry) == key
 
 
 # ---- stored tensors --------------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     sha = hashlib.sha256(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"\n{json.dumps([name, str(tensor.dtype), list(tensor.shape)])}\n".encode())
-        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tave.config import TuningOptions
 from tave.encoders import Condition
-from tave.finite import Watch, check_finite
+from tave.finite import PRECISION, Watch, check_finite
 from tave.inflate import tuned_state
 from tave.memory import adamw
 from tave.pipeline import Edit, Inversion, Pipeline, Source, Target
@@ -71,8 +71,10 @@ class Editor(L.LightningModule):
     def training_step(self, batch: TuningBatch, batch_idx: int) -> Tensor:
         """The :meth:`loss` of the next step."""
         loss = self.loss(batch, self.global_step)
+        if self.global_step == 0:
+            check_finite("tuning, step 1", {"loss": loss}, PRECISION)
+            self._first = loss.detach()
         self.watch.add(self.global_step + 1, "loss", loss)
-        self._first = loss.detach() if self.global_step == 0 else self._first
         self._batch = batch
         self.log("loss", loss, prog_bar=True)
         return loss

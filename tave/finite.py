@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 EVERY = 16  # values of an accelerator between two readings: for each the host waits, and launches nothing meanwhile
+PRECISION = "set trainer.precision=32-true and memory=full, or fetch the weights again"  # where nothing is tuned yet
 REMEDY = "set trainer.precision=32-true and memory=full, or tune again with a lower tuning.lr"
 
 

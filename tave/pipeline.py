@@ -19,7 +19,7 @@ from tave.correction import Background, Correction, InterFrame
 from tave.correspondence import Field
 from tave.denoiser import Denoiser
 from tave.encoders import Condition, Encoders
-from tave.finite import check_finite
+from tave.finite import PRECISION, check_finite
 from tave.inversion import Trajectory, inversion_condition, invert, reconstruct, reconstruction_note
 from tave.masking import (
     Disagreement,
@@ -40,8 +40,6 @@ from tave.seeds import generator_for
 from tave.video import Clip
 
 log = logging.getLogger(__name__)
-
-PRECISION = "set trainer.precision=32-true and memory=full, or fetch the weights again"
 
 
 @dataclass(frozen=True)
@@ -160,6 +158,7 @@ class Pipeline:
         with self.progress.stage("reconstruction", "sampling the clip back") as on_step:
             back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
             frames = self.encoders.decode(back)
+            check_finite("reconstruction", {"decoded clip": frames}, PRECISION)
         truth = source.clip.frames
         psnrs = {"reconstruction_psnr": psnr(frames, truth), "autoencoder_psnr": psnr(source.round_trip, truth)}
         return {"latents": trajectory.latents} | {name: torch.tensor(value) for name, value in psnrs.items()}

@@ -151,7 +151,11 @@ def _listed(held: list[Entry], referred: Mapping[str, list[Path]], now: float) -
         runs = (homes[0] + (f" and {len(homes) - 1} more" if len(homes) > 1 else "")) if homes else "-"
         used = f"{ago(now - entry.used)} ago"
         yield f"{entry.kind:<10} {entry.name:<24} {size(entry.size):>9} {used:>10}  {runs}"
-    yield f"{len(held)} entries, {size(sum(entry.size for entry in held))}"
+    yield f"{counted(len(held))}, {size(sum(entry.size for entry in held))}"
+
+
+def counted(entries: int) -> str:
+    return f"{entries} {'entry' if entries == 1 else 'entries'}"
 
 
 def size(count: float) -> str:
@@ -178,7 +182,7 @@ def _work(options: CacheOptions, _: Context) -> None:
         print("\n".join(_prune(held, options, now)))
     else:
         damaged = list(verify(folder))
-        print("\n".join([*damaged, f"{len(held)} entries, {len(damaged)} damaged files"]))
+        print("\n".join([*damaged, f"{counted(len(held))}, {len(damaged)} damaged"]))
         if damaged:
             raise SystemExit(1)
 

@@ -59,6 +59,8 @@ def test_a_product_is_made_if_it_is_stored_with_its_key(tmp_path: Path) -> None:
     write_json(figures, {"key": "k", "keys": {"red": "r"}})
     for product in (tensors, figures):
         assert is_made(product, "k") and not is_made(product, "other")
+    write_json(tmp_path / "odd.json", {"keys": [1]})
+    assert not is_made(tmp_path / "odd.json", "k") and not is_made(tmp_path / "odd.json", "k", "red")
     assert is_made(figures, "r", "red") and not is_made(figures, "r", "blue") and not is_made(figures, "k", "red")
 
 

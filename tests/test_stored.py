@@ -120,7 +120,7 @@ def test_what_another_process_writes_stays(cache: Path, capsys: pytest.CaptureFi
 
 def test_verifying_names_each_damaged_file(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(stored.main, "action=verify", f"cache={cache}") == 0
-    assert capsys.readouterr().out == "5 entries, 0 damaged files\n"
+    assert capsys.readouterr().out == "5 entries, 0 damaged\n"
     damaged = [cache / f"maps-{KEYS['maps']}.safetensors", cache / f"tuned-{KEYS['stopped']}" / "last.ckpt"]
     damaged.append(cache / "weights.json")
     for path in damaged:
@@ -130,7 +130,7 @@ def test_verifying_names_each_damaged_file(cache: Path, capsys: pytest.CaptureFi
     assert call(stored.main, "action=verify", f"cache={cache}") == 1
     *lines, total = capsys.readouterr().out.splitlines()
     assert [line.partition(" ")[0] for line in lines] == [str(path) for path in damaged]
-    assert total == "5 entries, 3 damaged files"
+    assert total == "5 entries, 3 damaged"
 
 
 @pytest.mark.parametrize(
