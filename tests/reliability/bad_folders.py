@@ -59,9 +59,10 @@ def stranger(world: World, home: Path, draw: random.Random) -> Seen:
     """A stranger's run folder: nothing of it runs, nothing is written or told outside."""
     shutil.copytree(world.done, home)
     about = strangers.plant(home, draw)
+    entry = draw.choice(["edit", "edit", "edit", "score", "leaderboard"])
+    label(home / "run", entry)
     before = _outside(home)
     os.environ.update(RELIABILITY_SECRET=strangers.SECRET, HOME=str(home.parent / "user"))
-    entry = draw.choice(["edit", "edit", "edit", "score", "leaderboard"])
     words = {"edit": EDIT, "score": ["run=run", "judge=null"], "leaderboard": BOARDS["leaderboard"]}[entry]
     done = call(entry, words, home, limit=60)
     wrong = "code of the run folder ran" if (home.parent / "pwned").exists() else ""
