@@ -65,7 +65,7 @@ def edit(
         closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,
         ExitStack() as claims,
     ):
-        check_space(run)
+        check_space(run.needed())
         if overwrite:
             claims.enter_context(all_claimed([folder / "edits" / name for name in requests], math.inf, log.warning))
             named = requests

@@ -50,7 +50,7 @@ def clips_of(run: Path) -> dict[str, list[Image.Image]]:
     clips = {label: read_clip(path, WHOLE).frames for label, path in paths.items()}
     shown = {label: [Image.fromarray(frame) for frame in to_pixels(clip)] for label, clip in clips.items()}
     record = read_edit(edit)
-    if file_digest(record["target_image"]) != record["sha256"]:
+    if file_digest(record["target_image"]) != record.get("sha256"):
         raise FileError(f"{record['target_image']} has changed since the edit {edit}: make the edit again")
     with Image.open(record["target_image"]) as opened:
         picture = opened.convert("RGBA")
