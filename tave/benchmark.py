@@ -7,24 +7,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from tave.cli import Context, changed, compose_options, entry_point, typed
-from tave.config import CONF, OURS, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
-from tave.files import content_digest, read_json, write_json
+from tave.cli import Context, compose_config, entry_point, resolved, typed
+from tave.config import (
+    CONF,
+    OURS,
+    BenchmarkOptions,
+    EditEntry,
+    MethodOptions,
+    OptionError,
+    TrainOptions,
+    check_name,
+)
+from tave.edit import changed, edit
+from tave.files import content_digest, write_json
 from tave.interrupts import at_once, follow_parent
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
+from tave.record import SUMS, read_edit, rewriting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +76,9 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
         raise OptionError(f"only={options.only} matches no case of the set")
     cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
     jobs = [Job(case, seed, _home(options, case, seed), options) for case in cases for seed in options.seeds]
+    homes = [job.home for job in jobs]
+    if shared := next((home for home in homes if homes.count(home) > 1), None):
+        raise OptionError(f"{shared} would hold two runs: give each seed once, and no case another's name with -seedN")
     failed: list[dict[str, Any]] = []
     with closing(_finished(jobs, options.workers)) as finished:
         for done, (job, wrong) in enumerate(finished, 1):
@@ -151,10 +165,11 @@ def run_case(job: Job) -> list[dict[str, Any]]:
             elif known or not method.oracle:
                 attempt(name, lambda name=name, method=method: edit_by(job, name, method))
     path = job.home / "failed.json"
-    if failed:
-        write_json(path, {"failed": failed})
-    else:
-        path.unlink(missing_ok=True)
+    with rewriting(job.home, path.name):
+        if failed:
+            write_json(path, {"failed": failed})
+        else:
+            path.unlink(missing_ok=True)
     return failed
 
 
@@ -167,6 +182,7 @@ def check_methods(options: BenchmarkOptions) -> None:
         known = ", ".join([*options.define, *CONTROLS])
         raise OptionError(f"methods={unknown} not known: choose of {known}, or define.NAME={{overrides: [...]}}")
     for name in options.methods:
+        check_name(f"methods: {name!r}", name)
         if method := options.define.get(name):
             _overrides(name, method)
 
@@ -193,8 +209,13 @@ def tune(job: Job) -> None:
     """Tune on the case's clip, unless its run folder holds that tuning."""
     from tave.train import train
 
+    train(_options(job), job.home, show=False)
+
+
+def _options(job: Job, overrides: Sequence[str] = ()) -> TrainOptions:
+    """The options of a case's tuning, under the ``overrides`` of an edit."""
     case, options = job.case, job.options
-    given = [
+    given = (
         "+video=custom",
         f"video.name={case.name}",
         f"video.path={quoted(case.path)}",
@@ -205,20 +226,18 @@ def tune(job: Job) -> None:
         *options.overrides,
         *([f"video.frames={case.frames}"] if case.frames else []),
         f"seed={job.seed}",
-    ]
-    train(compose_options("train", given), job.home, show=False)
+    )
+    return typed(changed(_composed(given), overrides))
 
 
-def _options(job: Job, overrides: list[str]) -> TrainOptions:
-    from tave.edit import recorded
-
-    return typed(changed(recorded(job.home), overrides))
+@lru_cache(1)  # composing takes as long as a small edit, and a case's edits have one configuration
+def _composed(given: tuple[str, ...]) -> dict[str, Any]:
+    return resolved(compose_config("train", given))
 
 
 def edit_by(job: Job, name: str, method: MethodOptions) -> None:
     """Make and measure a method's edit, unless it is there."""
     from tave.controls import true_region
-    from tave.edit import edit
 
     options = _options(job, _overrides(name, method))
     case = job.case
@@ -245,13 +264,15 @@ def control(job: Job, name: str) -> None:
     ours = job.home / "edits" / OURS / "edit.json"
     if not ours.is_file():
         raise OptionError(f"{job.home}: the control {name} shares the masks of {OURS}, which is not there: run both")
-    options = _options(job, [])
+    options = _options(job)
     known = [content_digest(path) for path in (job.case.truth, job.case.annotations) if path]
-    key = key_of(name, read_json(ours)["key"], known)
+    key = key_of(name, read_edit(ours.parent)["key"], known)
     path = job.home / "edits" / name / "edit.json"
     if not is_made(path, key):
-        make(name, job.home, job.case, _frame_editor(job, options))
-        write_json(path, read_json(path) | {"key": key, "benchmark": job.label | {"method": name}})
+        with rewriting(job.home, f"edits/{name}/{SUMS}"):
+            make(name, job.home, job.case, _frame_editor(job, options))
+            with rewriting(path.parent, path.name):
+                write_json(path, read_edit(path.parent) | {"key": key, "benchmark": job.label | {"method": name}})
     _measure(job, options, name)
 
 
@@ -294,8 +315,9 @@ def _work(options: BenchmarkOptions, context: Context) -> None:
     failed = benchmark(options)
     print(options.folder)
     if failed:
-        listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)
-        raise OptionError(f"{len(failed)} failed, see failed.json in each case's folder in {options.folder}: {listed}")
+        for entry in failed:
+            print(f"  {entry['case']}, seed {entry['seed']}, {entry['method']}: {entry['error']}", file=sys.stderr)
+        raise OptionError(f"{len(failed)} failed, as listed above and in failed.json in each case's folder")
 
 
 main = entry_point("run a benchmark", "benchmark", _work)

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import Logger
 
 from tave.backbone import Backbone, load_backbone
 from tave.cache import Cache
-from tave.config import OptionError, TrainOptions, within
+from tave.checkpoints import CheckpointFile
+from tave.config import ONE_GPU, OptionError, TrainOptions, within
 from tave.denoiser import Denoiser
 from tave.editor import Editor
 from tave.encoders import Encoders, image_levels
@@ -71,10 +72,15 @@ def _save_memory(backbone: Backbone, unet: UNet2DConditionModel, options: TrainO
 def build_trainer(
     options: TrainOptions, folder: str, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
 ) -> L.Trainer:
-    """The Trainer of both loops. Raises OptionError, in one line, for arguments that it does not take."""
+    """The Trainer of both loops. Raises OptionError, in one line, for arguments that it does not take.
+
+    One clip is tuned and edited on one device: with several Lightning would start the command once for each of them.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    given = options.trainer.get("plugins") or []
+    plugins = [CheckpointFile(), *(given if isinstance(given, list | tuple) else [given])]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             max_steps=options.tuning.steps,
             gradient_clip_val=options.tuning.gradient_clip or None,
             callbacks=list(callbacks),
@@ -82,7 +88,14 @@ def build_trainer(
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **options.trainer,
+            **{**options.trainer, "plugins": plugins},
         )
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Lightning's own classes among them
         raise OptionError(f"trainer: {' '.join(str(error).split())}; see the arguments of lightning.Trainer") from error
+    if trainer.world_size > 1:
+        devices = options.trainer.get("devices")
+        raise OptionError(
+            f"trainer.devices={devices} are {trainer.world_size} devices, and a clip is edited on one: set "
+            f"trainer.devices=1{ONE_GPU}"
+        )
+    return trainer

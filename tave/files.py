@@ -292,7 +292,7 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, 
     """Read the JSON object in ``path``; a :class:`FileError` names the file and ends with ``remedy``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"not JSON: {error}"
         raise FileError(f"{path} can't be read ({reason}): {remedy}") from error
     if not isinstance(content, dict):

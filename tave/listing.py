@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tave.config import OptionError, slug
+from tave.config import OptionError, check_name
 
 NAMES = ("cases.json", "cases.yaml", "cases.yml")
 PATHS = ("path", "target_image", "matte", "annotations", "truth")
@@ -68,8 +68,7 @@ def _case(entry: dict[str, Any], listing: Path) -> ListedCase:
         raise OptionError(f"{where} lacks {', '.join(lacking)}: complete its entry")
     if strange := sorted(set(entry) - (known := {field.name for field in fields(ListedCase)})):
         raise OptionError(f"{where} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
-    if slug(str(entry["name"])) != entry["name"]:
-        raise OptionError(f"{where} can't be a folder name: use letters, digits, '-' and '_'")
+    check_name(where, entry["name"])
     groups = entry.get("groups") or ()
     found = {**entry, "groups": (groups,) if isinstance(groups, str) else tuple(groups)}
     for key in PATHS:

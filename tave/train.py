@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import Context, entry_point
 from tave.config import OptionError, TrainOptions
-from tave.files import content_digest, read_json, write_json
+from tave.files import content_digest
 from tave.locks import all_claimed, claimed
+from tave.record import changed_metrics, read_edit, read_metrics
 
 if TYPE_CHECKING:
     from tave.run import Run
@@ -67,19 +68,19 @@ def measure(
 
     ``annotations``: folder of the source object's masks, where nobody knows the right edit. Returns the new figures.
     """
-    from tave.cache import is_made, key_of
+    from tave.cache import key_of
     from tave.eval.score import score_run  # pyright: ignore[reportMissingImports]
 
-    metrics, judge, clip = folder / "metrics.json", options.judge, options.metrics.clip
+    judge, clip = options.judge, options.metrics.clip
     tools = (content_digest(judge) if judge else None, clip, content_digest(annotations) if annotations else None)
-    edits = {name: read_json(folder / "edits" / name / "edit.json").get("key") for name in names}
-    keys = {name: key_of(edit, *tools) for name, edit in edits.items()}
-    due = [name for name in names if not is_made(metrics, keys[name], name)]
+    keys = {name: key_of(read_edit(folder / "edits" / name).get("key"), *tools) for name in names}
+    known = read_metrics(folder).get("keys", {})
+    due = [name for name in names if known.get(name) != keys[name]]
     if not due:
         return {}
     figures = score_run(folder, judge, due, clip, annotations)
-    stored = read_json(metrics)
-    write_json(metrics, stored | {"keys": stored.get("keys", {}) | {name: keys[name] for name in due}})
+    with changed_metrics(folder) as stored:
+        stored["keys"] = stored.get("keys", {}) | {name: keys[name] for name in due}
     return figures
 
 
@@ -91,7 +92,7 @@ def objective(options: TrainOptions, folder: Path) -> float | None:
     name = options.metrics.objective
     if name is None:
         return None
-    edits = read_json(folder / "metrics.json").get("edits", {})
+    edits = read_metrics(folder).get("edits", {})
     measured = [edits.get(edit, {}) for edit in options.video.requests()]
     if not measured or any(not isinstance(figures.get(name), (int, float)) for figures in measured):
         known = sorted({key for figures in measured for key, v in figures.items() if isinstance(v, (int, float))})

@@ -18,6 +18,7 @@ from tave.correspondence import coarsen
 from tave.files import whole_folder, write_json
 from tave.pipeline import Edit
 from tave.progress import Progress
+from tave.record import write_record
 from tave.sampling import resize_mask
 from tave.video import contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
 
@@ -63,6 +64,7 @@ def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | 
         notes = [*(reference.note for reference in edit.references), *edit.mask.notes]
         recorded = {"name": edit.target.name, "target_prompt": edit.target.prompt, "notes": [n for n in notes if n]}
         write_json(waiting / "edit.json", recorded | dict(about))
+        write_record(waiting)
 
 
 def _write_clips(folder: Path, edit: Edit) -> None:

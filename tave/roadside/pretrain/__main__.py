@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 
 from tave.backbone import load_backbone
+from tave.checkpoints import CheckpointFile, resumable
 from tave.cli import Context, entry_point
 from tave.config import BackboneOptions, PretrainOptions
 from tave.files import check_writable, whole_file, writing
@@ -109,10 +110,11 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
         callbacks=callbacks,
         default_root_dir=folder,
         enable_model_summary=False,
+        plugins=[CheckpointFile()],
     )
     steps, last = DataLoader(range(part.steps), batch_size=1), folder / "last.ckpt"  # type: ignore[arg-type]
     with deferred(), writing(folder):
-        trainer.fit(part, steps, ckpt_path=last if last.exists() else None)
+        trainer.fit(part, steps, ckpt_path=resumable(last))
     state = {name: tensor.contiguous() for name, tensor in part.network.state_dict().items()}
     save(state, folder / WEIGHTS, steps=str(part.steps))
 
