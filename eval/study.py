@@ -215,7 +215,6 @@ def study(options: StudyOptions) -> Path:
     if not metrics:
         raise EvalError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
     path, found = out / "README.md", means(sweep, metrics)
-    out.mkdir(parents=True, exist_ok=True)
     try:
         before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
     except UnicodeDecodeError as error:
