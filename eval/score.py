@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
-from tave.files import write_json
+from tave.files import prepare, write_json
 from tave.record import changed_metrics, check_links
 
 from . import EvalError, WeightsError
@@ -177,6 +177,7 @@ def score(options: ScoreOptions) -> None:
     tools = Toolbox(judge_folder(options.judge), options.clip, options.clip_sha256, options.dino, options.pickscore)
     annotations = Path(options.annotations) if options.annotations else None
     given = [key for key in FILES if getattr(options, key) is not None]
+    prepare(*(Path(place) for place in (options.run, options.out and Path(options.out).parent) if place))
     if options.run is not None:
         if given:
             raise EvalError(f"{', '.join(given)} given beside run: a run folder has its own; drop one or the other")

@@ -215,7 +215,6 @@ def study(options: StudyOptions) -> Path:
     if not metrics:
         raise EvalError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
     path, found = out / "README.md", means(sweep, metrics)
-    out.mkdir(parents=True, exist_ok=True)
     try:
         # Below the page's one generated heading, whatever an earlier version called it.
         written = path.read_text(encoding="utf-8") if path.is_file() else ""

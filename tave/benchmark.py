@@ -31,7 +31,7 @@ from tave.config import (
     check_name,
 )
 from tave.edit import changed, edit
-from tave.files import content_digest, write_json
+from tave.files import content_digest, prepare, write_json
 from tave.interrupts import at_once, follow_parent
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
@@ -71,6 +71,7 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
     What is already made is not made again; a failure is recorded in its case's ``failed.json`` and the rest continues.
     """
     check_methods(options)
+    prepare(Path(options.folder))
     cases = [case for case in read_listing(_listing(options)) if not options.only or case.name in options.only]
     if not cases:
         raise OptionError(f"only={options.only} matches no case of the set")

@@ -52,7 +52,7 @@ def edit(
     """
     from tave.progress import Progress
     from tave.run import Run
-    from tave.space import check_space
+    from tave.space import check_present, check_space
     from tave.video import read_clip
 
     requests = options.video.requests()
@@ -72,6 +72,7 @@ def edit(
         else:
             named = {_free(run, name, entry, claims): entry for name, entry in requests.items()}
         run.predict(named, {"overrides": list(overrides), **(about or {})})
+        check_present(folder)
         if options.metrics.enabled:
             measure_and_log(run, named)
     return list(named)

@@ -248,6 +248,13 @@ def check_writable(folder: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
+def prepare(*folders: Path) -> None:
+    """Before long work: :func:`check_writable`, and :func:`remove_leftovers`, for each of ``folders``."""
+    for folder in folders:
+        check_writable(folder)
+        remove_leftovers(folder)
+
+
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Make ``folder`` and its parents for the block; those that are empty after it go again."""

@@ -69,8 +69,14 @@ def _case(entry: dict[str, Any], listing: Path) -> ListedCase:
     if strange := sorted(set(entry) - (known := {field.name for field in fields(ListedCase)})):
         raise OptionError(f"{where} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
     check_name(where, entry["name"])
-    groups = entry.get("groups") or ()
-    found = {**entry, "groups": (groups,) if isinstance(groups, str) else tuple(groups)}
+    groups = entry.get("groups") or []
+    found = {
+        **entry,
+        "groups": tuple([groups] if isinstance(groups, str) else groups if isinstance(groups, list) else [0]),
+    }
+    texts = {key: found[key] for key in (*NEEDED, *PATHS) if found.get(key) is not None}
+    if odd := [key for key, value in (texts | dict(enumerate(found["groups"]))).items() if not isinstance(value, str)]:
+        raise OptionError(f"{where}: {', '.join('groups' if isinstance(key, int) else key for key in odd)} is no text")
     for key in PATHS:
         if found.get(key) is not None:
             found[key] = str(listing.parent / found[key])

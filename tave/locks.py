@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tave.files import HOST, LOCK, FileError, hold, made_folder, writing
-from tave.interrupts import check
+from tave.interrupts import check, deferred
 
 POLL = 0.05  # seconds between two attempts
 UPDATE = 120.0  # seconds that an update of a file waits for another one, which takes milliseconds
@@ -33,10 +33,16 @@ def claimed(path: Path, wait: float = 0.0, on_wait: Callable[[str], Any] | None 
     """
     place = path.with_name(f"{LOCK}{hashlib.sha256(path.name.encode()).hexdigest()[:16]}")
     until = time.monotonic() + wait
+    handle: int | None = None
     with ExitStack() as around:
         with writing(path):
             around.enter_context(made_folder(place.parent))
-        while (handle := _held(place, path)) is None:
+        around.callback(lambda: handle is None or _release(place, handle))
+        while True:
+            with deferred():  # a signal between taking and noting the lock file would leave it behind
+                handle = _held(place, path)
+            if handle is not None:
+                break
             if time.monotonic() >= until:
                 raise ClaimedError(f"{path}: {_holder(place)} is writing it: wait, or give another folder or name")
             if on_wait is not None:
@@ -47,12 +53,14 @@ def claimed(path: Path, wait: float = 0.0, on_wait: Callable[[str], Any] | None 
         with suppress(OSError):  # a full disk
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {HOST}".encode(), 0)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                place.unlink()
-            os.close(handle)
+        yield
+
+
+def _release(place: Path, handle: int) -> None:
+    with deferred():
+        with suppress(OSError):
+            place.unlink()
+        os.close(handle)
 
 
 def _held(place: Path, path: Path) -> int | None:

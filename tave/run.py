@@ -36,7 +36,7 @@ from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.editor import UNET
-from tave.files import FileError, check_writable, remove_leftovers, whole_file, write_json
+from tave.files import FileError, prepare, whole_file, write_json
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.locks import claimed
@@ -89,8 +89,7 @@ class Run:
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
         check_links(folder)
-        for place in (folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/")):
-            remove_leftovers(place)
+        prepare(folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/"))
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
         disable_progress_bar()  # transformers' own bars, one for each part of the backbone
@@ -132,8 +131,6 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
-        for place in (folder, Path(options.cache)):
-            check_writable(place)
         run = cls(options, folder, read_clip(options.video.path, options.video), progress)
         run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():

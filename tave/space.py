@@ -1,4 +1,4 @@
-"""Whether the disk has room for a run, told before the work."""
+"""Whether the disk has room for a run, told before the work, and whether the run's folder is still there after it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def check_space(needed: Mapping[Path, int]) -> None:
                 f"{paths[0].parent}: the disk has {free // MIB} MiB left and this run needs {due // MIB + 1} MiB: free "
                 "some space, or give hydra.run.dir=FOLDER and cache=FOLDER on another disk"
             )
+
+
+def check_present(folder: Path) -> None:
+    """Raise :class:`FileError` if the run ``folder`` was removed under the run, which has put its later files there."""
+    if not (folder / "source.mp4").is_file():
+        raise FileError(f"{folder}: its files were removed while it was written: run the same command again")
 
 
 def _standing(path: Path) -> Path:

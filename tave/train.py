@@ -34,6 +34,7 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
     ``chosen``: the experiment and overrides, for ``run.json``.
     """
     from tave.run import Run
+    from tave.space import check_present
 
     requests = options.video.requests()
     if (name := options.metrics.objective) and not (requests and options.metrics.enabled):
@@ -46,6 +47,7 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
         run.tune()
         with all_claimed([folder / "edits" / name for name in requests], math.inf, log.warning):
             run.predict(requests)
+        check_present(folder)
         run.record(chosen)  # before measuring: an edit that can't be measured keeps its record
         if requests and options.metrics.enabled:
             measure_and_log(run, requests)

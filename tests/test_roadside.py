@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tave.config import CONF
-from tave.files import write_json
+from tave.files import file_digest, write_json
 from tave.listing import read_listing
 from tave.roadside import cases, draw, resolver, scene, sheet
 from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, groups_of

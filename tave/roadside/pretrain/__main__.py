@@ -29,7 +29,7 @@ from tave.backbone import load_backbone
 from tave.checkpoints import CheckpointFile, resumable
 from tave.cli import Context, entry_point
 from tave.config import BackboneOptions, PretrainOptions
-from tave.files import check_writable, whole_file, writing
+from tave.files import prepare, whole_file, writing
 from tave.interrupts import check, deferred
 from tave.roadside.pretrain import exam, networks, training
 from tave.roadside.pretrain.data import CHUNK, TrainingSet, draw_training_set, load_training_set, to_signed
@@ -287,8 +287,7 @@ def pretrain(options: PretrainOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = Path(options.folder)
-    for place in (folder, *([Path(options.target)] if "ship" in options.stages else [])):
-        check_writable(place)
+    prepare(folder, *([Path(options.target)] if "ship" in options.stages else []))
     pictures = (folder / "data", options.count)
     if "data" in options.stages:
         drawn = draw_training_set(*pictures, options.size, networks.VISION_SIZE, options.seed, options.workers)
