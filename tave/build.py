@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,7 +24,7 @@ from tave.encoders import Encoders, image_levels
 from tave.inflate import compile_blocks, inflate, select_trainables
 from tave.memory import held, hold, use_tiles
 from tave.pipeline import Pipeline
-from tave.progress import Progress
+from tave.progress import OnStep, Progress
 from tave.schedule import Schedule
 
 
@@ -99,3 +102,23 @@ def build_trainer(
             f"trainer.devices=1{ONE_GPU}"
         )
     return trainer
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
+    with warnings.catch_warnings():
+        for message in ("does not have many workers", "LeafSpec", "logging interval", "in eval mode",
+                        "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
+            warnings.filterwarnings("ignore", f".*{message}.*")
+        yield
+
+
+class Tick(Callback):
+    """Moves the tuning bar."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self.on_step = on_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.on_step(trainer.global_step, trainer.max_steps)

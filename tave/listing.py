@@ -69,14 +69,13 @@ def _case(entry: dict[str, Any], listing: Path) -> ListedCase:
     if strange := sorted(set(entry) - (known := {field.name for field in fields(ListedCase)})):
         raise OptionError(f"{where} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
     check_name(where, entry["name"])
+    if odd := [key for key in (*NEEDED, *PATHS) if not isinstance(entry.get(key) or "", str)]:
+        raise OptionError(f"{where}: {odd[0]}={entry[odd[0]]!r} is no text")
     groups = entry.get("groups") or []
-    found = {
-        **entry,
-        "groups": tuple([groups] if isinstance(groups, str) else groups if isinstance(groups, list) else [0]),
-    }
-    texts = {key: found[key] for key in (*NEEDED, *PATHS) if found.get(key) is not None}
-    if odd := [key for key, value in (texts | dict(enumerate(found["groups"]))).items() if not isinstance(value, str)]:
-        raise OptionError(f"{where}: {', '.join('groups' if isinstance(key, int) else key for key in odd)} is no text")
+    groups = [groups] if isinstance(groups, str) else groups
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise OptionError(f"{where}: groups={groups!r} is no list of names")
+    found = {**entry, "groups": tuple(groups)}
     for key in PATHS:
         if found.get(key) is not None:
             found[key] = str(listing.parent / found[key])

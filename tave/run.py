@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from transformers.utils.logging import disable_progress_bar
 
 from tave.backbone import Backbone, licence_text, load_backbone
-from tave.build import build_editor, build_trainer
+from tave.build import Tick, build_editor, build_trainer, without_advice
 from tave.cache import (
     Cache,
     StoredError,
@@ -44,7 +41,7 @@ from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.origin import origin
 from tave.pipeline import Target
-from tave.progress import OnStep, Progress
+from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
@@ -55,26 +52,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT = 3  # weights and the two moments of AdamW
 
 LICENCE = "LICENSE-MODEL.txt"
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
-    with warnings.catch_warnings():
-        for message in ("does not have many workers", "LeafSpec", "logging interval", "in eval mode",
-                        "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
-            warnings.filterwarnings("ignore", f".*{message}.*")
-        yield
-
-
-class _Tick(Callback):
-    """Moves the tuning bar."""
-
-    def __init__(self, on_step: OnStep) -> None:
-        self.on_step = on_step
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.on_step(trainer.global_step, trainer.max_steps)
 
 
 class Run:
@@ -199,9 +176,9 @@ class Run:
         last = states / "last.ckpt"
         form = {f"{UNET}{name}": each for name, each in form_of(tuned_parameters(self.editor.denoiser.unet)).items()}
         whole = resumable(last, form)
-        with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():
+        with self.progress.stage("tuning", "tuning on the clip") as on_step, without_advice():
             trainer = build_trainer(
-                self.options, str(self.folder), [TuningCheckpoint(last), _Tick(on_step), self.log], self.loggers
+                self.options, str(self.folder), [TuningCheckpoint(last), Tick(on_step), self.log], self.loggers
             )
             trainer.fit(self.editor, self.data, ckpt_path=whole)
         self.editor.zero_grad()  # frees the last step's gradients
@@ -252,7 +229,7 @@ class Run:
         }
         recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, recorded, self.progress)
-        with _without_advice():
+        with without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
 
