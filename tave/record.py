@@ -149,13 +149,17 @@ def _write(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Raise :class:`FileError` for a symbolic link in ``folder`` that leads out of it, and for pipes and devices."""
+    """Raise :class:`FileError` for a symbolic link in ``folder`` that leads out of it, and for pipes and devices.
+
+    wandb links the log of its helper process in each of its folders, which have new names and are not read: left alone.
+    """
     root = os.path.realpath(folder)
     for place, folders, files in os.walk(root):
         for path in (os.path.join(place, name) for name in (*folders, *files)):  # noqa: PTH118 - faster, and no object
             mode = os.lstat(path).st_mode
             target = os.path.realpath(path) if stat.S_ISLNK(mode) else path
-            if os.path.commonpath([root, target]) != root:
+            wandb = place.startswith(os.path.join(root, "logs", "wandb", "")) and os.path.isfile(path)  # noqa: PTH113, PTH118
+            if not wandb and os.path.commonpath([root, target]) != root:
                 raise FileError(f"{path} is a link to {target}, outside of the run folder: replace it by a copy")
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise FileError(f"{path} is neither a file nor a folder: remove it")

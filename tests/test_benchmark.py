@@ -19,6 +19,7 @@ from tave.cli import compose_options
 from tave.config import BenchmarkOptions, OptionError
 from tave.files import read_json
 from tave.keys import quoted
+from tave.record import changed_metrics
 from tave.roadside.cases import NAMED, write_case
 from tave.video import write_image
 
@@ -76,9 +77,8 @@ def test_the_same_command_makes_only_what_is_missing(made: Path, copy: Path) -> 
     run = copy / CASES[0]
     shutil.rmtree(run / "edits/source_unchanged")
     before = ages(run)
-    metrics = read_json(run / "metrics.json")
-    del metrics["edits"]["no_correction"], metrics["keys"]["no_correction"]
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    with changed_metrics(run) as metrics:
+        del metrics["edits"]["no_correction"], metrics["keys"]["no_correction"]
     with evaluations() as seen:
         assert benchmark(drawn(copy, listed("only", CASES[0])), show=False) == []
     assert not seen
@@ -139,7 +139,12 @@ def test_what_fails_is_listed_and_the_rest_continues(
     assert {path.name for path in (copy / CASES[0] / "edits").iterdir()} == {*METHODS} - {"frozen_first_frame"}
     printed = capsys.readouterr()
     assert printed.out.split() == [str(copy)]
-    assert printed.err.strip().endswith(f"{CASES[0]}/frozen_first_frame, {CASES[1]}/tuning")
+    for line in (
+        f"{CASES[0]}, seed 33, frozen_first_frame: RuntimeError: out of memory",
+        f"{CASES[1]}, seed 33, tuning: no video",
+    ):
+        assert line in printed.err
+    assert "error: 2 failed" in printed.err
     assert benchmark(drawn(copy, listed("only", CASES[0])), show=False) == []
     assert not (copy / CASES[0] / "failed.json").exists() and (copy / CASES[1] / "failed.json").exists()
 

@@ -267,7 +267,8 @@ def test_weights_and_pictures_elsewhere_are_read_only_with_the_recorded_digest(
     assert not missing(matte=str(private), matte_sha256=file_digest(private))
     assert "the matte" in missing(matte_sha256=None) and "has changed" in missing(matte_sha256="0" * 64)
     assert "the target image" in missing(target_image=str(edit), matte=None)
-    with pytest.raises(ValueError, match=r"target_image is no text"):
+    assert "no longer there" in missing(target_image="a")
+    with pytest.raises(ValueError, match=r"edit\.json: target_image is no text"):
         missing(target_image=["a", "b"])
 
 
@@ -283,11 +284,11 @@ def test_networks_of_the_metrics_are_the_commands(world: Path, caplog: pytest.Lo
     assert options_of(world / "run").metrics.clip is None
 
 
-def test_a_leaderboard_reads_no_edit_outside_of_its_runs(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_leaderboard_reads_no_edit_outside_of_its_runs(world: Path) -> None:
     from tave.eval.runs import find, read_results  # pyright: ignore[reportMissingImports]
 
     shutil.copytree(world / "run/edits/suv", world / "private")
     write_json(world / "run/metrics.json", {"edits": {"../../private": {"residue": 1}}, "metrics": {}})
     sign(world / "run")
-    assert not read_results(find(str(world / "run"))).results
-    assert "'../../private' is no edit's name" in caplog.text
+    found = read_results(find(str(world / "run")))
+    assert not found.results and "'../../private' is no edit's name" in found.left_out[0]
