@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tave.cli import Context, entry_point, one_line, schema, typed
 from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, WHOLE, MemoryOptions, OptionError, TrainOptions, nearest
+from tave.files import naming
 from tave.keys import ROOTS, choices_of, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
 from tave.record import check_links, check_record, recorded
@@ -62,6 +63,7 @@ def edit(
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
     clip = read_clip(folder / "source.mp4", WHOLE)
     with (
+        naming(folder),
         closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,
         ExitStack() as claims,
     ):

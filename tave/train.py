@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import Context, entry_point
 from tave.config import OptionError, TrainOptions
-from tave.files import content_digest
+from tave.files import content_digest, naming
 from tave.locks import all_claimed, claimed
 from tave.record import changed_metrics, read_edit, read_metrics
 
@@ -41,6 +41,7 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
         raise OptionError(f"metrics.objective={name}, but nothing is measured: request an edit and metrics, or drop it")
     # a second process in this folder waits, and then finds everything made
     with (
+        naming(folder),
         claimed(folder / "run.json", math.inf, log.warning),
         closing(Run.begin(options, folder, show=show)) as run,
     ):

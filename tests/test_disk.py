@@ -107,10 +107,10 @@ def test_a_folder_that_cant_be_made_is_refused_at_once(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 192 KiB."""
+    """A disk of 32 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("this user may not mount a disk")
     yield place
@@ -121,7 +121,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(
     clip: Path, tmp_path: Path, tiny_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tave.run, "check_space", lambda run: None)
+    monkeypatch.setattr("tave.run.check_space", lambda run: None)
     words = [*of_clip(clip), *TINY, *QUICK, f"cache={tiny_disk}", f"hydra.run.dir={tmp_path / 'run'}"]
     assert call(tave.train.main, *words) == 1
     refused(capsys, tiny_disk)

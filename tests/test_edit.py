@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from runs import TINY, ages, call, evaluations, figures_of, frames_of, options
+from runs import TINY, ages, call, evaluations, figures_of, frames_of, held_elsewhere, options
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +22,7 @@ import tave.writer
 from tave.backbone import BackboneError
 from tave.cache import read_tensors
 from tave.config import OptionError
-from tave.files import read_json
+from tave.files import FileError, read_json
 from tave.train import train
 from tave.video import write_mask_video, write_video
 
@@ -72,6 +73,29 @@ def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
     assert not seen
     assert command("a red bus") == command("a red bus") == run / "edits" / "car-2"
     assert read_json(made / "edit.json")["target_prompt"] == "a red car on a mountain road"
+
+
+def test_a_name_at_which_another_process_is_at_work_is_not_free(run: Path, edit: Callable[..., Path]) -> None:
+    with held_elsewhere(run / "edits" / "car"):
+        assert edit("car") == run / "edits" / "car-2"
+    assert edit("car") == run / "edits" / "car"
+    assert {path.name for path in (run / "edits").iterdir()} == {"suv", "car", "car-2"}
+
+
+def test_a_run_whose_folder_goes_under_it_says_so(
+    run: Path, edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = tave.pipeline.sample
+
+    def vandal(*given: Any, **more: Any) -> Tensor:
+        shutil.rmtree(run)
+        return sample(*given, **more)
+
+    monkeypatch.setattr(tave.pipeline, "sample", vandal)
+    with pytest.raises(
+        FileError, match=r"run/.*can't be used \(No such file.*: its folder is gone: run the same command again"
+    ):
+        edit("car")
 
 
 def test_what_the_tuning_decided_is_refused_in_one_line(run: Path, edit: Callable[..., Path]) -> None:

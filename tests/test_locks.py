@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from runs import held_elsewhere
 
 from tave.files import remove_leftovers
 from tave.locks import ClaimedError, all_claimed, claimed
-
-HOLD = "import sys\nfrom pathlib import Path\nfrom tave.locks import claimed\nwith claimed(Path(sys.argv[1])):\n"
-HOLD += " print('held', flush=True)\n sys.stdin.readline()\n"
-
-
-@contextmanager
-def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that holds ``path`` until it reads a line."""
-    command = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        yield process
-        process.kill()
 
 
 def test_the_second_process_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
