@@ -98,10 +98,11 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
                 # A number without an id can't be compared with any other.
                 values = {printable(key): value for key, value in figures.items() if value is not None}
                 numbers = {key: value for key, value in values.items() if key in facts}
-                if odd := [key for key, value in numbers.items() if not is_number(value)]:
+                # A metric may be a list, such as a shift: it is no number to compare.
+                if odd := [key for key, value in numbers.items() if not (is_number(value) or isinstance(value, list))]:
                     found.leave_out(f"{path}: {', '.join(odd)} of {name}: no number")
                 try:
-                    numbers = {key: float(value) for key, value in numbers.items() if key not in odd}
+                    numbers = {key: float(value) for key, value in numbers.items() if is_number(value)}
                     found.results.append(_result(folder, numbers, run))
                 except (FileError, EvalError) as error:
                     found.leave_out(error)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 from tave.cli import compose_options, typed
 from tave.config import WHOLE, slug
+from tave.interrupts import Interrupted, handled
 from tave.keys import quoted
 from tave.record import check_record, read_metrics
 
@@ -59,6 +62,16 @@ def _frames(path: Path) -> Tensor:
     return read_clip(path, WHOLE).frames
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End at the next step on Ctrl-C, as the entry points do, with the exception that a notebook expects."""
+    with handled():
+        try:
+            yield
+        except Interrupted as error:
+            raise (KeyboardInterrupt if error.signum == SIGINT else SystemExit(error.code)) from None
+
+
 def tune_clip(
     clip: str | Path,
     prompt: str,
@@ -77,7 +90,8 @@ def tune_clip(
     given = ["+video=custom", f"video.path={quoted(clip)}", f"video.source_prompt={quoted(prompt)}"]
     options = compose_options("train", [*given, *overrides])
     place = Path("outputs") / slug(Path(clip).stem) / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    return TunedClip(train(options, Path(folder) if folder is not None else place, show=show))
+    with _interruptible():
+        return TunedClip(train(options, Path(folder) if folder is not None else place, show=show))
 
 
 def edit_clip(
@@ -100,5 +114,6 @@ def edit_clip(
     cfg = options_of(folder, overrides)
     images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
     cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
-    *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
+    with _interruptible():
+        *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
     return EditedClip(folder / "edits" / made)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tave.files import FileError, read_json, whole_file, write_json
 from tave.finite import check_finite
+from tave.locks import UPDATE, claimed
 from tave.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -207,13 +208,14 @@ def remember(path: Path, facts: Mapping[str, str]) -> dict[str, str]:
 
     A damaged file is named in one line and made again.
     """
-    try:
-        known = recall(path)
-    except (FileError, DamagedError) as error:
-        log.warning("%s: making it again", getattr(error, "fault", error))
-        known = {}
-    if known | dict(facts) != known:
-        write_json(path, {"digest": key_of(known | dict(facts)), "facts": known | dict(facts)})
+    with claimed(path, UPDATE):
+        try:
+            known = recall(path)
+        except (FileError, DamagedError) as error:
+            log.warning("%s: making it again", getattr(error, "fault", error))
+            known = {}
+        if known | dict(facts) != known:
+            write_json(path, {"digest": key_of(known | dict(facts)), "facts": known | dict(facts)})
     return known
 
 

@@ -276,7 +276,7 @@ def entry_point(
             if jobs.report():
                 raise SystemExit(1)
         except (Exception, KeyboardInterrupt, SystemExit, Interrupted) as error:
-            jobs.report()  # of what an error or a signal ended
+            jobs.report(stopped=isinstance(error, Interrupted | KeyboardInterrupt))
             NewFolders.clear(begun=jobs.begun)
             if isinstance(error, OSError):  # Hydra could not make the output folder
                 error = FileError(refusal(error))

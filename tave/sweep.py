@@ -76,14 +76,18 @@ class Jobs:
             traceback.print_exception(error)
         print(f"failed: {self.failed[-1]}", file=sys.stderr, flush=True)
 
-    def report(self) -> int:
-        """Print once how many jobs succeeded and a line for each that failed; returns how many failed."""
+    def report(self, *, stopped: bool = False) -> int:
+        """Print once how many jobs succeeded and a line for each that failed; returns how many failed.
+
+        ``stopped``: a signal ended the sweep, and jobs may remain.
+        """
         count = self.succeeded + len(self.failed)
         if count and not self.reported:
-            verdict = f"error: {len(self.failed)} of {count} jobs failed, {self.succeeded} succeeded"
-            lines = (
-                [verdict, *(f"  {line}" for line in self.failed)] if self.failed else [f"all {count} jobs succeeded"]
-            )
+            verdict = "" if stopped else "all "
+            verdict += f"{count} jobs succeeded"
+            if self.failed:
+                verdict = f"error: {len(self.failed)} of {count} jobs failed, {self.succeeded} succeeded"
+            lines = [verdict + " before the sweep was stopped" * stopped, *(f"  {line}" for line in self.failed)]
             print("\n".join(lines), file=sys.stderr, flush=True)
         self.reported = True
         return len(self.failed)

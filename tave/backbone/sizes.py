@@ -93,8 +93,8 @@ def check_types(kind: type, config: Mapping[str, Any], file: Path) -> None:
         whole = isinstance(default, int) and "float" not in str(parameter.annotation)
         wanted = type(default) if isinstance(default, bool | str) else int if whole else (int, float)
         for each in value if several else [value]:
-            number = not isinstance(default, bool | str)
-            if not isinstance(each, wanted) or (number and (isinstance(each, bool) or each < 0)):
+            negative = not isinstance(each, str | bool) and isinstance(each, int | float) and each < 0
+            if not isinstance(each, wanted) or negative or isinstance(each, bool) != isinstance(default, bool):
                 raise BackboneError(f"{file}: {name}={str(value)[:40]} is no value for it: {COPY} from the checkpoint")
 
 
