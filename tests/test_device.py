@@ -75,7 +75,7 @@ def test_the_simulated_device_refuses_what_a_gpu_refuses() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param([], id="default"),
+        pytest.param([], id="default", marks=pytest.mark.slow),
         *(pytest.param(words, id=name, marks=pytest.mark.slow) for name, words in OTHERS.items()),
     ],
 )

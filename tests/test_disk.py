@@ -60,6 +60,7 @@ def until_it_works(clip: Path, folder: Path, capsys: pytest.CaptureFixture[str],
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_a_run_that_found_the_disk_full_goes_on(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert until_it_works(clip, tmp_path, capsys, iter((6, 14, 1000))) == 3
     assert (tmp_path / "run/edits/suv/edit.json").is_file() and (tmp_path / "run/run.json").is_file()

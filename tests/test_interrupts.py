@@ -23,6 +23,14 @@ from tave.interrupts import Interrupted, check, deferred, handled
 from tave.progress import OnStep, Progress
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """SIGINT is heard even where these tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(signum: int) -> None:
     os.kill(os.getpid(), signum)
 

@@ -184,6 +184,7 @@ def test_what_names_code_is_left_out_with_a_line(world: Path, caplog: pytest.Log
     assert found.logger == {"csv": {}}
 
 
+@pytest.mark.slow
 def test_interpolations_are_not_resolved(world: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "of-the-user")
     for key in ("video.source_prompt", "backbone.path", "backbone.name", "condition.negative_prompt"):

@@ -154,6 +154,7 @@ def test_made_again_a_run_has_the_same_bits(home: Path) -> None:
         assert re.search(rf"[1-9]\d* files and [1-9]\d* figures of \S*edits/{name}, made again", lines)
 
 
+@pytest.mark.slow
 def test_made_again_a_forged_mask_and_figure_are_found(home: Path) -> None:
     """Somebody who also wrote the digests anew."""
     run = home / "run"
