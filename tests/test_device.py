@@ -106,7 +106,7 @@ def test_the_second_family_makes_the_same_edit_on_another_device(
     words = second_family(*sd15)
     expected = edited(clip, tmp_path / "cpu", *words)
     loaded = load_backbone(compose_options("train", ["video=bus_to_suv", *words]).backbone)  # loading uses meta tensors
-    monkeypatch.setattr("tave.run.load_backbone", lambda _, *_: loaded)
+    monkeypatch.setattr("tave.run.load_backbone", lambda *_: loaded)
     pretend(monkeypatch)
     with Elsewhere():
         assert (edited(clip, tmp_path / "elsewhere", *words) - expected).abs().mean() < ALIKE
