@@ -90,4 +90,5 @@ def read_metrics(path: Path) -> dict[str, Any]:
         text_in(about, "unit", path)
         if len(name) > LONGEST or not isinstance(about.get("higher_is_better"), bool | None):
             raise EvalError(f"{path}: metrics.{name[:40]} has no direction: higher_is_better is true, false or null")
-    return record | {"edits": edits, "metrics": facts}
+    plain = {"higher_is_better": None, "unit": ""}
+    return record | {"edits": edits, "metrics": {name: plain | about for name, about in facts.items()}}
