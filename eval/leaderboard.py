@@ -16,7 +16,7 @@ from typing import Any
 
 from tave.cli import entry_point
 from tave.config import LeaderboardOptions
-from tave.files import whole_file, write_json
+from tave.files import prepare, whole_file, write_json
 
 from . import EvalError
 from .runs import Results, find, read_results, split_methods
@@ -38,6 +38,7 @@ def leaderboard(options: LeaderboardOptions) -> Path:
         raise EvalError(f"versus={options.versus}: no such method; there are {', '.join(board['methods'])}")
     board["notices"] = _notices(board)
     out = Path(options.out)
+    prepare(out)
     head = ["method", "group", "metric", "mean", "low", "high", "n"]
     names = [name for name in found.metrics if any(name in result.figures for result in found.results)]
     edits = [

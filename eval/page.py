@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.nn import functional
 
+from tave.record import check_record
 from tave.video import read_clip, write_video
 
 from .cases import WHOLE
@@ -71,6 +72,7 @@ def _video(caption: str, path: Path) -> str:
     if not path.is_file():
         return ""
     try:
+        check_record(path.parent, [path.name])
         clip = read_clip(path, WHOLE)
     except (OSError, ValueError):
         return f"<figure><figcaption>{html.escape(caption)}: can't be read</figcaption></figure>"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tave.files import read_json
+from tave.record import read_metrics as metrics_of
 
 from . import EvalError
 
@@ -78,12 +78,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
     Raises FileError or :class:`EvalError`, in one line, for a file of another form.
     """
-    record = read_json(path, "delete it and score the run again")
-    edits, facts = mapping_in(record, "edits", path), mapping_in(record, "metrics", path)
-    for name in edits:
-        if not name.strip(".") or Path(name).name != name or "\\" in name or len(name) > LONGEST:
-            raise EvalError(f"{path}: {name[:40]!r} is no edit's name")
-        mapping_in(edits, name, path)
+    record = metrics_of(path.parent)
+    facts = record.get("metrics", {})
     for name in facts:
         about = mapping_in(facts, name, path)
         name_in(about, "id", path)
@@ -91,4 +87,5 @@ def read_metrics(path: Path) -> dict[str, Any]:
         if len(name) > LONGEST or not isinstance(about.get("higher_is_better"), bool | None):
             raise EvalError(f"{path}: metrics.{name[:40]} has no direction: higher_is_better is true, false or null")
     plain = {"higher_is_better": None, "unit": ""}
-    return record | {"edits": edits, "metrics": {name: plain | about for name, about in facts.items()}}
+    facts = {name: plain | about for name, about in facts.items()}
+    return record | {"edits": record.get("edits", {}), "metrics": facts}

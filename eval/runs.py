@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tave.files import FileError, read_json
+from tave.record import check_record, read_edit, read_run
 
 from . import EvalError
 from .records import is_number, mapping_in, name_in, printable, read_metrics, seed_in, text_in, texts_in
@@ -84,9 +85,8 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
     found: Results = Results()
     origin: dict[str, Path] = {}
     for path in measured:
-        beside = path.with_name("run.json")
         try:
-            record, run = read_metrics(path), read_json(beside) if beside.is_file() else {}
+            record, run = read_metrics(path), read_run(path.parent)
         except (FileError, EvalError) as error:
             found.leave_out(error)
             continue
@@ -123,6 +123,7 @@ def _add_metrics(found: Results, facts: Mapping[str, dict[str, Any]], path: Path
 
 
 def _failures(path: Path) -> list[dict[str, Any]]:
+    check_record(path.parent, [path.name])
     entries = read_json(path).get("failed")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise EvalError(f"{path}: failed is no list of failures")
@@ -135,7 +136,7 @@ def _failures(path: Path) -> list[dict[str, Any]]:
 
 def _result(folder: Path, numbers: dict[str, float], run: dict[str, Any]) -> Result:
     path, beside = folder / "edit.json", folder.parents[1] / "run.json"
-    record, config = read_json(path), mapping_in(run, "config", beside)
+    record, config = read_edit(folder), mapping_in(run, "config", beside)
     if label := mapping_in(record, "benchmark", path):
         control, groups = bool(record.get("control")), tuple(map(printable, texts_in(label, "group", path)))
         case, method = name_in(label, "case", path), name_in(label, "method", path)

@@ -18,10 +18,11 @@ import yaml
 
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
-from tave.files import read_json, whole_file, write_json
+from tave.files import whole_file, write_json
+from tave.record import read_run
 
 from . import EvalError
-from .records import mapping_in, name_in, number_in
+from .records import mapping_in, name_in, number_in, read_metrics
 from .runs import PICTURES, Result, find, read_results
 from .tables import ARROWS, by_method, code, escape, markdown_table
 
@@ -51,7 +52,7 @@ class Sweep:
 
 def read_sweep(folder: Path, cases: str = "*") -> Sweep:
     """Read every measured run below ``folder`` whose clip's name matches ``cases``."""
-    runs = {path: read_json(path.with_name("run.json")) for path in find(str(folder))}
+    runs = {path: read_run(path.parent) for path in find(str(folder))}
     names = {path: _clip(path, run) for path, run in runs.items()}
     runs = {path: run for path, run in runs.items() if fnmatch(names[path], cases)}
     found = read_results(runs)
@@ -95,7 +96,7 @@ def _rank(value: Any) -> tuple[Any, ...]:
 
 
 def _run_figures(path: Path) -> dict[str, float]:
-    record = read_json(path)
+    record = read_metrics(path)
     stages = mapping_in(record, "stages", path)
     parts = [mapping_in(stages, name, path) for name in ("masking", "placing", "sampling")]
     spent = sum(number_in(part, key, path) or 0.0 for part in parts for key in ("seconds", "remembered"))
@@ -212,7 +213,6 @@ def study(options: StudyOptions) -> Path:
     if not metrics:
         raise EvalError(f"metrics={options.metrics}: none was measured; there are {', '.join(sorted(measured))}")
     path, found = out / "README.md", means(sweep, metrics)
-    out.mkdir(parents=True, exist_ok=True)
     try:
         before = path.read_text(encoding="utf-8").partition(LEARNT)[2].strip() if path.is_file() else ""
     except UnicodeDecodeError as error:

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tave.cli import changed, compose_options, typed
+from tave.cli import compose_options, typed
 from tave.config import WHOLE, slug
-from tave.files import read_json
 from tave.keys import quoted
+from tave.record import check_record, read_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,13 @@ class EditedClip:
     @cached_property
     def figures(self) -> dict[str, Any]:
         """What was measured, by metric; empty if nothing was."""
-        return read_json(self.folder.parents[1] / "metrics.json").get("edits", {}).get(self.folder.name, {})
+        return read_metrics(self.folder.parents[1]).get("edits", {}).get(self.folder.name, {})
 
 
 def _frames(path: Path) -> Tensor:
     from tave.video import read_clip
 
+    check_record(path.parent, [path.name])
     return read_clip(path, WHOLE).frames
 
 
@@ -93,10 +94,10 @@ def edit_clip(
     Several images are pictures of one object. ``overrides`` are those of ``tave.edit``. Raises ValueError like
     :func:`tune_clip`.
     """
-    from tave.edit import edit, recorded
+    from tave.edit import edit, options_of
 
     folder = run.folder if isinstance(run, TunedClip) else Path(run)
-    cfg = changed(recorded(folder), overrides)
+    cfg = options_of(folder, overrides)
     images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
     cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
     *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)

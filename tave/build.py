@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from tave.backbone import Backbone, load_backbone
 from tave.cache import Cache
+from tave.checkpoints import CheckpointFile
 from tave.config import ONE_GPU, OptionError, TrainOptions, within
 from tave.denoiser import Denoiser
 from tave.editor import Editor
@@ -76,6 +77,8 @@ def build_trainer(
     One clip is tuned and edited on one device: with several Lightning would start the command once for each of them.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    given = options.trainer.get("plugins") or []
+    plugins = [CheckpointFile(), *(given if isinstance(given, list | tuple) else [given])]
     try:
         trainer = L.Trainer(
             max_steps=options.tuning.steps,
@@ -85,7 +88,7 @@ def build_trainer(
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **options.trainer,
+            **{**options.trainer, "plugins": plugins},
         )
     except Exception as error:  # Lightning's own classes among them
         raise OptionError(f"trainer: {' '.join(str(error).split())}; see the arguments of lightning.Trainer") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +17,6 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,7 +24,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
-from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.files import FileError, naming, refusal
+from tave.interrupts import Interrupted, handled
 from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, quoted, shown, unknown
 from tave.sweep import Jobs, NewFolders, job_folder
 
@@ -141,50 +143,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
-    """The recorded config of a ``tave.train`` run under the ``overrides`` of another edit.
-
-    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets
-    what its file names. Raises :class:`OptionError` for other keys and for a record of another version.
-    """
-    root = ROOTS["edit"]
-    try:
-        cfg = OmegaConf.merge(schema(config.TrainOptions), recorded)
-    except OmegaConfBaseException as error:
-        raise OptionError(f"recorded by another version of tave ({one_line(error, root)}): tune again") from error
-    try:
-        for override in OverridesParser.create().parse_overrides(prepared(overrides, "edit")):
-            key, value = override.key_or_group, override.value()
-            if key not in root.groups or isinstance(value, Mapping):
-                _set(cfg, key, value)
-                continue
-            if key != "experiment":
-                OmegaConf.update(cfg, key, {} if key == "logger" else schema(config.MemoryOptions), merge=False)
-            for name in value if isinstance(value, list) else [value]:
-                if name not in choices_of(key):
-                    raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
-                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
-                for leaf, each in _leaves(file):
-                    _set(cfg, leaf, each)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise OptionError(one_line(error, root)) from error
-    return cfg  # type: ignore[return-value]
-
-
-def _set(cfg: Any, key: str, value: Any) -> None:
-    if key.split(".")[0] not in EDIT_GROUPS and not f"{key}.".startswith(tuple(f"{known}." for known in EDIT_KEYS)):
-        raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
-    OmegaConf.update(cfg, key, value, force_add=True)
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def one_line(error: BaseException, root: Root) -> str:
     """An error's text in one line; of Hydra's and OmegaConf's errors, the key and the remedy."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
@@ -275,7 +233,9 @@ def entry_point(
         try:
             prepared(overrides, root_name)  # an experiment may bring more than the command line has
             options = read(cfg)
-            made = work(options, Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides))
+            context = Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides)
+            with naming(folder):
+                made = work(options, context)
         except Exception as error:
             if job.mode == RunMode.RUN:
                 _leave(error, root)
@@ -311,12 +271,15 @@ def entry_point(
             sys.argv[1:] = prepared(
                 words, root_name, sweep=bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
             )
-            run()
+            with handled():
+                run()
             if jobs.report():
                 raise SystemExit(1)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
+        except (Exception, KeyboardInterrupt, SystemExit, Interrupted) as error:
             jobs.report()  # of what an error or a signal ended
             NewFolders.clear(begun=jobs.begun)
+            if isinstance(error, OSError):  # Hydra could not make the output folder
+                error = FileError(refusal(error))
             _leave(error, root)
         finally:
             if not TRACEBACKS:
@@ -332,13 +295,20 @@ def _expected(error: BaseException) -> bool:
 
 def _leave(error: BaseException, root: Root) -> NoReturn:
     """Exit in one line: 1 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        line, code = "stopped", 130
-    elif type(error).__name__ == "SIGTERMException":  # Lightning's
-        line, code = "stopped by SIGTERM", 143
+    if stop := _signal_of(error):
+        line, code = str(stop), stop.code
     elif _expected(error):
         line, code = f"error: {one_line(error, root)}", 1
     else:
         raise error
     print(line, file=sys.stderr)
     raise SystemExit(code)
+
+
+def _signal_of(error: BaseException) -> Interrupted | None:
+    """The signal that an error comes from; where Python or Lightning took it before :func:`handled` did, as well."""
+    if isinstance(error, Interrupted):
+        return error
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return Interrupted(signal.SIGINT)
+    return Interrupted(signal.SIGTERM) if type(error).__name__ == "SIGTERMException" else None

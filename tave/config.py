@@ -24,7 +24,7 @@ BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.bloc
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
@@ -37,6 +37,9 @@ PRESETS = ("full", "80gb", "24gb", "16gb", "12gb", "8gb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 HALF_PRECISIONS = PRECISIONS[1:]
 FULL_SIZE = ("sd21_unclip", "sd21_unclip_small", "sd15_ip_adapter")
+CACHE_ACTIONS = ("list", "verify", "prune")
+TIMES = {"min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+SIZES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
 TRAINER = {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5}
 # Further arguments of lightning.Trainer that are the user's; the others follow from tave's own options.
@@ -539,6 +542,24 @@ class EditOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
+class PlaceOptions(Options, group="backbone"):
+    """Where the weights are that a run was tuned from."""
+
+    path: str | None = option(None, "their folder; null: as recorded", text=True)
+    adapter: str | None = option(None, "ip_adapter: its folder; null: as recorded", text=True)
+
+
+@dataclass(frozen=True)
+class VerifyOptions(Options):
+    """Root of ``conf/verify.yaml``."""
+
+    run: str = option(MISSING, "run folder", text=True)
+    remake: bool = option(False, "make the run again in a temporary folder, and compare bit for bit")
+    inputs: str | None = option(None, "folder of the clip and pictures; null: where they were", text=True)
+    backbone: PlaceOptions = option(PlaceOptions, "the weights that the run was tuned from")
+
+
+@dataclass(frozen=True)
 class ScoreOptions(Options):
     """Root of ``conf/score/score.yaml``: a run folder, or bare files of any system."""
 
@@ -619,6 +640,47 @@ class BenchmarkOptions(Options):
     only: list[str] = option([], "cases by name; empty: all")
     workers: int = option(1, "cases side by side, each in a process with its share of the threads", low=1, high=1024)
     clip: str | None = option(None, CLIP_HELP, text=True)
+
+
+def quantity(name: str, text: str, units: Mapping[str, float]) -> float:
+    """A number with a unit, as ``30d``, in the unit whose factor is 1; :class:`OptionError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text)
+    known = {unit.lower(): factor for unit, factor in units.items()}
+    if match is None or match[2].lower() not in known:
+        raise OptionError(f"{name}={text} can't be read: give a number and one of {', '.join(units)}")
+    return float(match[1]) * known[match[2].lower()]
+
+
+@dataclass(frozen=True)
+class CacheOptions(Options):
+    """Root of ``conf/cache.yaml``."""
+
+    action: str = option("list", "list what is there, verify that it is whole, or prune it", choices=CACHE_ACTIONS)
+    cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
+    runs: str = option("outputs", "folder below which the runs lie that refer to them", text=True)
+    older: str | None = option(None, "prune what was not used for so long: 12h, 30d, 8w")
+    keep: str | None = option(None, "prune the least recently used until so much is left: 500MB, 10GB")
+    unused: bool = option(False, "prune what no run below runs=FOLDER refers to")
+    delete: bool = option(False, "prune removes; false: it only says what would go")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.seconds, self.bytes
+        asked = [key for key in ("older", "keep", "unused", "delete") if getattr(self, key)]
+        if self.action != "prune" and asked:
+            raise OptionError(f"{asked[0]} is for action=prune: add that, or leave it out")
+        if self.action == "prune" and not {*asked} - {"delete"}:
+            raise OptionError("action=prune needs to know what: give older=30d, keep=10GB or unused=true")
+
+    @property
+    def seconds(self) -> float:
+        """``older`` in seconds, infinite if it is null."""
+        return math.inf if self.older is None else quantity("older", self.older, TIMES)
+
+    @property
+    def bytes(self) -> float:
+        """``keep`` in bytes, infinite if it is null."""
+        return math.inf if self.keep is None else quantity("keep", self.keep, SIZES)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,10 @@ class Root:
 ROOTS = {
     "train": Root(config.TrainOptions, ("video", "backbone", "memory", "logger", "experiment")),
     "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
+    "verify": Root(config.VerifyOptions),
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
+    "cache": Root(config.CacheOptions),
     "footprint": Root(config.FootprintOptions),
     "pretrain": Root(config.PretrainOptions),
     "score/score": Root(config.ScoreOptions),

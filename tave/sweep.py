@@ -6,6 +6,7 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ class NewFolders(Callback):
 
     def _note(self, folder: str) -> None:
         path = Path(folder).absolute()
-        NewFolders.made += [each for each in (path, *path.parents) if not each.exists()]
+        with suppress(OSError):  # a name that is too long, which the making of the folder says
+            NewFolders.made += [each for each in (path, *path.parents) if not each.exists()]
 
     @classmethod
     def clear(cls, *, begun: bool) -> None:

@@ -83,7 +83,7 @@ def test_the_same_command_makes_only_what_is_missing(made: Path, copy: Path) -> 
         assert benchmark(drawn(copy, listed("only", CASES[0])), show=False) == []
     assert not seen
     changed = {path.name for path, at in before.items() if ages(run)[path] != at}
-    assert changed <= {"run.json", "metrics.json", "source.mp4"}
+    assert changed <= {"run.json", "metrics.json", "source.mp4", "SHA256SUMS"}
     assert figures_of(run) == figures_of(made / CASES[0])
     files = [place / CASES[0] / "edits/source_unchanged/edited.mp4" for place in (made, copy)]
     assert torch.equal(*map(frames_of, files))

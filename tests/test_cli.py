@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 import tave
 from tave import cli, keys
 from tave.config import MethodOptions, OptionError
+from tave.edit import changed
 
 ROOT = Path(tave.__file__).parent.parent
 CLIP = ["video=custom", "video.path=clip.mp4", "video.source_prompt=a bus"]
@@ -125,14 +126,14 @@ def test_another_edit_keeps_what_it_does_not_change(recorded: dict[str, Any]) ->
         "video.target_image=a (1).png",
         "video.target_prompt=it's",
     ]
-    before, after = cli.typed(cli.changed(recorded, [])), cli.typed(cli.changed(recorded, words))
+    before, after = cli.typed(changed(recorded, [])), cli.typed(changed(recorded, words))
     assert (after.mask.dilate, after.mask.branches, after.sampler.guidance_scale) == (0.1, "separate", 3)
     assert (after.video.target_image, after.video.target_prompt) == ("a (1).png", "it's")
     assert (after.tuning, after.memory, after.backbone) == (before.tuning, before.memory, before.backbone)
 
 
 def test_a_choice_of_memory_or_logger_replaces_the_runs(recorded: dict[str, Any]) -> None:
-    after = cli.typed(cli.changed(recorded, ["memory=full", "logger=[wandb]"]))
+    after = cli.typed(changed(recorded, ["memory=full", "logger=[wandb]"]))
     assert (after.memory.weights, after.precision, list(after.logger)) == ("full", "32-true", ["wandb"])
 
 
@@ -141,12 +142,12 @@ def test_a_choice_of_memory_or_logger_replaces_the_runs(recorded: dict[str, Any]
 )
 def test_what_the_tuning_decided_and_what_is_unknown_is_refused(recorded: dict[str, Any], word: str) -> None:
     with pytest.raises(OptionError, match=r"was decided when|is not known|unknown option"):
-        cli.changed(recorded, [word])
+        changed(recorded, [word])
 
 
 def test_a_record_of_another_version_is_refused(recorded: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="another version of tave"):
-        cli.changed({**recorded, "story": 1}, [])
+        changed({**recorded, "story": 1}, [])
 
 
 def called(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any], *words: str) -> int:

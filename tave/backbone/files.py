@@ -56,7 +56,7 @@ def find(
     """
     incomplete: FileError | None = None
     for place in mirrors if path is None else [path]:
-        folder = _local(place)
+        folder = local_copy(place)
         if folder is None:
             continue
         try:
@@ -66,7 +66,8 @@ def find(
     raise incomplete or BackboneMissingError(missing, key)
 
 
-def _local(place: str | Path) -> Path | None:
+def local_copy(place: str | Path) -> Path | None:
+    """The folder ``place``, or the copy of the repository `owner/name` in the hub's local cache."""
     folder = Path(place).expanduser()
     if folder.is_dir():
         return folder
@@ -163,11 +164,14 @@ def unet_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> tuple[dict[str, str], list[str]]:
+def verified(
+    files: Files, root: Path, known: Mapping[str, Any], name: str, tuned_from: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], list[str]]:
     """Hash ``files`` and compare with ``known``: part -> precision (fp32, fp16) -> published SHA-256 of a single file.
 
-    Returns path within ``root`` -> SHA-256, and the paths without a published value, this package's own excepted.
-    Raises :class:`BackboneError` for a hash that differs, and for a file that is not in safetensors format.
+    ``tuned_from``: path within ``root`` -> SHA-256 of what a clip was tuned from. Returns such hashes, and the paths
+    without a published value, this package's own excepted. Raises :class:`BackboneError` for a hash that differs, and
+    for a file that is not in safetensors format.
     """
     hashes: dict[str, str] = {}
     unverified: list[str] = []
@@ -176,6 +180,11 @@ def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> t
             precision = _precision(file)
             inside = str(file.relative_to(root))
             hashes[inside] = file_digest(file)
+            if tuned_from is not None and tuned_from.get(inside) != hashes[inside]:
+                raise BackboneError(
+                    f"{file} is from another backbone than the clip was tuned from (its SHA-256 is {hashes[inside]}, "
+                    f"not {tuned_from.get(inside)}): give that one by backbone.path=FOLDER, or tune again"
+                )
             published = known.get(part, {}).get(precision) if len(found) == 1 else None
             if published is None:
                 unverified += [] if root.is_relative_to(PACKAGE) else [inside]

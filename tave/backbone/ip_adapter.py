@@ -7,7 +7,7 @@ of the library that are added to the UNet, so inflation and tuning see one netwo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,7 @@ ADAPTER_LAYOUT = "the repository h94/IP-Adapter"
 TOKENS = 4  # of the plain adapter, the only one that is supported
 
 
-def load_ip_adapter(options: BackboneOptions) -> Backbone:
+def load_ip_adapter(options: BackboneOptions, tuned_from: Mapping[str, str] | None = None) -> Backbone:
     """Load Stable Diffusion 1.5 and put IP-Adapter into its UNet; see :func:`tave.backbone.load_backbone`.
 
     The adapter and its image encoder are found by ``adapter`` and ``adapter_mirrors``, in the layout of their own
@@ -46,8 +46,8 @@ def load_ip_adapter(options: BackboneOptions) -> Backbone:
     missing = _missing("adapter", options.adapter, options.adapter_mirrors, needed)
     place, beside = files.find(options.adapter, options.adapter_mirrors, _check_adapter, missing, "adapter")
     name = options.name or f"{options.path} + {options.adapter}"
-    hashes, unverified = files.verified(weights, folder, options.sha256, name)
-    more_hashes, more_unverified = files.verified(beside, place, options.sha256, name)
+    hashes, unverified = files.verified(weights, folder, options.sha256, name, tuned_from)
+    more_hashes, more_unverified = files.verified(beside, place, options.sha256, name, tuned_from)
     encoder = read_model(CLIPVisionModelWithProjection, place / ENCODER, beside["image_encoder"])
     parts: dict[str, Any] = {
         "tokenizer": read_part(CLIPTokenizer, folder / "tokenizer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -21,7 +22,7 @@ PLAIN = ("tokenizer", "feature_extractor", "scheduler", "image_noising_scheduler
 MODELS = ("text_encoder", "image_encoder", "image_normalizer", "unet", "vae")
 
 
-def load_unclip(options: BackboneOptions) -> Backbone:
+def load_unclip(options: BackboneOptions, tuned_from: Mapping[str, str] | None = None) -> Backbone:
     """Load an SD-unCLIP backbone; see :func:`tave.backbone.load_backbone`."""
     path, name = options.path, options.name
 
@@ -35,7 +36,7 @@ def load_unclip(options: BackboneOptions) -> Backbone:
         remedy = f"none of {mirrors} is in the local hub cache; give backbone.path=FOLDER, {LAYOUT}"
     missing = f"backbone {path or name} not found: {remedy}: {files.listing((*PLAIN, *MODELS))}"
     folder, weights = files.find(path, options.mirrors, check, missing)
-    hashes, unverified = files.verified(weights, folder, options.sha256, name or str(path))
+    hashes, unverified = files.verified(weights, folder, options.sha256, name or str(path), tuned_from)
     return Backbone(
         tokenizer=read_part(CLIPTokenizer, folder / "tokenizer"),
         text_encoder=read_model(CLIPTextModel, folder / "text_encoder", weights["text_encoder"]),
