@@ -77,7 +77,7 @@ def _case(entry: dict[Any, Any], listing: Path) -> ListedCase:
     if not isinstance(found["groups"], list | tuple) or not all(isinstance(group, str) for group in found["groups"]):
         raise OptionError(f"{where}: groups is no list of names: give one, or several as [a, b]")
     if frames is not None and (type(frames) is not int or frames < 1):
-        raise OptionError(f"{where}: frames={str(frames)[:20]} is no number of frames: give a whole number from 1 on")
+        raise OptionError(f"{where}: frames={str(frames)[:20]!r} is no number of frames: give a whole number from 1 on")
     check_name(where, entry["name"])
     found["groups"] = tuple(found["groups"])
     for key in PATHS:
