@@ -93,8 +93,10 @@ def check_types(kind: type, config: Mapping[str, Any], file: Path) -> None:
         whole = isinstance(default, int) and "float" not in str(parameter.annotation)
         wanted = type(default) if isinstance(default, bool | str) else int if whole else (int, float)
         for each in value if several else [value]:
-            number = not isinstance(default, bool | str)
-            if not isinstance(each, wanted) or (number and (isinstance(each, bool) or each < 0)):
+            fits = isinstance(each, wanted)
+            if fits and not isinstance(default, bool | str):
+                fits = not isinstance(each, bool | str) and each >= 0
+            if not fits:
                 raise BackboneError(f"{file}: {name}={str(value)[:40]} is no value for it: {COPY} from the checkpoint")
 
 
