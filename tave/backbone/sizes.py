@@ -92,7 +92,8 @@ def check_types(kind: type, config: Mapping[str, Any], file: Path) -> None:
         several = isinstance(value, list) and any(word in str(parameter.annotation).lower() for word in SEVERAL)
         whole = isinstance(default, int) and "float" not in str(parameter.annotation)
         wanted = type(default) if isinstance(default, bool | str) else int if whole else (int, float)
-        for each in value if several else [value]:
+        values: list[Any] = value if several else [value]
+        for each in values:
             fits = isinstance(each, wanted)
             if fits and not isinstance(default, bool | str):
                 fits = not isinstance(each, bool | str) and each >= 0
