@@ -86,4 +86,6 @@ def read_metrics(path: Path) -> dict[str, Any]:
         text_in(about, "unit", path)
         if len(name) > LONGEST or not isinstance(about.get("higher_is_better"), bool | None):
             raise EvalError(f"{path}: metrics.{name[:40]} has no direction: higher_is_better is true, false or null")
+    plain = {"higher_is_better": None, "unit": ""}
+    facts = {name: plain | about for name, about in facts.items()}
     return record | {"edits": record.get("edits", {}), "metrics": facts}

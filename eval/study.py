@@ -14,9 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
@@ -153,10 +151,10 @@ def _tables(found: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> tu
 def _question(folder: Path) -> tuple[str, list[str], str]:
     """The study's name, the comment of its file and the command, from the sweep's ``multirun.yaml``."""
     try:
-        record: Any = OmegaConf.to_container(OmegaConf.load(folder / "multirun.yaml"), resolve=False)
+        record = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
         name = record["hydra"]["runtime"]["choices"].get("experiment") or folder.name
         words = [str(word) for word in record["hydra"]["overrides"]["task"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException, YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         return folder.name, [], "unknown"
     file = CONF / "experiment" / f"{name}.yaml"
     known = file.parent == CONF / "experiment" and file.is_file()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tave.cli import compose_options, typed
 from tave.config import WHOLE, slug
 from tave.interrupts import Interrupted, handled
-from tave.keys import quoted
+from tave.keys import literal, quoted
 from tave.record import check_record, read_metrics
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def edit_clip(
     folder = run.folder if isinstance(run, TunedClip) else Path(run)
     cfg = options_of(folder, overrides)
     images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
-    cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
+    cfg.video.target_image, cfg.video.target_prompt = [literal(path) for path in images], literal(prompt)
+    cfg.video.edit = name
     with _interruptible():
         *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
     return EditedClip(folder / "edits" / made)

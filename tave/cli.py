@@ -268,9 +268,9 @@ def entry_point(
                 return
             if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
-            sys.argv[1:] = prepared(
-                words, root_name, sweep=bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
-            )
+            words.sort(key=lambda word: word[:1] != "-" and "=" in word)  # Hydra takes no flags between them
+            sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(words)
+            sys.argv[1:] = prepared(words, root_name, sweep=sweep)
             with handled():
                 run()
             if jobs.report():

@@ -98,10 +98,14 @@ def unknown(key: str, root: Root) -> str:
     return f"unknown option {key}: " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
 
 
+def literal(text: str) -> str:
+    """``text`` as OmegaConf reads it back unchanged: ``${`` in it is no interpolation."""
+    return re.sub(r"(\\*)\$\{", lambda at: 2 * at[1] + r"\${", text)
+
+
 def quoted(value: str | Path) -> str:
-    """A value as Hydra's grammar and OmegaConf read it back unchanged: ``${`` in it is no interpolation."""
-    text = re.sub(r"(\\*)\$\{", lambda at: 2 * at[1] + r"\${", str(value))
-    text = re.sub(r'(\\*)("|\Z)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), text)
+    """A value as Hydra's grammar and OmegaConf read it back unchanged."""
+    text = re.sub(r'(\\*)("|\Z)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), literal(str(value)))
     return f'"{text}"'
 
 

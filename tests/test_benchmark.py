@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tave.benchmark
 import tave.controls
 from tave.benchmark import benchmark
 from tave.cli import compose_options
-from tave.config import BenchmarkOptions, OptionError
+from tave.config import BenchmarkOptions, MethodOptions, OptionError
 from tave.files import read_json
 from tave.keys import quoted
 from tave.record import changed_metrics
@@ -183,3 +184,11 @@ def test_a_set_of_the_users_own_is_edited_and_measured_by_its_annotations(tmp_pa
     label = read_json(tmp_path / "bus/edits/tave/edit.json")["benchmark"]
     assert label == {"case": "bus", "group": ["smaller"], "seed": 33, "method": "tave"}
     assert read_json(tmp_path / "bus/run.json")["size"] == [4, 3, 32, 32]
+
+
+def test_no_two_runs_share_a_folder_and_none_leaves_it(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="larger_0 would hold two runs"):
+        benchmark(drawn(tmp_path, "seeds=[33,33]"), show=False)
+    named = replace(drawn(tmp_path), define={"../x": MethodOptions()}, methods=["../x"])
+    with pytest.raises(OptionError, match=r"'\.\./x' can't be a folder name"):
+        benchmark(named, show=False)

@@ -92,9 +92,12 @@ def check_types(kind: type, config: Mapping[str, Any], file: Path) -> None:
         several = isinstance(value, list) and any(word in str(parameter.annotation).lower() for word in SEVERAL)
         whole = isinstance(default, int) and "float" not in str(parameter.annotation)
         wanted = type(default) if isinstance(default, bool | str) else int if whole else (int, float)
-        for each in value if several else [value]:
-            negative = not isinstance(each, str | bool) and isinstance(each, int | float) and each < 0
-            if not isinstance(each, wanted) or negative or isinstance(each, bool) != isinstance(default, bool):
+        values: list[Any] = value if several else [value]
+        for each in values:
+            fits = isinstance(each, wanted)
+            if fits and not isinstance(default, bool | str):
+                fits = not isinstance(each, bool | str) and each >= 0
+            if not fits:
                 raise BackboneError(f"{file}: {name}={str(value)[:40]} is no value for it: {COPY} from the checkpoint")
 
 
