@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tave.attention import SparseCausalAttention
 from tave.config import WHOLE
 from tave.video import read_clip
 
@@ -62,9 +64,9 @@ def attended_frames(run: Path) -> Figure:
     """Which frames (columns) each frame (rows) takes keys and values from, before and after inflation."""
     record = json.loads((run / "run.json").read_text())
     frame, kv_frames = np.arange(record["size"][0]), record["config"]["inflation"]["kv_frames"]
-    seen = {"first": 0 * frame, "previous": np.maximum(frame - 1, 0), "current": frame}
-    sparse = sum(np.eye(len(frame))[seen[name]] for name in kv_frames.split("_"))
-    panels = {"image network": np.eye(len(frame)), f"ST-Attn: {kv_frames}": sparse > 0, "T-Attn": np.ones_like(sparse)}
+    alone = torch.eye(len(frame))  # the states of a clip of one cell: each frame has one of its own
+    sparse = SparseCausalAttention(len(frame), kv_frames).gather(alone[:, None]).amax(1)
+    panels = {"image network": alone, f"ST-Attn: {kv_frames}": sparse, "T-Attn": torch.ones_like(sparse)}
     figure = Figure(figsize=(6.0, 2.3), layout="constrained")
     for axes, (title, matrix) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         axes.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1.4, edgecolors="white", linewidth=1)
