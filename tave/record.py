@@ -285,7 +285,7 @@ def _typed(path: Path, key: str, value: Any, hint: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value out of JSON has the type ``hint``; text that OmegaConf would interpolate has none."""
+    """Whether a value out of JSON has the type ``hint``."""
     inner = get_args(hint)
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
@@ -299,7 +299,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    return isinstance(value, NoneType if hint is None else hint) and not (hint is str and "${" in value)
+    return isinstance(value, NoneType if hint is None else hint)
 
 
 def _classes(tree: Any) -> list[str]:
