@@ -217,8 +217,6 @@ def test_an_edit_has_the_options_of_its_run_and_the_places_of_its_command(clip: 
         ("backbone", "path", ["a"]),
         ("backbone", "sha256", {"unet": [1]}),
         ("backbone", "_target_", "torch.load"),
-        ("video", "source_prompt", "${oc.env:HOME}"),
-        ("video", "name", "a${x"),
         ("video", "frames", "8"),
         ("condition", "negative_prompt", 3),
         ("reference", "other", 1),
