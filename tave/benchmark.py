@@ -181,7 +181,7 @@ def check_methods(options: BenchmarkOptions) -> None:
     """Raise :class:`OptionError` for an unknown method, or one that changes options of the tuning."""
     if unknown := [name for name in options.methods if name not in options.define and name not in CONTROLS]:
         known = ", ".join([*options.define, *CONTROLS])
-        raise OptionError(f"methods={unknown} not known: choose of {known}, or define.NAME={{overrides: [...]}}")
+        raise OptionError(f"methods={unknown} are not known: choose from {known}, or define.NAME={{overrides: [...]}}")
     for name in options.methods:
         check_name(f"methods: {name!r}", name)
         if method := options.define.get(name):
@@ -194,11 +194,11 @@ def _overrides(name: str, method: MethodOptions) -> list[str]:
     if method.experiment:
         path = CONF / "experiment" / f"{method.experiment}.yaml"
         if not path.is_file():
-            raise OptionError(f"define.{name}.experiment={method.experiment}: there is no such file in conf/experiment")
+            raise OptionError(f"define.{name}.experiment={method.experiment}: no such file in conf/experiment")
         groups: Any = OmegaConf.to_container(OmegaConf.load(path))
         words = [f"{g}.{key}={_text(value)}" for g, keys in groups.items() for key, value in keys.items()] + words
     if early := sorted({word.partition(".")[0] for word in words} - {*EDITING}):
-        raise OptionError(f"define.{name} changes {', '.join(early)}: use overrides=[...] of a benchmark of its own")
+        raise OptionError(f"define.{name} changes {', '.join(early)}: use overrides=[...] in a separate benchmark")
     return words
 
 
@@ -258,13 +258,18 @@ def edit_by(job: Job, name: str, method: MethodOptions) -> None:
 
 
 def control(job: Job, name: str) -> None:
-    """Make and measure a control, unless it is there and was made from the current edit of the method ``tave``."""
-    from tave.cache import is_made, key_of
-    from tave.controls import make
+    """Make and measure a control, unless it is there and was made from the current edit of the method ``tave``.
 
+    A control that needs a known answer is left out of cases without one.
+    """
+    from tave.cache import is_made, key_of
+    from tave.controls import make, possible
+
+    if not possible(name, job.case):
+        return
     ours = job.home / "edits" / OURS / "edit.json"
     if not ours.is_file():
-        raise OptionError(f"{job.home}: the control {name} shares the masks of {OURS}, which is not there: run both")
+        raise OptionError(f"{job.home}: the control {name} uses the masks of {OURS}, which has not run: run both")
     options = _options(job)
     known = [content_digest(path) for path in (job.case.truth, job.case.annotations) if path]
     key = key_of(name, read_edit(ours.parent)["key"], known)

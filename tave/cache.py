@@ -1,4 +1,4 @@
-"""The one place that decides what is already made: keys, stored tensors, and the cache of stages.
+"""The cache: keys, stored tensors, and the one place that decides what exists already.
 
 A product's key is a digest of everything that it depends on. A product counts as made if it is stored with the same
 key; every stage of a run, an edit, a benchmark or a sweep asks :func:`is_made` or :class:`Cache`, and nothing else.
@@ -184,7 +184,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
 @contextmanager
 def _stored(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise StoredError(f"{path}: no such file; is this the folder of a finished run?")
+        raise StoredError(f"{path}: no such file: is this the folder of a finished run?")
     try:
         with safe_open(path, "pt") as stored:
             yield stored
@@ -258,7 +258,7 @@ class Cache:
         found = {path: stored for path in places if (stored := find_tensors(path, key, form)) is not None}
         if found:
             path, (tensors, about) = next(iter(found.items()))
-            self.progress.note(f"{name}: found in {path.parent}")
+            self.progress.note(f"{name}: reused from {path.parent}")
             self.progress.remember(about["seconds"])
             mark_used(entry)
         else:

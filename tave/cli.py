@@ -1,4 +1,4 @@
-"""Hydra's side: conf/ and a command line to typed options, errors in one line, help, and the entry points."""
+"""Command line: conf/ and overrides to typed options, one-line errors, --help, and the entry points."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def one_line(error: BaseException, root: Root) -> str:
-    """An error's text in one line; of Hydra's and OmegaConf's errors, the key and the remedy."""
+    """An error as one line; for Hydra's and OmegaConf's errors, the key and the remedy."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
         return OUT_OF_MEMORY
     if isinstance(error, OverrideParseException):
@@ -176,7 +176,7 @@ def help_text(root_name: str, overrides: Sequence[str] = ()) -> str:
     lines = [f"tave {__version__}", "", *(line[2:] for line in comment[0].splitlines()), ""]  # type: ignore[index]
     if root.groups:
         lines += ["Groups (GROUP=CHOICE):", *(f"  {name}: {', '.join(choices_of(name))}" for name in root.groups), ""]
-    lines.append("Options (KEY=VALUE) and their values here; ... has to be given. -m KEY=A,B runs each value.")
+    lines.append("Options (KEY=VALUE) and their values; ... is required. -m KEY=A,B runs each value.")
     for key, entry in options_of(root.kind):
         top = key.split(".")[0]
         if root.shown and key not in root.shown and top not in root.shown:
@@ -294,7 +294,7 @@ def _expected(error: BaseException) -> bool:
 
 
 def _leave(error: BaseException, root: Root) -> NoReturn:
-    """Exit in one line: 1 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
+    """Exit in one line: 1 for user errors, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
     if stop := _signal_of(error):
         line, code = str(stop), stop.code
     elif _expected(error):

@@ -60,13 +60,13 @@ STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_p
 IMAGE = "picture of the target, or [several] of one object"
 MATTE = "silhouette in the picture, white inside, or [several]; null: none"
 MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
-AGREEMENT = "largest error of a match there and back, share of the grid's shorter side; null: unchecked"
+AGREEMENT = "largest forward-backward error of a match, share of the grid's shorter side; null: no check"
 JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
 CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
 
 
 class OptionError(ValueError):
-    """A configured value that can't work; the message names the key and the remedy."""
+    """An invalid option; the message names the key and the remedy."""
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -300,9 +300,9 @@ class BackboneOptions(Options, group="backbone"):
     name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path", text=True)
     prediction_type: str | None = option(None, "what the UNet predicts; null: as its files state", choices=PREDICTIONS)
     sha256: dict[str, Any] = option({}, "known hashes of the weights, by part and precision")
-    licence: str | None = option(None, "licence of the weights, copied to run.json", text=True)
+    licence: str | None = option(None, "licence of the weights, recorded in run.json", text=True)
     seed: int = option(0, "tiny: seed of its random weights", low=0, high=2**31 - 1)
-    knows: list[str] = option([], "the only nouns that the model knows; empty: no limit")
+    knows: list[str] = option([], "the only nouns that the model knows; empty: any")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -331,7 +331,7 @@ class ReferenceOptions(Options, group="reference"):
     frame: str = option("per_frame", "source frame of the source condition", choices=("middle", "first", "per_frame"))
     height_scale: float = option(1.0, "in_context: target's height as a multiple of the source's", low=0.05, high=20)
     heading: str = option("as_is", "in_context: target as it is shown, or mirrored", choices=("as_is", "mirrored"))
-    matte: str = option("auto", "the target's cut-out; auto: given, else alpha, else by colour", choices=MATTES)
+    matte: str = option("auto", "how the target is cut out; auto: given, else alpha, else by colour", choices=MATTES)
     segmenter: str | None = option(None, "matte=segmented: folder or cached hub name of the network", text=True)
     feather: float = option(0.02, "in_context: softness of the target's edge, share of its height", low=0, high=0.5)
 
@@ -380,17 +380,17 @@ class MaskOptions(Options, group="mask"):
     """The region of the edit, from the disagreement of two branches (docs/method.md, section 5)."""
 
     branches: str = option("shared", "read the inversion's latents, or their own", choices=("shared", "separate"))
-    weight: str = option("per_step", "each step's map divided by its mean, or not", choices=("per_step", "uniform"))
+    weight: str = option("per_step", "divide each step's map by its mean, or not", choices=("per_step", "uniform"))
     steps: list[float] = option([0.0, 0.5], "part of the schedule to average: 0 noisy, 1 clean")
     threshold: str = option("otsu", "kind of threshold", choices=("otsu", "fixed", "quantile"))
     fixed: float = option(0.5, "threshold=fixed: level of the map, clamped at 3 times its mean", low=0, high=1)
     quantile: float = option(0.8, "threshold=quantile: share of the cells outside the mask", low=0, high=1)
     smooth: float = option(0.125, "side of the box filter, share of the latent grid's shorter side", low=0, high=0.5)
     dilate: float = option(0.04, "margin around the mask, share of the latent grid's shorter side", low=0, high=0.5)
-    min_piece: float = option(0.05, "smallest piece to keep, share of the largest piece's area", low=0, high=1)
+    min_piece: float = option(0.05, "smallest piece to keep, as a share of the largest piece's area", low=0, high=1)
     union: str = option("disputed", "add the source object's own response (disputed: times the map)", choices=UNIONS)
     drop_unchanged: float = option(0.075, "least change of an edited pixel, share of the value range", low=0, high=1)
-    region: str = option("found", "the mask as found, or the whole frame", choices=("found", "whole"))
+    region: str = option("found", "edit inside the mask, or the whole frame", choices=("found", "whole"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -403,7 +403,7 @@ class CorrectionOptions(Options, group="correction"):
 
     enabled: bool = option(True, "blend each frame with its neighbours along the correspondence field")
     weights: list[float] = option([0.25, 0.5, 0.25], "shares of the previous, own and following frame; sum 1", low=0)
-    block: int = option(-2, "index of the UNet's up block whose features are matched", low=-16, high=15)
+    block: int = option(-2, "index of the UNet's up block that provides the matched features", low=-16, high=15)
     steps: list[float] = option([0.2, 1.0], "part of the schedule to correct: 0 noisy, 1 clean")
     space: str = option("latent", "what is blended", choices=("latent", "x0", "noise", "features"))
     when: str = option("after_step", "space=latent: when it is blended", choices=("after_step", "before_step"))
@@ -449,7 +449,7 @@ class MemoryOptions(Options, group="memory"):
     chunk: int = option(8, "frames that autoencoder and image encoder process at once", low=1, high=10_000)
     tile: int | None = option(None, "side of the autoencoder's tiles in px; null: whole frames", low=64, high=8192)
     branches: str = option("together", "a step's branches in one batch, or in turn", choices=("together", "alone"))
-    offload: bool = option(False, "encoders and autoencoder wait in the CPU's memory")
+    offload: bool = option(False, "keep encoders and autoencoder in the CPU's memory between uses")
     optimizer: str = option("adamw", "AdamW; 8bit needs bitsandbytes", choices=("adamw", "fused", "8bit"))
 
     def check(self, precision: str) -> None:
@@ -477,7 +477,7 @@ class MetricsOptions(Options, group="metrics"):
     enabled: bool = option(True, "measure every edit")
     judge: str | None = option("shipped", JUDGE_HELP, text=True)
     clip: str | None = option(None, CLIP_HELP, text=True)
-    objective: str | None = option(None, "figure of metrics.json that a search optimises, e.g. ideal_psnr_aligned")
+    objective: str | None = option(None, "metric that a search optimises, e.g. ideal_psnr_aligned")
 
 
 @dataclass(frozen=True)
@@ -494,7 +494,7 @@ class TrainOptions(Options):
     mask: MaskOptions = option(MaskOptions, "the region of the edit")
     correction: CorrectionOptions = option(CorrectionOptions, "inter-frame correction")
     sampler: SamplerOptions = option(SamplerOptions, "sampling of the edit")
-    memory: MemoryOptions = option(MemoryOptions, "what is done to save memory")
+    memory: MemoryOptions = option(MemoryOptions, "memory options")
     metrics: MetricsOptions = option(MetricsOptions, "what is measured of the edits")
     trainer: dict[str, Any] = option(TRAINER, "arguments of lightning.Trainer")
     logger: dict[str, Any] = option({}, f"loggers by name ({', '.join(LOGGERS)}), each with its arguments")
@@ -571,20 +571,20 @@ class ScoreOptions(Options):
     matte: str | None = option(None, "silhouette in the picture, if that has no alpha", text=True)
     source_prompt: str | None = option(None, "description of the source", text=True)
     target_prompt: str | None = option(None, "description of the edit", text=True)
-    annotations: str | None = option(None, "folder of the source object's masks, a picture a frame (DAVIS)", text=True)
+    annotations: str | None = option(None, "folder of the source object's masks, one per frame (DAVIS)", text=True)
     judge: str | None = option("shipped", JUDGE_HELP, text=True)
     clip: str | None = option(None, CLIP_HELP, text=True)
     clip_sha256: str | None = option(None, "hash that the CLIP's weights must have")
     dino: str | None = option(None, "DINO: folder or cached hub name; null: none", text=True)
     pickscore: str | None = option(None, "PickScore: folder or cached hub name; null: none", text=True)
-    out: str | None = option(None, "JSON file for the figures, laid out like metrics.json", text=True)
+    out: str | None = option(None, "JSON file for the results, in the format of metrics.json", text=True)
 
 
 @dataclass(frozen=True)
 class LeaderboardOptions(Options):
     """Root of ``conf/leaderboard/leaderboard.yaml``."""
 
-    runs: str = option(MISSING, "where the run folders are; ** is any depth", text=True)
+    runs: str = option(MISSING, "run folders; ** matches any depth", text=True)
     out: str = option(".", "folder for the leaderboard's files", text=True)
     versus: str = option(OURS, "method that the others are compared with", text=True)
     metrics: list[str] = option([], "columns; empty: all that were measured")
@@ -599,7 +599,7 @@ class StudyOptions(Options):
 
     sweep: str = option(MISSING, "folder of the sweep (its hydra.sweep.dir)", text=True)
     out: str = option(MISSING, "folder for README.md, study.json and figure.png", text=True)
-    cases: str = option("*", "clips by name; * stands for any letters", text=True)
+    cases: str = option("*", "clips by name; * matches any characters", text=True)
     metrics: list[str] = option(list(STUDY_METRICS), "columns, if measured; the first also case by case")
 
 
@@ -609,7 +609,7 @@ class MethodOptions(Options, group="define.NAME"):
 
     experiment: str | None = option(None, "file of conf/experiment")
     overrides: list[str] = option([], "overrides as for tave.edit")
-    oracle: bool = option(False, "gets the true region, where it is known")
+    oracle: bool = option(False, "is given the true region, where it is known")
 
 
 @dataclass(frozen=True)
@@ -632,13 +632,13 @@ class BenchmarkOptions(Options):
     """Root of ``conf/benchmark.yaml``."""
 
     set: SetOptions = option(SetOptions, "the cases")
-    folder: str = option(MISSING, "where runs and figures go", text=True)
+    folder: str = option(MISSING, "where runs and results go", text=True)
     methods: list[str] = option([], "methods and controls to run, in this order")
     define: dict[str, MethodOptions] = option({}, "methods by name: {experiment, overrides, oracle}")
     overrides: list[str] = option([], "overrides as for tave.train, for every case")
     seeds: list[int] = option([33], "seeds; each case runs under each", low=0, high=2**31 - 1)
     only: list[str] = option([], "cases by name; empty: all")
-    workers: int = option(1, "cases side by side, each in a process with its share of the threads", low=1, high=1024)
+    workers: int = option(1, "cases in parallel, each with its share of the threads", low=1, high=1024)
     clip: str | None = option(None, CLIP_HELP, text=True)
 
 
@@ -685,7 +685,7 @@ class CacheOptions(Options):
 
 @dataclass(frozen=True)
 class DoctorOptions(Options):
-    """Root of ``conf/doctor.yaml``. The groups that a file of conf/backbone sets are there to be set."""
+    """Root of ``conf/doctor.yaml``. It has the groups that a file of conf/backbone sets."""
 
     backbone: BackboneOptions = option(BackboneOptions, "weights to try, beside those that are looked for")
     video: ReadOptions = option(ReadOptions, "set by backbone=NAME")
@@ -719,7 +719,7 @@ class PartOptions(Options):
     """The training of one network."""
 
     steps: int = option(1000, "optimizer steps", low=1)
-    batch: int = option(16, "pictures a step", low=1)
+    batch: int = option(16, "pictures per step", low=1)
     lr: float = option(1e-3, "peak learning rate", above=0)
 
 
@@ -733,7 +733,7 @@ class PretrainOptions(Options):
     size: int = option(96, "side of the frames in px", low=32, high=1024)
     count: int = option(24_000, "pictures to draw", low=1)
     crop: int = option(48, "side in px of the crops that the autoencoder trains on", low=8, high=1024)
-    threads: int = option(0, "threads of torch; 0: its own choice", low=0, high=1024)
+    threads: int = option(0, "torch threads; 0: its default", low=0, high=1024)
     precision: str = option("32-true", "Lightning's precision; bf16-mixed is fast on few CPUs", choices=PRECISIONS)
     start: str = option("", "shipped folder whose weights train on; empty: random weights", text=True)
     workers: int = option(2, "processes that draw", low=1, high=1024)

@@ -1,4 +1,4 @@
-"""Controls: edits that take no skill, made from files. A metric that one of them wins is to be distrusted.
+"""Controls: trivial edits made from files. A metric that ranks one of them first is not to be trusted.
 
 A control shares the masks of the method ``tave``, so that metrics of a region measure the same pixels.
 """
@@ -45,7 +45,7 @@ def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Te
         OptionError: the case has no known answer, which the control needs.
     """
     if not possible(name, case):
-        raise OptionError(f"case {case.name} has no known answer, which the control {name} needs: leave it out")
+        raise OptionError(f"case {case.name} lacks the known answer that the control {name} needs: leave it out")
     ours = run / "edits" / OURS
     check_record(run, ["source.mp4"])
     check_record(ours)
@@ -165,7 +165,7 @@ def _emptied(frames: Tensor, mask: Tensor) -> Place:
     """The old object's boxes, and the frames with the median of the visible background in its place."""
     place = find_place(frames, mask[:, None].float())
     if place is None:
-        raise OptionError("no frame shows the old object: leave out the controls that paste")
+        raise OptionError("no frame shows the old object: leave out pasted and pasted_true_pose")
     hidden = torch.from_numpy(grown(mask.numpy(), max(1, round(RIM * mask.shape[1]))))[:, None]
     median = frames.masked_fill(hidden, torch.nan).nanmedian(0).values
     known = torch.where(median.isnan(), place.frames, median)  # inpainted where no frame shows the background

@@ -1,6 +1,4 @@
-"""One small object per correction of the running latents; the sampling loop knows none of them (docs/method.md, section
-6).
-"""
+"""Corrections of the running latents during sampling (docs/method.md, section 6)."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ class Correction(Protocol):
 
 
 class InterFrame:
-    """Blends each masked cell with the corresponding cells of its neighbour frames.
+    """Blends each masked cell with the corresponding cells of the neighbouring frames.
 
     ``mask`` is `1 f 1 h w` on the latent grid, 1 = edit; the field comes from the tapped block's features in the
     conditional branch, in the same forward. Cells outside the mask keep every bit. ``space`` decides what is blended:

@@ -1,4 +1,4 @@
-"""(latents, t, condition) -> noise: guidance and the folding of frames into the batch happen here and nowhere else."""
+"""(latents, t, condition) -> noise: the only place for guidance and for folding frames into the batch."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Denoiser(nn.Module):
             raise DenoiserError(f"{condition.text.shape[0]} conditions for {b} latents: give one, or one for each")
         if condition.image.shape[1] not in (1, f):
             raise DenoiserError(
-                f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one a frame"
+                f"condition has {condition.image.shape[1]} pictures for {f} frames: give one, or one per frame"
             )
 
     @contextmanager

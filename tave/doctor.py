@@ -158,7 +158,7 @@ def _is_shipped(options: BackboneOptions) -> bool:
 
 
 def _backbones() -> list[str]:
-    """The files of ``conf/backbone`` whose weights have a place of their own."""
+    """The files of ``conf/backbone`` that name weights."""
     return [name for name in choices_of("backbone") if name not in ("tiny", "folder")]
 
 
@@ -198,7 +198,7 @@ def video(clip: Path = CLIP) -> Iterator[Finding]:
         shape = tuple(read_clip(clip, ReadOptions(multiple=1)).frames.shape)
         yield Finding("video", "a shipped clip", f"read as {shape}", True, True)
     except ValueError as error:
-        yield Finding("video", "a shipped clip", _line(error), False, True, "install tave again: its clips are damaged")
+        yield Finding("video", "a shipped clip", _line(error), False, True, "reinstall tave: its clips are damaged")
 
 
 def logging_() -> Iterator[Finding]:
@@ -208,7 +208,7 @@ def logging_() -> Iterator[Finding]:
     except (OSError, netrc.NetrcParseError):
         known = False
     place = "WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else "netrc" if known else None
-    text = f"a key in {place}" if place else "no key: runs are logged to files; `wandb login` changes that"
+    text = f"a key in {place}" if place else "no key: runs are logged offline; `wandb login` adds one"
     yield Finding("logging", "W&B", text, True if place else None)
 
 

@@ -58,7 +58,7 @@ def edit(
 
     requests = options.video.requests()
     if not requests:
-        raise OptionError("no edit is requested: give video.target_image=... and video.target_prompt=...")
+        raise OptionError("no edit given: give video.target_image=... and video.target_prompt=...")
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
     clip = read_clip(folder / "source.mp4", WHOLE)
@@ -81,7 +81,7 @@ def edit(
 
 
 def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
-    """``name``, or the first of ``name-2``, ``name-3``, ... that is free or holds this very edit.
+    """``name``, or the first of ``name-2``, ``name-3``, ... that is free or holds the same edit.
 
     ``claims`` gets the claim to it: a name at which another process is at work is not free.
     """

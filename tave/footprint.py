@@ -62,7 +62,7 @@ def run(options: FootprintOptions, _: Context | None = None) -> None:
     import torch
 
     if options.measure and not torch.cuda.is_available():
-        raise OptionError("measure=true needs a CUDA device, and torch finds none: leave it out to count from shapes")
+        raise OptionError("measure=true needs a CUDA device, but torch finds none: leave it out to compute from shapes")
     how = f"measured on {torch.cuda.get_device_name()}" if options.measure else "computed from shapes"
     print(f"GiB, {how}, trainables={options.trainables}, torch {torch.__version__.partition('+')[0]}\n")
     table(options, lambda line: print(line, flush=True))

@@ -53,7 +53,7 @@ def segment_targets(
         with at_work(network.model, device):
             cuts = [[network.cut(image.rgb, target.prompt) for image in target.images] for target in targets]
     found = ", ".join(f"{cut.name} ({cut.confidence:.2f})" for each in cuts for cut in each)
-    progress.note(f"{network.name} cut out: {found}; its weights are not verified, edit.json has their SHA-256")
+    progress.note(f"{network.name} cut out: {found}; edit.json records the SHA-256 of its (unverified) weights")
     mattes = [
         replace(target, images=[replace(i, matte=cut.matte) for i, cut in zip(target.images, each, strict=True)])
         for target, each in zip(targets, cuts, strict=True)
@@ -71,7 +71,7 @@ def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
         masks = read_clip(path, cut).frames
     if masks.shape != clip.frames.shape:
         found, wanted = (f"{len(t)} frames of {t.shape[3]}x{t.shape[2]}" for t in (masks, clip.frames))
-        raise OptionError(f"video.mask={path} has {found}, the clip {wanted}: give a mask clip cut like the clip")
+        raise OptionError(f"video.mask={path} has {found}, the clip {wanted}: give one of the clip's frames and size")
     region = (masks.mean(1, keepdim=True) > 0).float()
     if not region.any():
         raise OptionError(f"video.mask={path} is black everywhere: make it white where to edit, or leave it out")
@@ -86,7 +86,7 @@ def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapp
     notes = []
     if entries and not any(entry.truth for entry in entries.values()):
         notes.append(
-            f"this backbone was trained on drawings of {nouns} alone; footage needs real weights: "
+            f"this backbone only knows drawings of {nouns}; footage needs real weights: "
             "backbone=sd21_unclip_small backbone.path=FOLDER (docs/real_weights.md)"
         )
     prompts = dict.fromkeys([source_prompt, *(entry.target_prompt for entry in entries.values())])

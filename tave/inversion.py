@@ -116,5 +116,5 @@ def _check_levels(schedule: Schedule, trajectory: Trajectory) -> None:
     found = len(trajectory.latents) - 1
     if found != schedule.steps:
         raise InversionError(
-            f"trajectory of {found} steps for a schedule of {schedule.steps}: use the one it was inverted with"
+            f"trajectory of {found} steps for a schedule of {schedule.steps}: use the inversion's schedule"
         )

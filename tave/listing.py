@@ -43,7 +43,7 @@ def listing_of(folder: str | Path) -> Path:
     for name in NAMES:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    raise OptionError(f"{folder}: no {NAMES[0]} or {NAMES[1]} in it; write one as docs/external_sets.md says")
+    raise OptionError(f"{folder}: has no {NAMES[0]} or {NAMES[1]}: write one (docs/external_sets.md)")
 
 
 def read_listing(listing: Path) -> list[ListedCase]:
@@ -54,11 +54,11 @@ def read_listing(listing: Path) -> list[ListedCase]:
         raise OptionError(f"{listing} can't be read: {' '.join(str(error).split())}") from error
     entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise OptionError(f"{listing} holds no list of cases: write them as docs/external_sets.md says")
+        raise OptionError(f"{listing} has no list of cases: see docs/external_sets.md")
     found = [_case(entry, listing) for entry in entries]
     names = [case.name for case in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise OptionError(f"{listing}: {', '.join(twice)} listed twice; give each case a name of its own")
+        raise OptionError(f"{listing}: {', '.join(twice)} listed twice: give each case its own name")
     return found
 
 

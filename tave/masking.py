@@ -1,4 +1,4 @@
-"""Where source branch and target branch disagree -> EditMask (docs/method.md, section 5). Masks: 1 = edit."""
+"""The edit mask: where source and target branch disagree (docs/method.md, section 5). Masks: 1 = edit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def part_of(part: Sequence[float], total: int) -> list[int]:
 def check_part_holds(name: str, part: Sequence[float], total: int) -> None:
     """Raise :class:`OptionError` unless ``part`` contains a step of ``total``."""
     if not part_of(part, total):
-        raise OptionError(f"{name}={list(part)} contains none of inversion.steps={total} steps: widen it")
+        raise OptionError(f"{name}={list(part)} contains none of the {total} steps (inversion.steps): widen it")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EditMask:
 
 
 def given_mask(region: Tensor) -> EditMask:
-    """A region that is known beforehand, ``1 f 1 h w`` in {0, 1}, as a mask: not measured, not dilated."""
+    """A given region ``1 f 1 h w`` in {0, 1} as a mask, without dilation."""
     return EditMask(region, region, region, region, per_step=region.new_zeros(0, *region[0, :, 0].shape))
 
 
@@ -123,7 +123,7 @@ def compare(
     levels, clips = trajectory.latents.shape[:2]
     if levels != schedule.steps + 1:
         raise MaskError(
-            f"trajectory has {levels - 1} steps, the schedule {schedule.steps}: use the one it was made with"
+            f"trajectory has {levels - 1} steps, the schedule {schedule.steps}: use the schedule of the inversion"
         )
     if clips != 1:
         raise MaskError(f"trajectory holds {clips} clips: find the mask of one clip at a time")
@@ -268,7 +268,7 @@ def otsu(values: Tensor, bins: int = 256) -> float:
 def separation(values: Tensor, inside: Tensor) -> float:
     """Distance of the means of two classes in units of their pooled standard deviation (Ashman's D); 0 for one class.
 
-    ``values`` and ``inside`` > 0 have one shape. Otsu's threshold splits any map; this says whether there were two
+    ``values`` and ``inside`` > 0 have one shape. Otsu's threshold splits any map; this measures whether it has two
     classes.
     """
     chosen = inside > 0
@@ -316,7 +316,7 @@ def drop_unchanged(mask: Tensor, edited: Tensor, unedited: Tensor, least: float)
     """What remains of ``mask`` `1 f 1 h w` where the edit changed something: the region of the composite.
 
     The new object's extent is known only once it is generated, so sampling gets a generous mask, and cells that came
-    back unchanged return to the source's pixels. A cell remains if a changed structure touches it: connected pixels
+    out unchanged are reset to the source's pixels. A cell remains if a changed structure touches it: connected pixels
     that differ in some channel by more than ``least`` of the range, and extend over 1.5 cells in one direction. Thin
     structures (legs, poles) therefore remain; isolated specks do not.
 

@@ -1,4 +1,4 @@
-"""The method on one page: values in, values out. Usable without Lightning, Hydra or a run folder (docs/method.md).
+"""The whole method (docs/method.md), usable without Lightning, Hydra or a run folder.
 
 clip -> latents -> trajectory -> mask -> sampled latents -> frames, composited over the source.
 """

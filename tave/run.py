@@ -165,7 +165,7 @@ class Run:
         found = find_tensors(path, self.tuned_key, form_of(tuned_parameters(unet)))
         if found is None:
             return False
-        self.progress.note(f"tuned weights: found in {path.parent}")
+        self.progress.note(f"tuned weights: reused from {path.parent}")
         load_tuned(unet, found[0])
         if path.parent == Path(self.options.cache):
             mark_used(path)
@@ -259,11 +259,11 @@ class Run:
         backbone, options = self.backbone, self.options
         if backbone.licence:
             self.progress.note(
-                f"weights of {backbone.name}: {backbone.licence}; it applies to what is tuned from them too"
+                f"weights of {backbone.name}: {backbone.licence}; it also applies to weights tuned from them"
             )
         if backbone.unverified:
             files = ", ".join(backbone.unverified)
-            self.progress.note(f"not verified, since no published SHA-256 is known: {files}; run.json records theirs")
+            self.progress.note(f"no published SHA-256 to verify {files}; run.json records their hashes")
             self._compare_weights()
         if note := preset_note(options.memory, options.precision, torch.cuda.is_available()):
             log.warning("%s", note)

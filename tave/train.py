@@ -1,7 +1,7 @@
 """Entry point: tune on a clip, then make every edit that its configuration lists.
 
-python -m tave.train +video=bus_to_suv
-python -m tave.train +video=custom video.path=clip.mp4 video.source_prompt="..." \\
+python -m tave.train video=bus_to_suv
+python -m tave.train video=custom video.path=clip.mp4 video.source_prompt="..." \\
     video.target_image=car.png video.target_prompt="..."
 """
 
@@ -69,7 +69,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Measure those edits of the run ``folder`` among ``names`` whose figures are not in ``metrics.json`` yet.
 
-    ``annotations``: folder of the source object's masks, where nobody knows the right edit. Returns the new figures.
+    ``annotations``: folder of the source object's masks, for footage. Returns the new figures.
     """
     from tave.cache import key_of
     from tave.eval.score import score_run  # pyright: ignore[reportMissingImports]

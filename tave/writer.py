@@ -107,7 +107,7 @@ def _fits(truth: Path, source: Tensor) -> bool:
         known = stored["source_mask"].shape
     same = known == (len(source), *source.shape[-2:])
     if not same:
-        log.warning("%s: drawn for frames %s, so this edit can't be measured against it", truth, known)
+        log.warning("%s: drawn for a clip of shape %s, so this edit is not measured against it", truth, known)
     return same
 
 

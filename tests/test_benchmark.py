@@ -153,7 +153,7 @@ def test_what_fails_is_listed_and_the_rest_continues(
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("methods=[best]", r"best.*choose of tave, .*per_frame"),
+        ("methods=[best]", r"best.*choose from tave, .*per_frame"),
         ("define.tave={experiment: nowhere}", r"define\.tave\.experiment=nowhere"),
         ("define.tave={overrides: ['tuning.steps=3']}", r"define\.tave changes tuning"),
         ("only=[nowhere]", r"only=\['nowhere'\] matches no case"),
@@ -174,10 +174,12 @@ def test_a_set_of_the_users_own_is_edited_and_measured_by_its_annotations(tmp_pa
     entry = {"source_prompt": "a white bus", "target_prompt": "a red suv", "target_image": "target.png"}
     entry |= {"name": "bus", "path": "source.mp4", "annotations": "annotations", "groups": "smaller"}
     (home / "cases.json").write_text(json.dumps([entry]))
-    given = ["set=folder", f"set.folder={home}", f"folder={tmp_path}", "methods=[tave,oracle_mask]"]
+    given = ["set=folder", f"set.folder={home}", f"folder={tmp_path}"]
+    given.append("methods=[tave,oracle_mask,pasted_true_pose]")  # the last needs an answer that no footage has
     given.append(listed("overrides", *TINY, "video.frames=4", "video.stride=2"))
     assert benchmark(compose_options("benchmark", given), show=False) == []
     found = figures_of(tmp_path / "bus")
+    assert found.keys() == {"tave", "oracle_mask"}
     assert found["oracle_mask"]["mask_recall"] == 1  # the annotated bus, and more only by the cells that it touches
     assert found["oracle_mask"]["mask_iou_source"] > 0.5
     assert found["tave"].get("ideal_psnr_aligned") is None  # nobody knows the right edit

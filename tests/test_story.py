@@ -223,7 +223,7 @@ def test_a_mistake_is_refused_in_one_line_before_anything_is_made(
     [
         ([], []),
         (["video.source_prompt=a horse on a road"], [r"'a horse on a road' names nothing .*\(bus, suv\)"]),
-        (["video.edits.suv.truth=null"], [r"drawings of bus, suv alone; .* backbone=sd21_unclip_small"]),
+        (["video.edits.suv.truth=null"], [r"only knows drawings of bus, suv; .* backbone=sd21_unclip_small"]),
     ],
     ids=["drawn", "unknown noun", "footage"],
 )

@@ -251,7 +251,7 @@ def scheduler_config(file: Path) -> dict[str, Any]:
     ends = () if config.get("beta_schedule") == "squaredcos_cap_v2" else ("beta_start", "beta_end")
     for key in ("beta_schedule", *ends):
         if config.get(key) is None:
-            raise BackboneError(f"{file} lacks {key}, which decides the noise levels: {COPY} from the checkpoint")
+            raise BackboneError(f"{file} lacks {key}, which defines the noise levels: {COPY} from the checkpoint")
     return config
 
 

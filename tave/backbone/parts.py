@@ -18,7 +18,7 @@ from tave.files import FileError
 
 
 class BackboneError(FileError):
-    """Files that are no backbone, or not the requested one; the message names the file and the remedy."""
+    """Files that are not a backbone, or not the requested one; the message names the file and the remedy."""
 
 
 class BackboneMissingError(BackboneError):

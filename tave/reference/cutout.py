@@ -55,7 +55,7 @@ def _checked(values: Tensor, rgb: Tensor, name: str) -> Tensor:
         size, other = ("x".join(str(side) for side in reversed(t.shape[-2:])) for t in (values, rgb))
         raise MatteError(f"{name} is {size} but the target image is {other}: save both at one size")
     if not bool((values > 0.5).any()):
-        raise MatteError(f"{name} is empty: it must be above one half where the object is")
+        raise MatteError(f"{name} is empty: make it white where the object is")
     return values.float().clamp(0, 1)
 
 

@@ -1,6 +1,6 @@
 """What the image encoder sees of the target: as it is, on plain grey, or set into a source frame.
 
-The encoder returns one vector for a whole picture, so a target image's own background speaks as loudly as its object.
+The encoder returns one vector for a whole picture, so the target image's background counts as much as its object.
 Pictures are `3 H W` in [-1, 1], mattes and masks in [0, 1].
 """
 

@@ -22,7 +22,7 @@ SHOWN = (0, 2, 5, 7)  # frames of the contact sheet
 HERO = "bus_to_suv"  # the clip that is shown moving
 GAP, LABEL, ZOOM = 4, 14, 2  # px, px, size of the moving picture relative to the clip's
 FIGURES = {  # metric: label, decimals
-    "ideal_psnr": ("edit against the ideal, dB", 1),
+    "ideal_psnr": ("PSNR to the ideal clip, dB", 1),
     "ideal_psnr_aligned": ("the same at the best shift, dB", 1),
     "background_psnr_outside_mask": ("background outside the mask, dB", 1),
     "background_psnr": ("whole background, dB", 1),

@@ -153,9 +153,7 @@ def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
     files.sort(key=lambda file: (numbers[file], file.name))
     for one, other in pairwise(files):
         if numbers[one] == numbers[other]:
-            raise VideoError(
-                f"{path}: {one.name} and {other.name} have the same number; keep one picture for each frame there"
-            )
+            raise VideoError(f"{path}: {one.name} and {other.name} have the same number; keep one picture per frame")
     chosen = [file for index, file in enumerate(files) if options.wants(index)]
     return _Decoded([keep(to_pixels(read_image(file).rgb)) for file in chosen], FOLDER_FPS, len(files))
 

@@ -48,7 +48,7 @@ def write_video(
     choice("chroma", chroma, CHROMA)
     within("crf", crf, 0, 51)
     if not (math.isfinite(fps) and fps > 0):
-        raise VideoError(f"{path}: fps={fps} is no frame rate; give a positive number")
+        raise VideoError(f"{path}: fps={fps} is not a frame rate; give a positive number")
     _refuse_shape(path, frames)
     odd = frames.shape[-1] % 2 or frames.shape[-2] % 2
     pixel_format = "rgb24" if lossless else "yuv420p" if chroma == "420" and not odd else "yuv444p"

@@ -1,4 +1,4 @@
-"""Measure the trained networks on held-out scenes, against the bars of the model card."""
+"""Measure the trained networks on held-out scenes, against the target values of the model card."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ BARS = {
 
 @dataclass(frozen=True)
 class Mark:
-    """A line of the model card: what was measured, its unit, and the bar, if there is one."""
+    """A line of the model card: what was measured, its unit, and the target value, if there is one."""
 
     part: str
     figure: float
-    bar: float | None = None
+    target: float | None = None
     unit: str = "%"
 
     @property
     def line(self) -> str:
-        bar = "" if self.bar is None else f"{self.bar:g} {self.unit}"
-        passed = "" if self.bar is None else "yes" if self.figure >= self.bar else "no"
-        return f"| {self.part} | {self.figure:.1f} {self.unit} | {bar} | {passed} |"
+        target = "" if self.target is None else f"{self.target:g} {self.unit}"
+        passed = "" if self.target is None else "yes" if self.figure >= self.target else "no"
+        return f"| {self.part} | {self.figure:.1f} {self.unit} | {target} | {passed} |"
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ Measured by the same command on held-out combinations and skylines. The UNet fil
 does, from pure noise; the hole's size is the same for all vehicles. The judge classifies what then differs from the
 empty road; `held-out frames` are true pictures under the same rule, the ceiling.
 
-| part | measured | bar | passed |
+| part | measured | target value | passed |
 | --- | --- | --- | --- |
 {lines}
 """
