@@ -61,6 +61,7 @@ def masks_of(run: Path) -> list[np.ndarray]:
     return [np.load(run / "edits" / name / "soft_mask.npz")["mask"] for name in SHARING]
 
 
+@pytest.mark.slow  # whole cases
 def test_every_case_has_every_method_labelled_and_measured(made: Path) -> None:
     assert {path.name for path in made.iterdir()} == {*CASES, "cases", "cache"}
     for case in CASES:
@@ -73,6 +74,7 @@ def test_every_case_has_every_method_labelled_and_measured(made: Path) -> None:
             assert case.rpartition("_")[0] in label["group"]
 
 
+@pytest.mark.slow  # whole cases
 def test_the_same_command_makes_only_what_is_missing(made: Path, copy: Path) -> None:
     """As if killed before a control, and between an edit and its figures."""
     run = copy / CASES[0]
@@ -90,6 +92,7 @@ def test_the_same_command_makes_only_what_is_missing(made: Path, copy: Path) -> 
     assert torch.equal(*map(frames_of, files))
 
 
+@pytest.mark.slow  # whole cases
 def test_another_choice_remakes_the_edit_and_the_controls_that_follow_from_it(made: Path, copy: Path) -> None:
     run = copy / CASES[0]
     tuned = (run / "tuned.safetensors").stat().st_mtime_ns
@@ -114,6 +117,7 @@ def test_workers_make_the_same_files_and_seeds_are_runs_of_their_own(made: Path,
         assert figures_of(tmp_path / case) == figures_of(made / case)
 
 
+@pytest.mark.slow  # whole cases
 def test_what_fails_is_listed_and_the_rest_continues(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +169,7 @@ def test_a_wrong_choice_is_refused_before_anything_is_made(word: str, message: s
     assert not [path for path in tmp_path.iterdir() if path.name != "cases"]
 
 
+@pytest.mark.slow  # whole cases
 def test_a_set_of_the_users_own_is_edited_and_measured_by_its_annotations(tmp_path: Path) -> None:
     home = tmp_path / "set"
     write_case(NAMED["bus_to_suv"], home, 64)

@@ -140,6 +140,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow  # several runs
 def test_a_tuning_goes_on_after_a_damaged_checkpoint_and_equals_an_uninterrupted_one(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_tuning_goes_on_after_a_damaged_checkpoint_and_equals_an_uninterrupted
     assert same(command.tuned("damaged"), command.tuned("whole")) and not last.parent.exists()
 
 
+@pytest.mark.slow  # several runs
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_folder_is_tried_and_its_files_are_verified(hub: Put, checkpoint: Path
     assert wrong.good is False and "has SHA-256" in wrong.text
 
 
+@pytest.mark.slow  # builds and tries a whole backbone
 def test_a_folder_of_the_second_family_is_tried_with_its_adapter(hub: Put, sd15: tuple[Path, Path]) -> None:
     place = ["backbone=sd15_ip_adapter", f"backbone.path={sd15[0]}"]
     finding = asked(*place, f"backbone.adapter={sd15[1]}")
@@ -207,6 +208,7 @@ def test_a_folder_of_the_second_family_is_tried_with_its_adapter(hub: Put, sd15:
     assert lacking.good is False and "give backbone.adapter=FOLDER" in lacking.text and lacking.remedy
 
 
+@pytest.mark.slow  # builds and tries a whole backbone
 def test_a_folder_of_ones_own_is_tried(hub: Put, checkpoint: Path, tmp_path: Path) -> None:
     mine = asked("backbone=folder", f"backbone.path={checkpoint}")
     assert mine.good and "verified:" not in mine.text and UNET in mine.text

@@ -141,6 +141,7 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
     assert not torch.equal(*made)
 
 
+@pytest.mark.slow  # several runs
 def test_a_moved_backbone_edits_and_another_one_is_refused(clip: Path, saved: Path, tmp_path: Path) -> None:
     here, there = Path(shutil.copytree(saved, tmp_path / "here")), tmp_path / "there"
     small = [*TINY[1:], "backbone=folder", f"backbone.path={here}", "video.width=32", "video.height=32"]

@@ -64,6 +64,7 @@ def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
+@pytest.mark.slow  # real runs of three sizes
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_counting_without_storage_equals_a_real_run(family: Backbone, checkpointing: bool):
     """Bytes saved for the backward pass and the peak of a whole step, gradients included, to the byte."""

@@ -51,6 +51,7 @@ def columns(folder: Path) -> dict[str, list[str]]:
     return {key: [line[key] for line in lines if line[key]] for key in lines[0]}
 
 
+@pytest.mark.slow  # W&B's own process
 def test_wandb_offline_holds_all_of_a_run_beside_a_csv(clip: Path, tmp_path: Path) -> None:
     words = ["logger=[csv,wandb]", "logger.wandb.group=my-study", "trainer.log_every_n_steps=1", "tuning.steps=3"]
     given = options(clip, tmp_path / "cache", *words)
@@ -75,6 +76,7 @@ def test_wandb_offline_holds_all_of_a_run_beside_a_csv(clip: Path, tmp_path: Pat
     assert iou == pytest.approx(float(numbers["figure/mask_iou_union"][0]))
 
 
+@pytest.mark.slow  # W&B's own process
 def test_each_run_of_a_sweep_is_its_own_and_another_edit_begins_a_new_log(clip: Path, tmp_path: Path) -> None:
     """A process runs a whole sweep, and wandb would continue the run that is open in it."""
     words = ["logger=[csv,wandb]", "metrics.enabled=false", "video.edits.suv.truth=null"]

@@ -157,6 +157,7 @@ def test_another_option_in_the_same_folder_replaces_the_edit_even_where_measurin
     assert same_tensors(run / "tuned.safetensors", here / "tuned.safetensors")
 
 
+@pytest.mark.slow  # several runs
 def test_a_stopped_tuning_continues_and_equals_an_uninterrupted_one(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

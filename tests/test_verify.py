@@ -144,6 +144,7 @@ def test_moved_inputs_and_weights_are_asked_for_and_found(home: Path, tmp_path: 
     assert all(each.ok for each in tave.verify.verify(VerifyOptions(str(home / "run"), **where)))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # two runs
 def test_made_again_a_run_has_the_same_bits(home: Path) -> None:
     found = list(tave.verify.verify(VerifyOptions(str(home / "run"), remake=True)))
     assert all(finding.ok for finding in found), found
