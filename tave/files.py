@@ -67,16 +67,20 @@ def content_digest(path: str | Path, pattern: str = "[!.]*") -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it replaces ``path`` if the block succeeds and is removed if not.
+    """Yield a path of the same name in a temporary folder beside ``path``; it replaces ``path`` if the block succeeds
+    and is removed if not.
 
-    What is in place is on the disk, with the rights of a new file. Raises :class:`FileError` where the system refuses.
+    In a folder of its own, since libraries write temporaries beside what they write (safetensors). What is in place is
+    on the disk, with the rights of a new file. Raises :class:`FileError` where the system refuses.
     """
-    temporary = _beside(path)
+    around = _beside(path)
+    temporary = around / path.name
     with deferred(), writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_name(path)
         try:
-            temporary.touch(exist_ok=False)
+            around.mkdir()
+            temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)  # safetensors makes files that nobody else may read
@@ -84,8 +88,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             _sync(path.parent)
         finally:
-            with suppress(OSError):
-                temporary.unlink()
+            shutil.rmtree(around, ignore_errors=True)
 
 
 @contextmanager

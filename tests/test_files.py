@@ -198,3 +198,10 @@ def test_stages_that_run_twice_add_up(capsys: pytest.CaptureFixture[str]) -> Non
     progress.note("hidden")
     Progress().note("give [a.png,b.png]")
     assert capsys.readouterr().err == "give [a.png,b.png]\n"
+
+
+def test_what_a_library_leaves_beside_a_file_goes_with_it(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a.safetensors") as waiting:
+        waiting.write_text("a")
+        waiting.with_name(".tmpLTpjJH").write_text("half of it")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

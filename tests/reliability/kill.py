@@ -106,7 +106,7 @@ def _left(of: Command, fault: Fault, done: Outcome, home: Path, before: dict[str
         said = [line for line in done.err.splitlines() if line.startswith(("stopped", "error"))]
         if len(said) != 1 or done.last != said[0]:
             return f"not said in one line: {done.last}"
-        if left := hidden(home):
+        if left := hidden(home, resumable=True):
             return f"left behind at its end: {', '.join(left[:4])}"
     stands = {path.name: contents(home / "run") for path in home.glob("run/edits/suv")}
     lost = of.name != "train" and (

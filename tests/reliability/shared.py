@@ -313,12 +313,16 @@ def _arrays(path: Path) -> str:
         return f"unreadable: {error}"
 
 
-def hidden(folder: Path) -> list[str]:
-    """Files and folders below ``folder`` that a stopped process left: hidden ones, and a tuning's unused states."""
+def hidden(folder: Path, resumable: bool = False) -> list[str]:
+    """Files and folders below ``folder`` that a stopped process left: hidden ones, and a tuning's checkpoints.
+
+    ``resumable``: a checkpoint that the same command will continue from is none of them.
+    """
     left = [
         path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix in (".part", ".tmp", ".lock")
     ]
-    left += [path for path in folder.glob("cache/tuned-*") if path.is_dir() and not path.suffix]
+    tunings = [path for path in folder.glob("cache/tuned-*") if path.is_dir() and not path.suffix]
+    left += [path for path in tunings if not (resumable and [each.name for each in path.iterdir()] == ["last.ckpt"])]
     return sorted(str(path.relative_to(folder)) for path in left)
 
 
