@@ -31,7 +31,7 @@ from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, p
 from tave.sweep import Jobs, NewFolders, job_folder
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
-UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
+UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache", "report")
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable by which Hydra raises errors instead of printing them

@@ -24,7 +24,7 @@ BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.bloc
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "report", "run")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
@@ -501,6 +501,7 @@ class TrainOptions(Options):
     compile: bool = option(False, "torch.compile of the UNet's transformer blocks: slow to start, then faster")
     seed: int = option(33, "seed of all random numbers", low=0, high=2**31 - 1)
     cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
+    report: bool = option(True, "write report.html")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -557,6 +558,13 @@ class VerifyOptions(Options):
     remake: bool = option(False, "make the run again in a temporary folder, and compare bit for bit")
     inputs: str | None = option(None, "folder of the clip and pictures; null: where they were", text=True)
     backbone: PlaceOptions = option(PlaceOptions, "the weights that the run was tuned from")
+
+
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    """Root of ``conf/report.yaml``."""
+
+    run: str = option(MISSING, "run folder", text=True)
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def small_edit() -> Iterator[Finding]:
     from tave.train import train
 
     words = ["video=bus_to_suv", "video.frames=2", "video.edits.suv.truth=null", "tuning.steps=1", "inversion.steps=2"]
-    words += ["inversion.gate=off", "metrics.enabled=false", "logger=none"]
+    words += ["inversion.gate=off", "metrics.enabled=false", "logger=none", "report=false"]
     with tempfile.TemporaryDirectory() as folder:
         try:
             options = compose_options("train", [*words, f"cache={folder}/cache"])

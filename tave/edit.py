@@ -27,7 +27,7 @@ from tave.files import naming
 from tave.keys import ROOTS, choices_of, literal, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
 from tave.record import check_links, check_record, recorded
-from tave.train import measure_and_log
+from tave.train import measure_and_log, report_on
 
 if TYPE_CHECKING:
     from tave.run import Run
@@ -77,6 +77,7 @@ def edit(
         check_present(folder)
         if options.metrics.enabled:
             measure_and_log(run, named)
+        report_on(run)
     return list(named)
 
 

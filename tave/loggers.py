@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import lightning as L
-import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -30,7 +29,7 @@ from torch.nn.functional import interpolate
 from tave.config import WHOLE, OptionError, choice
 from tave.editor import Editor
 from tave.pipeline import Edit
-from tave.video import contact_sheet, read_clip, read_image
+from tave.video import contact_sheet, heat, read_clip, read_image
 from tave.video.frames import to_pixels
 
 log = logging.getLogger(__name__)
@@ -100,11 +99,6 @@ class RunLogger(Callback):
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def heat(maps: Tensor) -> Tensor:
-    """Maps `... h w` in [0, 1] as a heat map, `... 3 h w` in [-1, 1]: black, red, yellow, white."""
-    return torch.stack([(maps * 3 - channel).clamp(0, 1) for channel in range(3)], dim=-3) * 2 - 1
 
 
 def heat_sheet(per_step: Tensor, size: int = 96) -> Tensor:

@@ -53,7 +53,17 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
         if requests and options.metrics.enabled:
             measure_and_log(run, requests)
             run.record(chosen)
+        report_on(run)
     return folder
+
+
+def report_on(run: Run) -> None:
+    """Write the report of an open run, if it is to have one."""
+    from tave.report import write_report
+
+    if run.options.report:
+        with run.progress.stage("report", "writing the report", steps=False):
+            write_report(run.folder)
 
 
 def measure_and_log(run: Run, names: Collection[str]) -> None:

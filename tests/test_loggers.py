@@ -20,8 +20,9 @@ from runs import options
 
 from tave.config import OptionError
 from tave.edit import edit
-from tave.loggers import Wandb, heat, heat_sheet, open_loggers
+from tave.loggers import Wandb, heat_sheet, open_loggers
 from tave.train import train
+from tave.video import heat
 
 NUMBERS = {"loss", "lr", "reconstruction_psnr", "autoencoder_psnr", "edit/mask_share", "figure/mask_iou_union"}
 PICTURES = {"edit/sheet", "edit/reference", "mask/per_step"}
