@@ -8,12 +8,13 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import call, options
 
 from eval.rules import DOUBTFUL, GOOD, OPEN, POOR, RULES, verdicts
 from tave.edit import edit
-from tave.files import read_json
+from tave.files import FileError, read_json
 from tave.record import SUMS, check_record, read_sums
 from tave.report import __main__ as command
 from tave.report import write_report
@@ -116,12 +117,21 @@ def test_it_is_made_again_from_the_folder_alone_and_covers_every_edit(run: Path,
     check_record(here)
 
 
+def test_arrays_of_another_form_are_refused_by_name(run: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(run, tmp_path / "run"))
+    (here / "edits/suv" / SUMS).unlink()
+    np.savez(here / "edits/suv/soft_mask.npz", per_step=np.zeros(3), soft=np.zeros(3))
+    with pytest.raises(FileError, match=r"soft_mask\.npz holds no maps"):
+        write_report(here)
+    assert (here / "report.html").read_bytes() == (run / "report.html").read_bytes()
+
+
 @pytest.mark.parametrize("odd", [None, [], "<b>", {"edits": 3}, 1e400, {"seconds": "<b>"}])
 def test_records_of_any_content_make_a_page(run: Path, odd: object, tmp_path: Path) -> None:
     """They may be somebody else's."""
     here = Path(shutil.copytree(run, tmp_path / "run"))
     changes = {
-        "run.json": dict.fromkeys(("chosen", "versions", "commit", "seed", "config"), odd),
+        "run.json": dict.fromkeys(("chosen", "versions", "commit", "seed"), odd) | {"config": {"video": odd}},
         "tuned.json": {"losses": odd},
         "edits/suv/edit.json": dict.fromkeys(("notes", "options", "overrides", "target_prompt"), odd),
         "metrics.json": dict.fromkeys(("reconstruction_by_frame", "autoencoder_psnr"), odd)
@@ -194,4 +204,6 @@ def test_curves_hold_every_point_and_survive_odd_ones() -> None:
     assert curves([("a", [])], "x", "step") == "" == curves([("a", [0.0])], "x", "step", log=True)
     assert curves([("dots", [1.0, 10.0, 0.0])], "x", "step", log=True).count("<circle") == 2
     assert "nan" not in curves([("a", [3.0]), ("b", [3.0])], "x", "step")
+    long = curves([("a", [float(i) for i in range(2500)])], "x", "step", first=1)
+    assert long.count(",") < 1000 and ">2500</text>" in long
     assert running_median([9, 1, 1, 1, 9], 3) == [5, 1, 1, 1, 5]

@@ -28,13 +28,13 @@ def curves(
     ``label`` describes the picture for readers who don't see it, ``across`` the horizontal axis, whose first value is
     ``first``.
     """
-    lines = [(kind, _thinned(values)) for kind, values in lines]
+    every = max(1, *(-(-len(values) // POINTS) for _, values in lines))
+    lines = [(kind, values[::every]) for kind, values in lines]
     drawn = [value for _, values in lines for value in values if not log or value > 0]
     if not drawn:
         return ""
     low, high, ticks = _scale(min(drawn), max(drawn), log)
     count = max(len(values) for _, values in lines)
-    steps = len(lines[0][1]) if len(lines[0][1]) < POINTS else count
 
     def x(i: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (i / max(1, count - 1))
@@ -48,8 +48,9 @@ def curves(
         f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>'
         for tick in ticks
     ]
-    for i in sorted({0, (steps - 1) // 2, steps - 1}):
-        parts.append(f'<text x="{x(i):.1f}" y="{HEIGHT - 16}" text-anchor="middle">{i + first}</text>')
+    for i, anchor in {0: "start", (count - 1) // 2: "middle", count - 1: "end"}.items():
+        place = f'x="{x(i):.1f}" y="{HEIGHT - 16}" text-anchor="{anchor}"'
+        parts.append(f"<text {place}>{i * every + first}</text>")
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 2}" text-anchor="middle">{across}</text>')
     for kind, values in lines:
         points = [(x(i), y(value)) for i, value in enumerate(values) if not log or value > 0]
@@ -59,10 +60,6 @@ def curves(
             joined = " ".join(f"{at:.1f},{up:.1f}" for at, up in points)
             parts.append(f'<polyline class="{kind}" points="{joined}"/>')
     return _svg(WIDTH, HEIGHT, label, parts, "chart")
-
-
-def _thinned(values: Sequence[float]) -> list[float]:
-    return list(values[:: max(1, -(-len(values) // POINTS))])
 
 
 def _scale(low: float, high: float, log: bool) -> tuple[float, float, list[float]]:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from tave.config import slug
+from tave.eval.cases import read_arrays  # pyright: ignore[reportMissingImports]
 from tave.eval.plots import field  # pyright: ignore[reportMissingImports]
 from tave.eval.records import is_number  # pyright: ignore[reportMissingImports]
 from tave.eval.rules import LEVELS, OPEN, Verdict, bounds, verdicts  # pyright: ignore[reportMissingImports]
+from tave.files import FileError
 from tave.report.charts import TIP, arrows, curves, running_median
-from tave.report.read import Change, EditReport, RunReport, commands, numbers, texts
+from tave.report.read import Change, EditReport, RunReport, at, commands, numbers, texts
 from tave.video import heat, read_image, shaded
 from tave.video.embed import clip_uri, picture_uri, strip_uri
 
@@ -39,10 +41,10 @@ def page(run: RunReport) -> str:
     style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rules = f"default-src 'none';img-src data:;media-src data:;style-src 'unsafe-inline';script-src 'sha256-{digest}'"
-    name, config = run.record["config"].get("video", {}).get("name", run.folder.name), run.record["config"]
+    name, prompt = (at(run.record["config"], f"video.{key}") or "" for key in ("name", "source_prompt"))
+    name = name or run.folder.name
     count, _, height, width = run.source.frames.shape
     facts = f"{count} frames of {width}x{height} px, {run.source.fps:g} frames/s"
-    prompt = config.get("video", {}).get("source_prompt", "")
     links = "".join(f'<a href="#edit-{slug(edit.name)}">{text(edit.name)}</a>' for edit in run.edits)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -146,16 +148,14 @@ def _all_figures(run: RunReport, edit: EditReport) -> str:
     return f"<details><summary>All {len(rows)} figures, with their ids</summary>{table}</details>"
 
 
-def _arrays(path: Path, *names: str) -> list[np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        return [stored[name] for name in names]
-
-
 def _maps(edit: EditReport) -> str:
-    maps, soft = _arrays(edit.folder / "soft_mask.npz", "per_step", "soft")
+    path = edit.folder / "soft_mask.npz"
+    maps, soft = (array.astype(np.float32) for array in read_arrays(path, ("per_step", "soft")).values())
+    if maps.ndim != 4 or soft.ndim != 3 or not np.isfinite(maps).all():
+        raise FileError(f"{path} holds no maps of a mask: make the edit again")
     if not len(maps):
         return "<p>The region was given, so that there are no maps.</p>"
-    per_step = torch.from_numpy(maps.astype(np.float32))
+    per_step = torch.from_numpy(maps)
     per_step = per_step / per_step.amax().clamp(min=1e-12)
     side = max(4, int((CELLS / (per_step.shape[0] * per_step.shape[1])) ** 0.5))
     tiles = {f"step {step}": each for step, each in enumerate(per_step, 1)}

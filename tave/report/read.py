@@ -20,7 +20,7 @@ from tave.video import Clip, read_clip
 
 # Options that are inputs or places, shown elsewhere or of no interest here.
 UNSHOWN = ("video.edits", "video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit")
-UNSHOWN += ("backbone.sha256", "backbone.knows", "backbone.mirrors", "cache", "report")
+UNSHOWN += ("backbone.sha256", "backbone.knows", "backbone.mirrors", "cache", "report", "quiet", "json")
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,14 @@ def _changes(usual: Any, values: Any, kind: type) -> list[Change]:
     """The options of the class ``kind`` whose value is not the usual one."""
     found = []
     for key, entry in options_of(kind):
-        before, after = _at(usual, key), _at(values, key)
+        before, after = at(usual, key), at(values, key)
         if key not in UNSHOWN and after is not None and before != after:
             found.append(Change(key, before, after, entry.metadata["help"]))
     return found
 
 
-def _at(tree: Any, key: str) -> Any:
+def at(tree: Any, key: str) -> Any:
+    """The value of a dotted key in a tree of plain values, None if there is none."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
