@@ -14,6 +14,7 @@ from typing import Any
 from tave.inversion import GATE_DB
 
 from .records import is_number
+from .tables import HEADLINE
 
 # The values that a figure is compared with, by the ending of their names.
 REFERENCE_WORDS = {
@@ -170,3 +171,17 @@ def bounds(rule: Rule) -> str:
     of = {"": "", "ratio": f"divided by that of {beside}: ", "difference": f"minus that of {beside}: "}[rule.of]
     good, poor = ("at least", "at most") if rule.good > rule.poor else ("at most", "at least")
     return f"{of}good {good} {rule.good:g}, poor {poor} {rule.poor:g}"
+
+
+def summary(figures: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The figures that matter, and those that are not good, a line each; and what to change, worst first."""
+    read = {each.metric: each for each in verdicts(figures)}
+    lines = []
+    for metric in dict.fromkeys((*HEADLINE, *(name for name, each in read.items() if each.level in (POOR, DOUBTFUL)))):
+        if is_number(figures.get(metric)):
+            title, level = (read[metric].rule.title, read[metric].level) if metric in read else (metric, "")
+            lines.append(f"{title:<44}{figures[metric]:>9.3g}  {level}".rstrip())
+    bad = sorted(
+        (each for each in read.values() if each.level in (POOR, DOUBTFUL)), key=lambda e: LEVELS.index(e.level)
+    )
+    return lines, [f"{each.rule.title[0].lower()}{each.rule.title[1:]}: {each.rule.change}" for each in bad]

@@ -255,9 +255,7 @@ def report(findings: list[Finding]) -> Iterator[str]:
 
 def _work(options: DoctorOptions, _: Context) -> None:
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     findings: list[Finding] = []
     with Console(stderr=True).status("looking") as status:
         for finding in examine(options):
