@@ -88,9 +88,9 @@ def read_report(folder: Path) -> RunReport:
 def _edit(home: Path, config: Mapping[str, Any], figures: Mapping[str, Any]) -> EditReport:
     check_record(home)
     record = read_edit(home)
-    clips = (read_clip(home / name, WHOLE).frames for name in ("edited.mp4", "mask.mp4"))
+    frames, mask = (read_clip(home / name, WHOLE).frames for name in ("edited.mp4", "mask.mp4"))
     own = record.get("options") if isinstance(record.get("options"), dict) else {}
-    return EditReport(home, record, figures.get(home.name, {}), *clips, _changes(config, own, EditingOptions))
+    return EditReport(home, record, figures.get(home.name, {}), frames, mask, _changes(config, own, EditingOptions))
 
 
 def _changes(usual: Any, values: Any, kind: type) -> list[Change]:
