@@ -22,7 +22,7 @@ setup: $(VENV)/.setup-done ## the environment in .venv, pinned by constraints.tx
 $(VENV)/.setup-done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python %d.%d found, 3.11 to 3.13 needed: make setup PYTHON=python3.11" % v)'
 	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) $(VENV); \
-	 else $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -q uv; fi
+	 else $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -qq uv; fi
 	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@
 

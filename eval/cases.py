@@ -7,7 +7,7 @@ A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/edite
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -124,7 +124,7 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     check_record(folder)
     record = read_run(run)
     path = folder / "soft_mask.npz"
-    arrays = _arrays(path, ("binary", "mask", "alpha"))
+    arrays = _masks(path, ("binary", "mask", "alpha"))
     source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", folder / "edited.mp4"))
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
@@ -233,7 +233,7 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
     picture = (frames, height, width)
     shapes = dict.fromkeys(("source", "ideal", "background"), (*picture, 3)) | {"occluder": (*picture, 4)}
     shapes |= dict.fromkeys(("source_mask", "target_mask"), picture) | {"target_layer": wide}
-    arrays = _arrays(folder / "truth.npz", tuple(shapes))
+    arrays = _masks(folder / "truth.npz", tuple(shapes))
     for name, shape in shapes.items():
         if (found := arrays[name].shape) != shape:
             raise EvalError(f"{folder / 'truth.npz'}: {name} has shape {found}, but the edited clip needs {shape}")
@@ -255,7 +255,15 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
     return Truth(source, ideal, old, new, layers, target, inside, track)
 
 
-def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _masks(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    found = read_arrays(path, names)
+    if odd := [name for name, array in found.items() if array.dtype not in (np.uint8, np.bool_) or array.ndim < 3]:
+        raise EvalError(f"{path}: {', '.join(odd)} is no stack of masks or pictures (uint8)")
+    return found
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of an npz archive. Raises :class:`EvalError`, in one line, if it lacks one or can't be read."""
     try:
         # np.load leaves a damaged archive open when it opens the file itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -264,8 +272,6 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
     if missing := set(names) - set(found):
         raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
-    if odd := [name for name, array in found.items() if array.dtype not in (np.uint8, np.bool_) or array.ndim < 3]:
-        raise EvalError(f"{path}: {', '.join(odd)} is no stack of masks or pictures (uint8)")
     return found
 
 

@@ -20,7 +20,7 @@ from tave.files import prepare, whole_file, write_json
 
 from . import EvalError
 from .runs import Results, find, read_results, split_methods
-from .tables import ALL, ARROWS, FEWEST, as_json, code, escape, markdown_table, reference_of
+from .tables import ALL, ARROWS, FEWEST, HEADLINE, as_json, code, escape, markdown_table, reference_of
 
 NO_CONTROL = "No untouched source, no frozen frame, no pasted target: python -m tave.benchmark makes them."
 NARROW = f"Intervals of few cases are too narrow: below {FEWEST} cases no difference is decided, whatever its interval."
@@ -36,6 +36,9 @@ def leaderboard(options: LeaderboardOptions) -> Path:
     board = as_json(found, _columns(found, options.metrics), options.versus)
     if options.versus not in board["methods"]:
         raise EvalError(f"versus={options.versus}: no such method; there are {', '.join(board['methods'])}")
+    board["headline"] = (
+        options.metrics or [name for name in board["metrics"] if name in HEADLINE] or [*board["metrics"]]
+    )
     board["notices"] = _notices(board)
     out = Path(options.out)
     prepare(out)
@@ -66,12 +69,13 @@ def leaderboard(options: LeaderboardOptions) -> Path:
 
 
 def _columns(found: Results, wanted: list[str]) -> list[str]:
-    """The metrics to show: ``wanted``, or all that are measured of an edit."""
+    """The metrics to show: ``wanted``, or all that are measured of an edit, first those that matter."""
     measured = {name for result in found.results for name in result.figures}
     if unknown := [name for name in wanted if name not in measured]:
         raise EvalError(f"metrics={unknown}: no run has measured that; measured are {', '.join(sorted(measured))}")
     shown = [name for name in found.metrics if name in measured and name != "judge_frames"]
-    return wanted or [name for name in shown if not reference_of(name)[0]]
+    found = [name for name in shown if not reference_of(name)[0]]
+    return wanted or sorted(found, key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
 
 
 def _notices(board: dict[str, Any]) -> dict[str, list[str]]:

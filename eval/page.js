@@ -1,10 +1,12 @@
 const T=JSON.parse(document.getElementById('data').textContent),arrow={true:' \u2191',false:' \u2193'};
+const every=document.getElementById('every');every.onchange=()=>draw();
 let group=T.groups[0],sorted=null,up=false;
 const at=(g,m,k)=>T.means.find(r=>r.group===g&&r.method===m&&r.metric===k);
 const versus=(g,m,k)=>T.paired.find(r=>r.group===g&&r.versus===m&&r.metric===k);
 const num=x=>Math.abs(x)>=100?x.toFixed(0):Math.abs(x)>=10?x.toFixed(1):x.toFixed(3);
 function draw(){
-  const names=Object.keys(T.metrics).filter(k=>T.methods.some(m=>at(group,m,k)));
+  const chosen=every.checked?Object.keys(T.metrics):T.headline,names=chosen.filter(k=>T.methods.some(m=>at(group,m,k)));
+  const full=Math.max(0,...T.means.filter(r=>r.group===group).map(r=>r.n));
   let methods=[...T.methods];
   if(sorted)methods.sort((a,b)=>{const x=at(group,a,sorted),y=at(group,b,sorted);
     return !x?1:!y?-1:(up?1:-1)*(x.mean-y.mean)});
@@ -24,7 +26,7 @@ function draw(){
     const name=document.createElement('td');name.textContent=m.replaceAll('_',' ');tr.append(name);
     for(const k of names){const td=document.createElement('td'),r=at(group,m,k),p=versus(group,m,k);
       if(r){td.textContent=num(r.mean);const s=document.createElement('small');
-        s.textContent='['+num(r.low)+', '+num(r.high)+']'+' n='+r.n;td.append(s);
+        s.textContent='['+num(r.low)+', '+num(r.high)+']'+(r.n<full?' n='+r.n:'');td.append(s);
         if(r.mean===best[k])td.classList.add('best');
         if(p){td.title=T.versus+' minus '+m+': '+num(p.difference)+' ['+num(p.low)+', '+num(p.high)+'], n='+p.n;
           if(p.decided)td.classList.add('clear')}}

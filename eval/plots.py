@@ -19,6 +19,7 @@ from tave.files import whole_file
 from tave.video import read_clip, read_image
 
 from . import EvalError
+from .cases import read_arrays
 from .tables import ALL, BETTER
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ def field(edit: Path) -> np.ndarray:
     path = edit / "field.npz"
     if not path.is_file():
         raise EvalError(f"{path} is missing: the edit was made without the inter-frame correction")
-    with np.load(path) as stored:
-        cells, mask = stored["following"], stored["mask"] > 0
+    stored = read_arrays(path, ("following", "mask"))
+    cells, mask = stored["following"], stored["mask"] > 0
+    if cells.ndim != 3 or mask.shape != cells.shape or cells.dtype.kind != "i":
+        raise EvalError(f"{path} holds no field: make the edit again")
     here = np.stack(np.meshgrid(np.arange(cells.shape[2]), np.arange(cells.shape[1])), axis=-1)
     there = np.stack([cells % cells.shape[2], cells // cells.shape[2]], axis=-1)
     return np.where(((cells >= 0) & mask)[..., None], (there - here).astype(float), np.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tave.record import read_metrics as metrics_of
 
@@ -52,7 +52,7 @@ def texts_in(record: Mapping[str, Any], key: str, path: Path) -> list[str]:
     return found
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value can be averaged: neither NaN nor infinite nor absurdly large."""
     return type(value) in (int, float) and abs(value) <= LARGEST
 

@@ -21,7 +21,7 @@ from .records import is_number, mapping_in, name_in, printable, read_metrics, se
 log = logging.getLogger(__name__)
 
 # Options that make no other method: clip, seed, places, and where figures are written.
-APART = ("video", "seed", "cache", "logger", "metrics", "trainer")
+APART = ("video", "seed", "cache", "logger", "metrics", "trainer", "report", "quiet", "json")
 PLACES = ("backbone.path", "backbone.adapter", "reference.segmenter", "experiment")
 NO_METHOD = re.compile(rf"\+*({'|'.join(APART)}|experiment|hydra|run|backbone\.(path|adapter))\b")
 # The target's pictures: each clip has its own, so that only a study of one clip compares them.

@@ -9,6 +9,7 @@ A run's figures are merged into its ``metrics.json``.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
 from tave.files import prepare, write_json
-from tave.record import changed_metrics, check_links
+from tave.record import REPORT, changed_metrics, check_links
+from tave.report import write_report
+from tave.summary import as_line
 
 from . import EvalError, WeightsError
 from .tables import BETTER
@@ -173,7 +176,8 @@ def table(scores: Scores) -> str:
 
 
 def score(options: ScoreOptions) -> None:
-    """Measure what ``options`` asks for, print the figures and where they are written."""
+    """Measure what ``options`` asks for, print the figures and where they are written; a run's report is renewed."""
+    began = time.perf_counter()
     tools = Toolbox(judge_folder(options.judge), options.clip, options.clip_sha256, options.dino, options.pickscore)
     annotations = Path(options.annotations) if options.annotations else None
     given = [key for key in FILES if getattr(options, key) is not None]
@@ -186,12 +190,19 @@ def score(options: ScoreOptions) -> None:
         scores = score_cases([_bare(options, Path(options.edited), Path(options.source), annotations)], tools)
     else:
         raise EvalError("run is missing: give run=RUN_FOLDER, or edited=CLIP source=CLIP")
-    print(table(scores))
-    if options.run is not None:
-        print(Path(options.run) / "metrics.json")
     if options.out:
         write_json(Path(options.out), {"edits": scores.edits, "metrics": scores.metrics})
-        print(options.out)
+    if options.run is not None and (Path(options.run) / REPORT).is_file():
+        write_report(Path(options.run))
+    if options.json:
+        content = {"folder": options.run, "edits": list(scores.edits), "figures": scores.edits}
+        print(as_line(content | {"warnings": scores.warnings, "seconds": round(time.perf_counter() - began, 3)}))
+        return
+    if not options.quiet:
+        print(table(scores))
+    for path in (options.run and Path(options.run) / "metrics.json", options.out):
+        if path:
+            print(path)
 
 
 def _bare(options: ScoreOptions, edited: Path, source: Path, annotations: Path | None) -> Case:

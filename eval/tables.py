@@ -24,6 +24,12 @@ DRAWS, SEED, COVER = 2000, 0, 0.95
 FEWEST = 6
 # Endings of the names of values that an edit is compared with; see eval.metrics.
 REFERENCES = ("source", "ideal", "ceiling", "floor", "autoencoder")
+# The figures that matter, in this order: identity, nearness to the ideal, likeness by CLIP, residue, steadiness and
+# background. Of one metric's names a clip has that of its truth, of an annotation, or of the edit mask.
+HEADLINE = ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "ideal_psnr_aligned")
+HEADLINE += ("clip_image_crop", "clip_image_in_annotation", "clip_image_in_mask", "residue", "warp_error_object")
+HEADLINE += ("warp_error_in_annotation", "warp_error_in_mask", "background_psnr", "background_psnr_outside_annotation")
+HEADLINE += ("background_psnr_outside_mask",)
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 BETTER = {True: "higher is better", False: "lower is better", None: ""}
 

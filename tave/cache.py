@@ -247,8 +247,9 @@ class Cache:
     ) -> Mapping[str, Tensor]:
         """The tensors of stage ``name`` under a key of ``parts``: stored ones, else ``make()``, which are then stored.
 
-        Stored ones that are damaged, or not in ``form``, are named in one line and made again. 0-dim tensors are also
-        written into the file's description, under their names. Raises :class:`NonFiniteError` for NaN and infinity.
+        Stored ones that are damaged, or not in ``form``, are named in one line and made again. Numbers and lists of
+        numbers are also written into the file's description, under their names. Raises :class:`NonFiniteError` for NaN
+        and infinity.
         """
         if self.folder is None:
             return make()
@@ -265,7 +266,7 @@ class Cache:
             before = self.progress.seconds
             tensors = {part: tensor.detach().cpu().clone() for part, tensor in make().items()}
             spent = {stage: now - before.get(stage, 0.0) for stage, now in self.progress.seconds.items()}
-            numbers = {part: float(tensor) for part, tensor in tensors.items() if tensor.dim() == 0}
+            numbers = {part: tensor.tolist() for part, tensor in tensors.items() if tensor.dim() < 2}
             seconds = {stage: round(took, 3) for stage, took in spent.items() if took > 0}
             about = {"key": key, "scope": self.scope, "seconds": seconds, **numbers}
         for path in places:

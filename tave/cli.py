@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, p
 from tave.sweep import Jobs, NewFolders, job_folder
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
-UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
+UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache", "report", "quiet", "json")
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 EXPECTED = (ValueError, OSError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable by which Hydra raises errors instead of printing them
@@ -62,7 +63,7 @@ def _clips(folder: str) -> str:
 
 
 def _job(fact: str) -> str | None:
-    """A fact about the running Hydra job, for loggers: its ``study``, ``values``, ``backbone`` or ``method``."""
+    """A fact about the running Hydra job, for loggers: study, values, backbone, method or command."""
     if not HydraConfig.initialized():
         return "" if fact == "values" else None
     job = HydraConfig.get()
@@ -73,6 +74,8 @@ def _job(fact: str) -> str | None:
         return "".join(
             f" {word}" for word in _plain(job.overrides.task) if re.split("[.=]", word.lstrip("+"))[0] not in UNNAMED
         )
+    if fact == "command":
+        return job.job.name
     if fact == "backbone":
         return job.runtime.choices.get("backbone")
     return experiment if experiment and not sweeps else "tave"
@@ -238,10 +241,12 @@ def entry_point(
                 made = work(options, context)
         except Exception as error:
             if job.mode == RunMode.RUN:
-                _leave(error, root)
+                _leave(error, root, as_json=_asked("json", overrides))
             with contextlib.suppress(OSError):
                 folder.rmdir()  # Hydra made it; it goes if it is empty
             jobs.fail(overrides, one_line(error, root), error, expected=_expected(error))
+            if _asked("json", overrides):
+                print(json.dumps({"error": one_line(error, root), "overrides": overrides}), flush=True)
             if not job.launcher._target_.endswith(".BasicLauncher"):
                 raise  # its jobs are in other processes, where Hydra alone counts them
             return None
@@ -262,11 +267,13 @@ def entry_point(
             run()
             return
         os.environ[FULL_ERROR] = "1"
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: one for each part of a backbone
+        quiet = _asked("quiet", words) or not flags.isdisjoint({"-c", "--cfg", "-i", "--info", "--hydra-help"})
         try:
             if flags & {"-h", "--help"}:
                 print(help_text(root_name, [word for word in words if word not in flags]))
                 return
-            if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
+            if not quiet and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
             words.sort(key=lambda word: word[:1] != "-" and "=" in word)  # Hydra takes no flags between them
             sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(words)
@@ -280,7 +287,7 @@ def entry_point(
             NewFolders.clear(begun=jobs.begun)
             if isinstance(error, OSError):  # Hydra could not make the output folder
                 error = FileError(refusal(error))
-            _leave(error, root)
+            _leave(error, root, as_json=_asked("json", words))
         finally:
             if not TRACEBACKS:
                 del os.environ[FULL_ERROR]
@@ -288,12 +295,17 @@ def entry_point(
     return main
 
 
+def _asked(key: str, words: Sequence[str]) -> bool:
+    """Whether the words of a command line set the switch ``key``, known also where the configuration can't be read."""
+    return any(re.fullmatch(rf"\+*{key}=(true|1|yes|on)", word, re.IGNORECASE) for word in words)
+
+
 def _expected(error: BaseException) -> bool:
     """Whether an error is one that a user can mend."""
     return not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError")
 
 
-def _leave(error: BaseException, root: Root) -> NoReturn:
+def _leave(error: BaseException, root: Root, *, as_json: bool = False) -> NoReturn:
     """Exit in one line: 1 for user errors, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
     if stop := _signal_of(error):
         line, code = str(stop), stop.code
@@ -302,6 +314,8 @@ def _leave(error: BaseException, root: Root) -> NoReturn:
     else:
         raise error
     print(line, file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": line.removeprefix("error: "), "code": code}))
     raise SystemExit(code)
 
 

@@ -24,7 +24,7 @@ BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.bloc
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "report", "quiet", "json", "run")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
@@ -63,6 +63,10 @@ MASK = "where to edit: a clip or a folder of pictures, white inside; null: found
 AGREEMENT = "largest forward-backward error of a match, share of the grid's shorter side; null: no check"
 JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
 CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
+
+
+QUIET = "print the folder alone: neither progress nor warnings nor the table at the end"
+JSON = "print one line of JSON instead of the folder: what was made, figures, warnings, seconds, or the error"
 
 
 class OptionError(ValueError):
@@ -501,6 +505,9 @@ class TrainOptions(Options):
     compile: bool = option(False, "torch.compile of the UNet's transformer blocks: slow to start, then faster")
     seed: int = option(33, "seed of all random numbers", low=0, high=2**31 - 1)
     cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
+    report: bool = option(True, "write report.html")
+    quiet: bool = option(False, QUIET)
+    json: bool = option(False, JSON)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -560,6 +567,13 @@ class VerifyOptions(Options):
 
 
 @dataclass(frozen=True)
+class ReportOptions(Options):
+    """Root of ``conf/report.yaml``."""
+
+    run: str = option(MISSING, "run folder", text=True)
+
+
+@dataclass(frozen=True)
 class ScoreOptions(Options):
     """Root of ``conf/score/score.yaml``: a run folder, or bare files of any system."""
 
@@ -578,6 +592,8 @@ class ScoreOptions(Options):
     dino: str | None = option(None, "DINO: folder or cached hub name; null: none", text=True)
     pickscore: str | None = option(None, "PickScore: folder or cached hub name; null: none", text=True)
     out: str | None = option(None, "JSON file for the results, in the format of metrics.json", text=True)
+    quiet: bool = option(False, "print the paths of the files alone")
+    json: bool = option(False, "print one line of JSON: figures, warnings, seconds, or the error")
 
 
 @dataclass(frozen=True)

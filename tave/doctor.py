@@ -217,7 +217,7 @@ def small_edit() -> Iterator[Finding]:
     from tave.train import train
 
     words = ["video=bus_to_suv", "video.frames=2", "video.edits.suv.truth=null", "tuning.steps=1", "inversion.steps=2"]
-    words += ["inversion.gate=off", "metrics.enabled=false", "logger=none"]
+    words += ["inversion.gate=off", "metrics.enabled=false", "logger=none", "report=false"]
     with tempfile.TemporaryDirectory() as folder:
         try:
             options = compose_options("train", [*words, f"cache={folder}/cache"])
@@ -255,9 +255,7 @@ def report(findings: list[Finding]) -> Iterator[str]:
 
 def _work(options: DoctorOptions, _: Context) -> None:
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     findings: list[Finding] = []
     with Console(stderr=True).status("looking") as status:
         for finding in examine(options):

@@ -27,7 +27,8 @@ from tave.files import naming
 from tave.keys import ROOTS, choices_of, literal, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
 from tave.record import check_links, check_record, recorded
-from tave.train import measure_and_log
+from tave.summary import noted, say
+from tave.train import measure_and_log, report_on
 
 if TYPE_CHECKING:
     from tave.run import Run
@@ -77,6 +78,7 @@ def edit(
         check_present(folder)
         if options.metrics.enabled:
             measure_and_log(run, named)
+        report_on(run)
     return list(named)
 
 
@@ -167,8 +169,10 @@ def _work(cfg: DictConfig, context: Context) -> None:
     if OmegaConf.is_missing(cfg, "run"):
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
     folder, words = Path(cfg.run), _words(context)
-    for name in edit(folder, typed(options_of(folder, words)), overrides=words):
-        print(folder / "edits" / name)
+    with noted(cfg.quiet) as notes:
+        made = edit(folder, typed(options_of(folder, words)), overrides=words, show=not cfg.quiet)
+    folders = [folder / "edits" / name for name in made]
+    say(folder, made, notes, folders, quiet=cfg.quiet, as_json=cfg.json)
 
 
 main = entry_point("edit a tuned clip", "edit", _work, read=lambda cfg: cfg)

@@ -62,7 +62,7 @@ class Editor(L.LightningModule):
         self.tuning, self.seed, self.optimizer = tuning, seed, optimizer
         self.strict_loading = False  # checkpoints hold the tuned weights alone
         self.watch = Watch("tuning", f"lower tuning.lr (now {tuning.lr:g})")
-        self._first: Tensor | None = None  # the loss of the first step
+        self._losses: dict[int, Tensor] = {}  # by step, from 0
         self._batch: TuningBatch | None = None
         self._inverted: tuple[Source, Inversion] | None = None
 
@@ -73,7 +73,7 @@ class Editor(L.LightningModule):
         loss = self.loss(batch, self.global_step)
         if self.global_step == 0:
             check_finite("tuning, step 1", {"loss": loss}, PRECISION)
-            self._first = loss.detach()
+        self._losses[self.global_step] = loss.detach()
         self.watch.add(self.global_step + 1, "loss", loss)
         self._batch = batch
         self.log("loss", loss, prog_bar=True)
@@ -121,10 +121,15 @@ class Editor(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = self.check_tuned()
         checkpoint["state_dict"] = {f"{UNET}{name}": value for name, value in state.items()}
-        checkpoint["first_loss"] = self._first
+        checkpoint["losses"] = [(step, float(loss)) for step, loss in self._losses.items()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._first = checkpoint.get("first_loss")
+        self._losses = {step: torch.tensor(loss) for step, loss in checkpoint.get("losses", [])}
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step so far, to six digits."""
+        return [float(f"{float(loss):.6g}") for _, loss in sorted(self._losses.items())]
 
     def on_train_end(self) -> None:
         self.check_tuned()
@@ -136,10 +141,10 @@ class Editor(L.LightningModule):
         The losses of the steps don't tell: each has its own random t, with which it varies by orders of magnitude. So
         the first step's draw, which the untuned network was measured on, is measured again.
         """
-        if self._first is None or self._batch is None:
+        if 0 not in self._losses or self._batch is None:
             return
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            before, after = float(self._first), float(self.loss(self._batch, 0))
+            before, after = float(self._losses[0]), float(self.loss(self._batch, 0))
         if not after <= GROWN * before:
             log.warning(
                 "the tuning made the loss grow, on the same draw from %.3g to %.3g: lower tuning.lr (now %g)",

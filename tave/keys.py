@@ -39,6 +39,7 @@ ROOTS = {
     "train": Root(config.TrainOptions, ("video", "backbone", "memory", "logger", "experiment")),
     "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
     "verify": Root(config.VerifyOptions),
+    "report": Root(config.ReportOptions),
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
     "cache": Root(config.CacheOptions),

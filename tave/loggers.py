@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import lightning as L
-import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -30,12 +29,14 @@ from torch.nn.functional import interpolate
 from tave.config import WHOLE, OptionError, choice
 from tave.editor import Editor
 from tave.pipeline import Edit
-from tave.video import contact_sheet, read_clip, read_image
+from tave.record import read_metrics
+from tave.video import contact_sheet, heat, read_clip, read_image
 from tave.video.frames import to_pixels
 
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
+SUMMARIES = {True: "max", False: "min", None: "mean"}  # of a metric with this direction
 WANDB_HOST = "https://api.wandb.ai"
 
 
@@ -83,15 +84,21 @@ class RunLogger(Callback):
             log_clip(logger, "mask/clip", here / "mask.mp4", name, step)
 
     def log_figures(self, edits: Mapping[str, Mapping[str, Any]]) -> None:
-        """Log the figures of ``edits``, name -> metric -> value: a table, and their means as ``figure/METRIC``."""
-        numbers = [{key: float(v) for key, v in edit.items() if isinstance(v, (int, float))} for edit in edits.values()]
-        columns = list(dict.fromkeys(key for figures in numbers for key in figures))
-        clip = str(self.config["video"]["name"])
-        rows = [[clip, name, *map(figures.get, columns)] for name, figures in zip(edits, numbers, strict=True)]
-        means = {f"figure/{key}": fmean(figures[key] for figures in numbers if key in figures) for key in columns}
+        """Log the figures of ``edits``, name -> metric -> value: a table of the cases, and what a logger shows of them.
+
+        The metrics' directions are those of ``metrics.json``.
+        """
+        numbers = {
+            name: {key: float(value) for key, value in figures.items() if isinstance(value, (int, float))}
+            for name, figures in edits.items()
+        }
+        columns = list(dict.fromkeys(key for figures in numbers.values() for key in figures))
+        clip, facts = str(self.config["video"]["name"]), read_metrics(self.folder).get("metrics", {})
+        rows = [[clip, name, *map(figures.get, columns)] for name, figures in numbers.items()]
+        directions = {key: facts.get(key, {}).get("higher_is_better") for key in columns}
         for logger in self.loggers:
-            log_table(logger, "figures", ["clip", "edit", *columns], rows)
-            logger.log_metrics(means)
+            log_table(logger, "cases", ["clip", "edit", *columns], rows)
+            log_numbers(logger, list(numbers.values()), directions, self.config["metrics"]["objective"])
 
     def close(self) -> None:
         """Finish all logs; to be called once, also where the run failed."""
@@ -100,11 +107,6 @@ class RunLogger(Callback):
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def heat(maps: Tensor) -> Tensor:
-    """Maps `... h w` in [0, 1] as a heat map, `... 3 h w` in [-1, 1]: black, red, yellow, white."""
-    return torch.stack([(maps * 3 - channel).clamp(0, 1) for channel in range(3)], dim=-3) * 2 - 1
 
 
 def heat_sheet(per_step: Tensor, size: int = 96) -> Tensor:
@@ -175,6 +177,30 @@ def _(logger: WandbLogger, key: str, columns: list[str], rows: list[list[Any]]) 
 def _(logger: TensorBoardLogger, key: str, columns: list[str], rows: list[list[Any]]) -> None:
     lines = [columns, ["---"] * len(columns), *rows]
     logger.experiment.add_text(key, "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+
+
+@singledispatch
+def log_numbers(
+    logger: Logger, edits: list[dict[str, float]], directions: Mapping[str, bool | None], objective: str | None
+) -> None:
+    """Log the figures of each of ``edits`` as ``figure/METRIC``: here their means."""
+    found = {key: [figures[key] for figures in edits if key in figures] for key in directions}
+    logger.log_metrics({f"figure/{key}": fmean(values) for key, values in found.items()})
+
+
+@log_numbers.register
+def _(
+    logger: WandbLogger, edits: list[dict[str, float]], directions: Mapping[str, bool | None], objective: str | None
+) -> None:
+    # The run's summary gets the best of its edits, or the mean where no direction is better, and no chart of one point
+    # is drawn for each. `goal` is what a search optimises.
+    run = logger.experiment
+    for key, higher in directions.items():
+        run.define_metric(f"figure/{key}", summary=SUMMARIES[higher], hidden=True)
+    for figures in edits:
+        run.log({f"figure/{key}": value for key, value in figures.items()})
+    if objective in directions:
+        run.log({"goal": fmean(figures[objective] for figures in edits if objective in figures)})
 
 
 @singledispatch

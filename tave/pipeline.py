@@ -41,6 +41,9 @@ from tave.video import Clip
 
 log = logging.getLogger(__name__)
 
+# Of the clip sampled back and of the autoencoder's round trip, in dB: of all frames, and of each.
+RECONSTRUCTION = ("reconstruction_psnr", "autoencoder_psnr", "reconstruction_by_frame", "autoencoder_by_frame")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -137,9 +140,10 @@ class Pipeline:
     def invert(self, source: Source) -> Inversion:
         """The clip's trajectory from clean latents to noise, and the reconstruction that it allows."""
         form: Form = {"latents": ((self.schedule.steps + 1, *source.latents.shape), source.latents.dtype)}
-        form = form | dict.fromkeys(("reconstruction_psnr", "autoencoder_psnr"), ((), torch.float32))
+        form = form | dict.fromkeys(RECONSTRUCTION[:2], ((), torch.float32))
+        form = form | dict.fromkeys(RECONSTRUCTION[2:], ((len(source.clip.frames),), torch.float32))
         found = self.cache.tensors("trajectory", [self.options.inversion], lambda: self._inverted(source), form)
-        psnrs = (round(float(found[name]), 4) for name in ("reconstruction_psnr", "autoencoder_psnr"))
+        psnrs = (round(float(found[name]), 4) for name in RECONSTRUCTION[:2])
         inversion = Inversion(Trajectory(found["latents"].to(self.encoders.device)), *psnrs)
         note = reconstruction_note(
             inversion.reconstruction_psnr, inversion.autoencoder_psnr, self.options.inversion.gate
@@ -159,9 +163,10 @@ class Pipeline:
             back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
             frames = self.encoders.decode(back)
             check_finite("reconstruction", {"decoded clip": frames}, PRECISION)
-        truth = source.clip.frames
-        psnrs = {"reconstruction_psnr": psnr(frames, truth), "autoencoder_psnr": psnr(source.round_trip, truth)}
-        return {"latents": trajectory.latents} | {name: torch.tensor(value) for name, value in psnrs.items()}
+        truth, clips = source.clip.frames, (frames, source.round_trip)
+        values = [psnr(clip, truth) for clip in clips]
+        values += [[psnr(*pair) for pair in zip(clip, truth, strict=True)] for clip in clips]
+        return {"latents": trajectory.latents} | dict(zip(RECONSTRUCTION, map(torch.tensor, values), strict=True))
 
     def edit(self, source: Source, inversion: Inversion, target: Target) -> Edit:
         """Find the mask, sample inside it, decode, composite over the source."""
@@ -249,6 +254,6 @@ class Pipeline:
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of ``f 3 H W`` in [-1, 1], capped at 100: JSON has no infinity."""
+    """Peak signal-to-noise ratio in dB of `... 3 H W` in [-1, 1], capped at 100: JSON has no infinity."""
     error = (frames.double().cpu() - truth.double().cpu()).square().mean() / 4
     return min(100.0, float(-10 * torch.log10(error.clamp(min=1e-10))))

@@ -27,9 +27,10 @@ from tave.locks import UPDATE, claimed
 log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
-# The files of a run folder that later commands read, beside its edits. Nothing reads logs/.
+REPORT = "report.html"
+# The files of a run folder, beside its edits. Nothing reads logs/ or the report.
 PRODUCTS = ("run.json", "metrics.json", "source.mp4", "round_trip.mp4", "tuned.safetensors", "tuned.json")
-PRODUCTS += ("trajectory.safetensors", "true_region.mp4", "failed.json", "LICENSE-MODEL.txt")
+PRODUCTS += ("trajectory.safetensors", "true_region.mp4", "failed.json", "LICENSE-MODEL.txt", REPORT)
 REMEDY = "copy it again from where it was made, or delete it and give the command again that made it"
 
 

@@ -65,7 +65,7 @@ def _platform(record: Mapping[str, Any]) -> Iterator[Finding]:
 def _options(run: Path, options: VerifyOptions, place: Path) -> TrainOptions:
     base = typed(options_of(run))
     given = {key: value for key in ("path", "adapter") if (value := getattr(options.backbone, key)) is not None}
-    return replace(base, cache=str(place / "cache"), logger={}, backbone=replace(base.backbone, **given))
+    return replace(base, cache=str(place / "cache"), logger={}, report=False, backbone=replace(base.backbone, **given))
 
 
 def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:

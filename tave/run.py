@@ -40,7 +40,7 @@ from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.origin import origin
-from tave.pipeline import Target
+from tave.pipeline import RECONSTRUCTION, Target
 from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.space import check_space
@@ -98,6 +98,7 @@ class Run:
             Path(options.cache), self.key, progress, {"trajectory": folder / "trajectory.safetensors"}
         )
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
+        self.losses: list[float] = []  # of the tuning's steps
 
     @classmethod
     def begin(cls, options: TrainOptions, folder: Path, *, show: bool = True) -> Run:
@@ -167,6 +168,7 @@ class Run:
             return False
         self.progress.note(f"tuned weights: reused from {path.parent}")
         load_tuned(unet, found[0])
+        self.losses = found[1].get("losses", [])
         if path.parent == Path(self.options.cache):
             mark_used(path)
         return True
@@ -182,6 +184,7 @@ class Run:
             )
             trainer.fit(self.editor, self.data, ckpt_path=whole)
         self.editor.zero_grad()  # frees the last step's gradients
+        self.losses = self.editor.losses
         self._save_tuned(stored)
         shutil.rmtree(states, ignore_errors=True)
 
@@ -291,6 +294,7 @@ class Run:
             "frames": len(self.clip.frames),
             "inflation": asdict(self.options.inflation),
             "tuning": asdict(self.options.tuning),
+            "losses": self.losses,
         }
         write_tensors(path, tuned_state(self.editor.denoiser.unet), about)
         if path.parent == self.folder:
@@ -314,7 +318,7 @@ class Run:
         """
         trajectory = self.folder / "trajectory.safetensors"
         about = read_about(trajectory) if trajectory.is_file() else {}
-        psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
+        psnr = {key: about[key] for key in RECONSTRUCTION if key in about}
         with changed_metrics(self.folder) as metrics:
             metrics |= psnr | {"stages": metrics.get("stages", {}) | self.progress.record}
         content = {

@@ -21,6 +21,7 @@ from tave.config import slug
 
 # What doesn't change a job's result, so that a sweep goes on in its folders under another logger.
 APART = ("experiment", "logger", "logger.wandb.mode", "logger.wandb.group", "metrics.objective")
+APART += ("report", "quiet", "json")
 LINE = 200  # characters of a job's values in a message
 
 

@@ -20,6 +20,7 @@ from tave.config import OptionError, TrainOptions
 from tave.files import content_digest, naming
 from tave.locks import all_claimed, claimed
 from tave.record import changed_metrics, read_edit, read_metrics
+from tave.summary import noted, say
 
 if TYPE_CHECKING:
     from tave.run import Run
@@ -53,7 +54,17 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
         if requests and options.metrics.enabled:
             measure_and_log(run, requests)
             run.record(chosen)
+        report_on(run)
     return folder
+
+
+def report_on(run: Run) -> None:
+    """Write the report of an open run, if it is to have one."""
+    from tave.report import write_report
+
+    if run.options.report:
+        with run.progress.stage("report", "writing the report", steps=False):
+            write_report(run.folder)
 
 
 def measure_and_log(run: Run, names: Collection[str]) -> None:
@@ -104,10 +115,11 @@ def objective(options: TrainOptions, folder: Path) -> float | None:
 
 
 def _work(options: TrainOptions, context: Context) -> float | None:
-    chosen = {"experiment": context.experiment, "overrides": context.overrides}
-    train(options, context.folder, chosen=chosen)
-    print(context.folder)
-    return objective(options, context.folder)
+    chosen, folder = {"experiment": context.experiment, "overrides": context.overrides}, context.folder
+    with noted(options.quiet) as notes:
+        train(options, folder, chosen=chosen, show=not options.quiet)
+    say(folder, list(options.video.requests()), notes, [folder], quiet=options.quiet, as_json=options.json)
+    return objective(options, folder)
 
 
 main = entry_point("tune on a clip and edit it", "train", _work)

@@ -20,7 +20,7 @@ from tave.pipeline import Edit
 from tave.progress import Progress
 from tave.record import write_record
 from tave.sampling import resize_mask
-from tave.video import contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
+from tave.video import contact_sheet, mask_frames, shaded, side_by_side, write_image, write_mask_video, write_video
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,3 @@ def opacity_bytes(alpha: Tensor) -> np.ndarray:
     """Opacity in [0, 1] -> uint8; 0 and 255 stand for exactly 0 and exactly 1 alone."""
     inner = (alpha * 255).round().clamp(1, 254)
     return torch.where(alpha <= 0, 0, torch.where(alpha >= 1, 255, inner)).to(torch.uint8).numpy()
-
-
-def shaded(frames: Tensor, mask: Tensor) -> Tensor:
-    """Frames `f 3 H W` with everything outside ``mask`` `f 1 H W` dimmed."""
-    return torch.where(mask > 0.5, frames, (frames - 1) * 0.75 / 2 - 0.25)

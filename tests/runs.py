@@ -21,7 +21,14 @@ from tave.denoiser import Denoiser
 from tave.files import read_json
 from tave.video import read_clip
 
-TINY = ["backbone=tiny", "tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null"]
+TINY = [
+    "backbone=tiny",
+    "tuning.steps=2",
+    "inversion.steps=2",
+    "inversion.refine=0",
+    "metrics.judge=null",
+    "report=false",
+]
 
 
 def of_clip(clip: Path) -> list[str]:

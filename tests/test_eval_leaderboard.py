@@ -106,6 +106,23 @@ def test_five_files_from_run_folders_alone(runs: Path, tmp_path: Path) -> None:
     for notice in ("below 6 cases no difference is decided", "No untouched source, no frozen frame"):
         assert notice in text and notice in markdown
     assert show(runs / "[abc]", tmp_path / "again")[0].read_text() == text
+    cases = text.split('<section class="case"')[1:]
+    assert [case.count('<img class="strip"') for case in cases] == [1, 1, 1]  # source above tave
+
+
+def test_figures_that_matter_come_first_and_what_is_missing_is_folded_below_the_cases(tmp_path: Path) -> None:
+    names = ("mask_recall", "background_psnr", "residue", "judge_vehicle_accuracy", "clip_text")
+    facts = {name: {"id": f"{name}/v1", "higher_is_better": name != "residue", "unit": "share"} for name in names}
+    figures = dict.fromkeys(names, 0.5)
+    make_run(tmp_path / "a", "a", {"tave": figures, "patent": figures}, facts)
+    make_run(tmp_path / "b", "b", {"tave": figures}, facts)
+    page, board = show(tmp_path, tmp_path / "out")
+    first = ["judge_vehicle_accuracy", "residue", "background_psnr"]
+    assert board["headline"] == first and list(board["metrics"]) == [*first, "mask_recall", "clip_text"]
+    text = page.read_text()
+    assert 0 < text.index('id="every"') < text.index('class="cases"') < text.index("<summary>Missing (1)</summary>")
+    _, chosen = show(tmp_path, tmp_path / "again", metrics=["clip_text", "residue"])
+    assert chosen["headline"] == ["clip_text", "residue"]
 
 
 def test_values_to_compare_with_stand_beside_their_metric(tmp_path: Path) -> None:
@@ -343,7 +360,7 @@ def test_names_are_text_in_every_file(runs: Path, tmp_path: Path, capsys: pytest
     shown = markdown_it(page_path.with_suffix(".md").read_text())
     assert shown == set()
     text = page_path.read_text().partition("</style>")[2]
-    assert "<img" not in text and "\x1b" not in text + capsys.readouterr().out
+    assert "<img src=x" not in text and "\x1b" not in text + capsys.readouterr().out
     with page_path.with_name("cases.csv").open(newline="") as source:
         assert all(not cell.startswith(("=", "+", "-", "@")) for line in csv.reader(source) for cell in line)
 

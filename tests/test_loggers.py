@@ -20,8 +20,9 @@ from runs import options
 
 from tave.config import OptionError
 from tave.edit import edit
-from tave.loggers import Wandb, heat, heat_sheet, open_loggers
+from tave.loggers import Wandb, heat_sheet, log_numbers, open_loggers
 from tave.train import train
+from tave.video import heat
 
 NUMBERS = {"loss", "lr", "reconstruction_psnr", "autoencoder_psnr", "edit/mask_share", "figure/mask_iou_union"}
 PICTURES = {"edit/sheet", "edit/reference", "mask/per_step"}
@@ -54,6 +55,7 @@ def columns(folder: Path) -> dict[str, list[str]]:
 @pytest.mark.slow  # W&B's own process
 def test_wandb_offline_holds_all_of_a_run_beside_a_csv(clip: Path, tmp_path: Path) -> None:
     words = ["logger=[csv,wandb]", "logger.wandb.group=my-study", "trainer.log_every_n_steps=1", "tuning.steps=3"]
+    words.append("metrics.objective=mask_iou_union")
     given = options(clip, tmp_path / "cache", *words)
     run = train(given, tmp_path / "run", show=False)
     (log,) = (run / "logs").rglob("metrics.csv")
@@ -62,7 +64,8 @@ def test_wandb_offline_holds_all_of_a_run_beside_a_csv(clip: Path, tmp_path: Pat
     assert len(numbers["loss"]) == len(numbers["lr"]) == 3
     assert float(numbers["lr"][0]) == pytest.approx(given.tuning.lr)
     (made,) = (run / "logs/wandb").glob("offline-run-*")
-    expected = {name.encode() for name in NUMBERS | PICTURES | CLIPS | {"figures", "my-study", "otsu"}}
+    notes = given.video.source_prompt
+    expected = {name.encode() for name in NUMBERS | PICTURES | CLIPS | {"cases", "my-study", "otsu", "goal", notes}}
     (stored,), deadline = made.glob("*.wandb"), time.monotonic() + 60
     while absent := {name for name in expected if name not in stored.read_bytes()}:
         assert time.monotonic() < deadline, absent  # wandb's helper process may still write after a run's end
@@ -74,6 +77,31 @@ def test_wandb_offline_holds_all_of_a_run_beside_a_csv(clip: Path, tmp_path: Pat
     assert table["columns"][:2] == ["clip", "edit"] and table["data"][0][:2] == ["bus_to_suv", "suv"]
     iou = table["data"][0][table["columns"].index("mask_iou_union")]
     assert iou == pytest.approx(float(numbers["figure/mask_iou_union"][0]))
+
+
+def test_wandbs_summary_is_the_best_edit_by_each_metrics_direction(tmp_path: Path) -> None:
+    defined: dict[str, str] = {}
+    logged: list[dict[str, float]] = []
+
+    class Run:
+        def define_metric(self, name: str, summary: str, hidden: bool) -> None:
+            assert hidden  # no chart of a single point
+            defined[name] = summary
+
+        def log(self, row: dict[str, float]) -> None:
+            logged.append(row)
+
+    logger = Wandb("offline", save_dir=str(tmp_path))
+    logger._experiment = Run()  # type: ignore[assignment]
+    directions = {"residue": False, "ideal_psnr": True, "energy": None}
+    edits = [{"residue": 0.1, "ideal_psnr": 12.0, "energy": 3.0}, {"residue": 0.3, "ideal_psnr": 14.0}]
+    log_numbers(logger, edits, directions, "ideal_psnr")
+    assert defined == {"figure/residue": "min", "figure/ideal_psnr": "max", "figure/energy": "mean"}
+    assert logged[:2] == [{f"figure/{key}": value for key, value in edit.items()} for edit in edits]
+    assert logged[2:] == [{"goal": 13.0}]
+    logged.clear()
+    log_numbers(logger, edits[:1], directions, None)
+    assert len(logged) == 1
 
 
 @pytest.mark.slow  # W&B's own process

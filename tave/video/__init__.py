@@ -8,7 +8,7 @@ from tave.config import ReadOptions
 from tave.video.frames import Clip, Image4, VideoError, centre, fit_frames
 from tave.video.image import read_image, read_matte
 from tave.video.read import read_clip
-from tave.video.sheet import contact_sheet, mask_frames, side_by_side
+from tave.video.sheet import contact_sheet, heat, mask_frames, shaded, side_by_side
 from tave.video.write import GENERATED, write_image, write_mask_video, write_video
 
 __all__ = [
@@ -20,10 +20,12 @@ __all__ = [
     "centre",
     "contact_sheet",
     "fit_frames",
+    "heat",
     "mask_frames",
     "read_clip",
     "read_image",
     "read_matte",
+    "shaded",
     "side_by_side",
     "write_image",
     "write_mask_video",

@@ -1,4 +1,4 @@
-"""Combine clips: side by side as one clip, or as one sheet of frames."""
+"""Masks and maps as frames, and clips side by side as one clip or as one sheet of frames."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from tave.video.frames import VideoError
 def mask_frames(masks: Tensor) -> Tensor:
     """Masks `f 1 H W` in [0, 1] as grey frames `f 3 H W` in [-1, 1]."""
     return masks.float().clamp(0, 1).mul(2).sub(1).expand(-1, 3, -1, -1)
+
+
+def shaded(frames: Tensor, mask: Tensor) -> Tensor:
+    """Frames `f 3 H W` with everything outside ``mask`` `f 1 H W` dimmed."""
+    return torch.where(mask > 0.5, frames, (frames - 1) * 0.75 / 2 - 0.25)
+
+
+def heat(maps: Tensor) -> Tensor:
+    """Maps `... h w` in [0, 1] as a heat map, `... 3 h w` in [-1, 1]: black, red, yellow, white."""
+    return torch.stack([(maps * 3 - channel).clamp(0, 1) for channel in range(3)], dim=-3) * 2 - 1
 
 
 def side_by_side(clips: Sequence[Tensor], direction: str = "horizontal") -> Tensor:
