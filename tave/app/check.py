@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tave.app.job import Job, words_of
-from tave.app.plan import Plan, Stage, planned
+from tave.app.plan import Plan, planned
 from tave.app.public import cut
 from tave.config import PACKAGE, WHOLE, LimitOptions, OptionError, ReadOptions, TrainOptions, within
 from tave.files import FileError
@@ -35,11 +35,12 @@ class Setting:
     """Where a job is prepared. ``folder``: the worker's working directory, all paths are relative to it.
 
     ``run``: the run folder of the tuned clip, for another edit of it; ``example``: the shipped clip that is tuned.
-    ``weights``: backbone -> further words of tave.train.
+    ``weights``: backbone -> further words of tave.train; ``rates``: the folder of :func:`tave.app.plan.learn`.
     """
 
     folder: str
     cache: str
+    rates: str
     run: str | None = None
     example: str | None = None
     weights: Mapping[str, Sequence[str]] | None = None
@@ -47,10 +48,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that can run: its words, and what it will do."""
+    """A job that can run: its words, what it will do, and the paths of its files by key."""
 
     words: tuple[str, ...]
     plan: Plan
+    files: Mapping[str, str]
 
 
 def inspect(path: str, name: str) -> dict[str, Any]:
@@ -133,8 +135,8 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     if "video.mask" in files and (job.mask_stays or _is_picture(files["video.mask"])):
         if not job.mask_stays:
             raise OptionError(
-                f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true if the "
-                "object stays there in all of them"
+                f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true "
+                "if the object stays there in all of them"
             )
         files["video.mask"] = _repeated(files["video.mask"], clip, options.video)
         words, options = options_now()
@@ -142,9 +144,9 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     notes = knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests())
     done = () if setting.run is None else ("inversion", "reconstruction")
     plan = planned(
-        options, tuple(clip.frames.shape), Path(setting.cache), tuned=setting.run is not None, remembered=done
+        options, tuple(clip.frames.shape), Path(setting.rates), tuned=setting.run is not None, remembered=done
     )
-    return Prepared(tuple(words), Plan(**{**vars(plan), "warnings": tuple(notes)}))
+    return Prepared(tuple(words), replace(plan, warnings=tuple(notes)), files)
 
 
 def _is_picture(path: str) -> bool:
@@ -159,8 +161,6 @@ def _is_picture(path: str) -> bool:
 
 def _repeated(path: str, clip: Any, cut_as: ReadOptions) -> str:
     """One picture of the region as a mask clip for all frames of ``clip``, cut as that was; returns its path."""
-    import torch
-
     from tave.video import read_image, write_mask_video
     from tave.video.frames import fit_frames
 
@@ -170,7 +170,6 @@ def _repeated(path: str, clip: Any, cut_as: ReadOptions) -> str:
     fitted = fit_frames((plane.expand(3, -1, -1) * 2 - 1)[None], width, height, cut_as.fit)
     made = Path(path).with_name("region.mp4")
     write_mask_video(made, (fitted[:, :1] > 0).float().expand(len(clip.frames), -1, -1, -1), clip.fps)
-    assert torch.is_tensor(fitted)
     return str(made)
 
 
@@ -209,9 +208,7 @@ class Checker:
         found = self._call(
             "prepare", job=asdict(job), files=dict(files), setting=asdict(setting), limits=asdict(limits)
         )
-        stages = tuple(Stage(**stage) for stage in found["plan"].pop("stages"))
-        plan = Plan(stages, found["plan"].pop("frames"), tuple(found["plan"].pop("size")), **found["plan"])
-        return Prepared(tuple(found["words"]), plan)
+        return Prepared(tuple(found["words"]), Plan.read(found["plan"]), found["files"])
 
     def offered(self, backbones: Mapping[str, str]) -> dict[str, Any]:
         """:func:`offered`."""
@@ -249,7 +246,7 @@ class Checker:
 
 
 def module_process(module: str, **given: Any) -> subprocess.Popen[bytes]:
-    """``python -m MODULE`` with pipes for input and output, in a session of its own: Ctrl-C is its parent's to answer."""
+    """``python -m MODULE`` with pipes for input and output, in a session of its own: its parent answers Ctrl-C."""
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module],

@@ -178,6 +178,20 @@ def inherited(job: Job, earlier: Job) -> Job:
     return Job(**{**vars(job), "values": {**kept, **job.values}, "mask_stays": stays})
 
 
+def model_words(backbones: Mapping[str, str], adapters: Mapping[str, str]) -> dict[str, list[str]]:
+    """Further words of tave.train for each backbone that is offered: where its weights are.
+
+    The drawn world's gets a name, since its path would become part of what leaves the service.
+    """
+    found = {"roadside": ["backbone.name=roadside"]}
+    for name, path in backbones.items():
+        if name not in choices_of("backbone"):
+            raise OptionError(f"backbones.{name} is not known: {nearest(name, choices_of('backbone'))}")
+        found[name] = [f"backbone.path={quoted(path)}"] if path else []
+        found[name] += [f"backbone.adapter={quoted(adapters[name])}"] if name in adapters else []
+    return found
+
+
 def words_of(job: Job, files: Mapping[str, str], example: str | None = None) -> list[str]:
     """The job as words of tave.train, or, with ``job.tuned``, of tave.edit; ``files``: the paths of its files.
 
@@ -209,4 +223,8 @@ def _example_words(example: str) -> list[str]:
 def _word(value: Any) -> str:
     if isinstance(value, str):
         return value if re.fullmatch(r"[a-z_]+", value) and value != "null" else quoted(value)
-    return {None: "null", True: "true", False: "false"}[value] if value is None or value is True or value is False else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else str(value)
+    )

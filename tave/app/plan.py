@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tave.config import TrainOptions
 from tave.files import FileError
 
-RATES = "rates.json"  # in the cache: what stages took here
+RATES = "rates.json"  # what stages took here
 LABELS = {"encoding": "encoding the clip", "tuning": "tuning", "inversion": "inversion"}
 LABELS |= {"reconstruction": "reconstruction", "masking": "mask", "sampling": "sampling", "decoding": "decoding"}
 LABELS |= {"writing": "writing", "metrics": "measuring"}
@@ -34,13 +35,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """``megabytes``: expected peak, of the GPU if there is one; None if unknown."""
+    """``model``: what its rates are kept under; ``megabytes``: expected peak, of the GPU if there is one, or None."""
 
     stages: tuple[Stage, ...]
     frames: int
     size: tuple[int, int]
+    model: str
     megabytes: float | None = None
     warnings: tuple[str, ...] = ()
+
+    @staticmethod
+    def read(content: Mapping[str, Any]) -> Plan:
+        """A plan out of the JSON of its ``asdict``."""
+        stages, size = tuple(Stage(**stage) for stage in content["stages"]), tuple(content["size"])
+        return Plan(**{**content, "stages": stages, "size": size, "warnings": tuple(content["warnings"])})
 
     @property
     def seconds(self) -> float | None:
@@ -89,18 +97,19 @@ def model_of(options: TrainOptions) -> str:
 
 
 def planned(
-    options: TrainOptions, shape: tuple[int, ...], cache: Path, *, tuned: bool, remembered: Iterable[str] = ()
+    options: TrainOptions, shape: tuple[int, ...], rates_at: Path, *, tuned: bool, remembered: Iterable[str] = ()
 ) -> Plan:
-    """The plan of a run on a clip of ``shape`` `f 3 H W`; ``remembered``: the stages whose results are stored."""
+    """The plan of a run on a clip of ``shape`` `f 3 H W`; ``remembered``: the stages whose results are stored;
+    ``rates_at``: the folder in which :func:`learn` keeps what stages take."""
     amount, known, model = shape[0] * shape[-1] * shape[-2] / 1e6, set(remembered), model_of(options)
-    shipped = SHIPPED if model.startswith("backbone/32-true/full/False/cpu") else {}
-    rates = {name: (rate, SHIPPED_MB) for name, rate in shipped.items()} | measured(cache, model)
+    shipped = SHIPPED if model.startswith("roadside/32-true/full/False/cpu") else {}
+    rates = {name: (rate, SHIPPED_MB) for name, rate in shipped.items()} | measured(rates_at, model)
     stages = []
     for name, steps in steps_of(options, tuned=tuned).items():
         seconds = rates[name][0] * steps * amount if name in rates else None
         stages.append(Stage(name, steps, seconds, name in known))
     peak = max((megabytes for _, megabytes in rates.values()), default=None) or counted(options, shape)
-    return Plan(tuple(stages), shape[0], (shape[-1], shape[-2]), peak)
+    return Plan(tuple(stages), shape[0], (shape[-1], shape[-2]), model, peak)
 
 
 def counted(options: TrainOptions, shape: tuple[int, ...]) -> float | None:
@@ -117,12 +126,12 @@ def counted(options: TrainOptions, shape: tuple[int, ...]) -> float | None:
     return (found.peak + LIBRARIES) / 1e6
 
 
-def measured(cache: Path, model: str) -> dict[str, tuple[float, float]]:
+def measured(folder: Path, model: str) -> dict[str, tuple[float, float]]:
     """Stage -> seconds for each step, frame and megapixel, and peak in MB, of the last job of this ``model`` here."""
     from tave.cache import StoredError, recall
 
     try:
-        facts = recall(cache / RATES)
+        facts = recall(folder / RATES)
     except (FileError, StoredError):
         return {}
     found = {}
@@ -134,7 +143,7 @@ def measured(cache: Path, model: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def learn(cache: Path, model: str, plan: Plan, spent: Mapping[str, tuple[float, float]]) -> None:
+def learn(folder: Path, plan: Plan, spent: Mapping[str, tuple[float, float]]) -> None:
     """Keep what the stages of a finished job took: stage -> seconds, peak in MB."""
     from tave.cache import remember
 
@@ -143,5 +152,5 @@ def learn(cache: Path, model: str, plan: Plan, spent: Mapping[str, tuple[float, 
     for stage in plan.stages:
         if stage.name in spent:
             seconds, peak = spent[stage.name]
-            facts[f"{stage.name}@{model}"] = f"{seconds / (stage.steps * amount):.6g} {peak:.1f}"
-    remember(cache / RATES, facts)
+            facts[f"{stage.name}@{plan.model}"] = f"{seconds / (stage.steps * amount):.6g} {peak:.1f}"
+    remember(folder / RATES, facts)

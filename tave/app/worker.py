@@ -55,6 +55,11 @@ class Child:
                 tell(json.loads(line))
         return self._process.wait()
 
+    def stop(self) -> None:
+        """:meth:`cancel`, and wait."""
+        self.cancel()
+        self._process.wait()
+
     def cancel(self) -> None:
         """Have it end at its next step, or at once if that takes over a minute."""
         self._process.terminate()
