@@ -173,6 +173,24 @@ def _repeated(path: str, clip: Any, cut_as: ReadOptions) -> str:
     return str(made)
 
 
+def first_frame(path: str, out: str) -> None:
+    """Write the first frame of a clip as a picture."""
+    from tave.video import read_clip, write_image
+
+    write_image(out, read_clip(path, ReadOptions(frames=1, multiple=1)).frames[0])
+
+
+def draw_examples(names: Sequence[str], folder: str) -> None:
+    """Write each shipped example's clip and target as browsers show them: ``NAME/source.mp4``, ``NAME/target.png``."""
+    from tave.video import read_clip, write_video
+
+    for name in names:
+        clips, made = PACKAGE / "roadside" / "clips" / name, Path(folder) / name
+        if not (made / "source.mp4").is_file():
+            clip = read_clip(clips / "source.mp4", WHOLE)
+            write_video(made / "source.mp4", clip.frames, clip.fps, crf=12, chroma="420")
+
+
 def offered(backbones: Mapping[str, str]) -> dict[str, Any]:
     """What can be chosen here: ``device``, ``memory`` presets with the doctor's choice first, ``backbones``."""
     import torch
@@ -186,6 +204,9 @@ def offered(backbones: Mapping[str, str]) -> dict[str, Any]:
     lines = [f"{finding.name}: {finding.text}" for finding in doctor.device()]
     known = ["roadside", *(each for each in backbones if each in choices_of("backbone"))]
     return {"device": lines, "memory": [name, *(each for each in PRESETS if each != name)], "backbones": known}
+
+
+TASKS = {"inspect": inspect, "offered": offered, "first_frame": first_frame, "draw_examples": draw_examples}
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------
@@ -213,6 +234,16 @@ class Checker:
     def offered(self, backbones: Mapping[str, str]) -> dict[str, Any]:
         """:func:`offered`."""
         return self._call("offered", backbones=dict(backbones))
+
+    def first_frame(self, clip: Path) -> Path:
+        """The first frame of ``clip`` as a picture beside it."""
+        made = clip.with_name("first.png")
+        self._call("first_frame", path=str(clip), out=str(made))
+        return made
+
+    def draw_examples(self, names: Sequence[str], folder: Path) -> None:
+        """:func:`draw_examples`."""
+        self._call("draw_examples", names=list(names), folder=str(folder))
 
     def close(self) -> None:
         """End the process."""
@@ -277,7 +308,7 @@ def _answered(asked: dict[str, Any]) -> dict[str, Any]:
             os.chdir(setting.folder)
             limits = LimitOptions(**asked["limits"])
             return {"result": asdict(prepare(Job(**asked["job"]), asked["files"], setting, limits))}
-        return {"result": {"inspect": inspect, "offered": offered}[task](**asked)}
+        return {"result": TASKS[task](**asked)}
     except (ValueError, FileError, OSError, MemoryError) as error:
         return {"error": cut(one_line(error, ROOTS["train"]) or type(error).__name__)}
     except Exception as error:

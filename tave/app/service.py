@@ -40,6 +40,15 @@ class Desk:
         self.choices = self.checker.offered(dict.fromkeys(weights, ""))
         self.queue = Queue(Path(options.folder).absolute(), spaces, weights, begin)
 
+    @property
+    def examples(self) -> Path:
+        """Folder of the examples' clips as browsers play them."""
+        return Path(self.options.folder) / "examples"
+
+    def draw_examples(self) -> None:
+        """Make :attr:`examples`."""
+        self.checker.draw_examples(EXAMPLES, self.examples)
+
     def submit(self, space: str, content: Any) -> Ticket:
         """Queue a job that is given as JSON."""
         return self.queue.submit(space, read_job(content, self.choices["backbones"]))
@@ -179,7 +188,8 @@ def build(desk: Desk) -> FastAPI:
         """``source.mp4`` or ``target.png`` of a shipped example."""
         if name not in EXAMPLES or file not in EXAMPLE_FILES:
             raise HTTPException(404, "no such example")
-        return FileResponse(PACKAGE / "roadside" / "clips" / name / file)
+        clips = desk.examples if file == "source.mp4" else PACKAGE / "roadside" / "clips"
+        return FileResponse(clips / name / file)
 
     @app.put("/api/uploads/{name}", status_code=201)
     async def upload(name: str, request: Request) -> dict[str, Any]:
