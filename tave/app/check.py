@@ -20,7 +20,7 @@ from tave.app.plan import Plan, planned
 from tave.app.public import cut
 from tave.config import PACKAGE, WHOLE, LimitOptions, OptionError, ReadOptions, TrainOptions, within
 from tave.files import FileError
-from tave.keys import ROOTS, choices_of, quoted
+from tave.keys import ROOTS, quoted
 
 PIXELS = 64_000_000  # of a picture, and 4096 x 4096 of a clip's frame: more than any camera of these days
 FRAME_PIXELS = 4096 * 4096
@@ -191,7 +191,7 @@ def draw_examples(names: Sequence[str], folder: str) -> None:
             write_video(made / "source.mp4", clip.frames, clip.fps, crf=12, chroma="420")
 
 
-def offered(backbones: Mapping[str, str]) -> dict[str, Any]:
+def offered(backbones: Sequence[str]) -> dict[str, Any]:
     """What can be chosen here: ``device``, ``memory`` presets with the doctor's choice first, ``backbones``."""
     import torch
 
@@ -202,8 +202,8 @@ def offered(backbones: Mapping[str, str]) -> dict[str, Any]:
     if torch.cuda.is_available():
         name = doctor.fitting(torch.cuda.get_device_properties(0).total_memory) or "8gb"
     lines = [f"{finding.name}: {finding.text}" for finding in doctor.device()]
-    known = ["roadside", *(each for each in backbones if each in choices_of("backbone"))]
-    return {"device": lines, "memory": [name, *(each for each in PRESETS if each != name)], "backbones": known}
+    memory = [name, *(each for each in PRESETS if each != name)]
+    return {"device": lines, "memory": memory, "backbones": list(backbones)}
 
 
 TASKS = {"inspect": inspect, "offered": offered, "first_frame": first_frame, "draw_examples": draw_examples}
@@ -231,9 +231,9 @@ class Checker:
         )
         return Prepared(tuple(found["words"]), Plan.read(found["plan"]), found["files"])
 
-    def offered(self, backbones: Mapping[str, str]) -> dict[str, Any]:
+    def offered(self, backbones: Sequence[str]) -> dict[str, Any]:
         """:func:`offered`."""
-        return self._call("offered", backbones=dict(backbones))
+        return self._call("offered", backbones=list(backbones))
 
     def first_frame(self, clip: Path) -> Path:
         """The first frame of ``clip`` as a picture beside it."""

@@ -21,6 +21,10 @@ from tave.config import AppOptions, OptionError
 
 STATIC = Path(__file__).parent / "static"
 SINGLE = "the object stays there: edit the outlined region in every frame"
+INTRODUCTION = (
+    "A clip, a picture of the new object and two sentences make the clip with the new object in the old one's place."
+)
+DRAWN = "The models here know drawn vehicles alone. Footage needs real weights (docs/real_weights.md)."
 OUTLINED = (
     "An outline on the first frame says nothing of the others. Tick the box below if the object stays where it is; "
     "without the tick the outline is not used, and the region is found from the two descriptions."
@@ -59,7 +63,7 @@ def build_page(desk: Desk) -> gr.Blocks:
     """The Blocks, to be mounted on the service."""
     page, outputs = Page(desk), []
     with gr.Blocks(title="tave", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown(f"# tave {__version__}\nEdit a clip by showing what you want.")
+        gr.Markdown(f"# tave {__version__}\n{INTRODUCTION}")
         job, example = gr.State(None), gr.State(None)
         clip, picture, mask, other = (gr.State(None) for _ in range(4))
         with gr.Row():
@@ -74,6 +78,8 @@ def build_page(desk: Desk) -> gr.Blocks:
                         about = gr.HTML("<p>Choose an example: its clip and target come with it.</p>")
                         go_example = gr.Button("Edit the example", variant="primary", elem_id="go-example")
                     with gr.Tab("Your clip"):
+                        if not {*desk.choices["backbones"]} - {"roadside", "tiny"}:
+                            gr.Markdown(DRAWN)
                         own = _own_inputs(page, clip, picture, mask)
                         go_own = gr.Button("Edit", variant="primary", elem_id="go-own")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
@@ -104,7 +110,7 @@ def build_page(desk: Desk) -> gr.Blocks:
 def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -> list[Any]:
     """Components of the tab for a user's own clip: both sentences, the outline and its tick."""
     with gr.Row():
-        with gr.Column():
+        with gr.Column(min_width=200):
             video = gr.Video(label="Clip", sources=["upload"], height=220, elem_id="clip")
             video_note = gr.HTML("", elem_id="clip-note")
             prompt = gr.Textbox(
@@ -113,7 +119,7 @@ def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -
                 max_length=500,
                 elem_id="prompt",
             )
-        with gr.Column():
+        with gr.Column(min_width=200):
             image = gr.Image(
                 type="filepath", label="Target", sources=["upload", "clipboard"], height=220, elem_id="target"
             )

@@ -37,7 +37,7 @@ class Desk:
     def __init__(self, options: AppOptions, spaces: Spaces, begin: Any = Child) -> None:
         self.options, self.spaces, self.checker = options, spaces, spaces.checker
         weights = model_words(options.backbones, options.adapters)
-        self.choices = self.checker.offered(dict.fromkeys(weights, ""))
+        self.choices = self.checker.offered(list(weights))
         self.queue = Queue(Path(options.folder).absolute(), spaces, weights, begin)
 
     @property
@@ -66,10 +66,10 @@ def described(desk: Desk, ticket: Ticket) -> dict[str, Any]:
     for stage in plan.stages:
         seen = status.stages.get(stage.name, {"done": 0, "seconds": 0.0})
         done, state = min(seen["done"], stage.steps), "waiting"
+        passed = status.state == "done" or _passed(plan, status, stage.name)
         if stage.name in status.stages:
-            later = list(status.stages)[-1] != stage.name or status.state in OVER
-            state = "done" if later or done >= stage.steps else "running"
-        elif stage.remembered or (status.state == "done") or _passed(plan, status, stage.name):
+            state = "done" if passed or done >= stage.steps else "stopped" if status.state in OVER else "running"
+        elif stage.remembered or passed:
             state = "remembered"
         about = {"name": stage.name, "done": done, "total": stage.steps, "seconds": round(seen["seconds"], 1)}
         stages.append(about | {"state": state, "left": _left(stage, about, state)})
@@ -90,7 +90,7 @@ def described(desk: Desk, ticket: Ticket) -> dict[str, Any]:
 
 
 def _passed(plan: Any, status: Any, name: str) -> bool:
-    """Whether a later stage has begun: this one's result was stored."""
+    """Whether a later stage has begun."""
     names = [stage.name for stage in plan.stages]
     return any(later in status.stages for later in names[names.index(name) + 1 :])
 

@@ -50,10 +50,10 @@ class Child:
     def wait(self, tell: Tell) -> int:
         """Until it has ended."""
         assert self._process.stdout is not None and self._process.stdin is not None
-        with self._process.stdout, self._process.stdin:
+        with self._process.stdin, self._process.stdout:  # the end of its input would tell it that its parent is gone
             for line in self._process.stdout:
                 tell(json.loads(line))
-        return self._process.wait()
+            return self._process.wait()
 
     def stop(self) -> None:
         """:meth:`cancel`, and wait."""
