@@ -108,7 +108,7 @@ class Page:
         finally:
             Path(path).unlink(missing_ok=True)
 
-    def edit_example(self, name: str | None, *settings: Any, request: gr.Request) -> tuple[str | None, str, str]:
+    def edit_example(self, request: gr.Request, name: str | None, *settings: Any) -> tuple[str | None, str, str]:
         """Queue the chosen example."""
         if name is None:
             return None, panel(None), failure(OptionError("choose one of the examples first"))
@@ -116,6 +116,7 @@ class Page:
 
     def edit_own(
         self,
+        request: gr.Request,
         clip: str | None,
         prompt: str,
         picture: str | None,
@@ -124,7 +125,6 @@ class Page:
         stays: bool,
         mask: str | None,
         *settings: Any,
-        request: gr.Request,
     ) -> tuple[str | None, str, str]:
         """Queue an edit of the user's own clip."""
         given = {"video.path": clip, "video.source_prompt": prompt.strip(), "video.target_image": picture}
@@ -148,7 +148,7 @@ class Page:
             return self.desk.spaces.take(space_of(request), path.name, path).id
 
     def edit_again(
-        self, key: str | None, picture: str | None, target: str, *settings: Any, request: gr.Request
+        self, request: gr.Request, key: str | None, picture: str | None, target: str, *settings: Any
     ) -> tuple[str | None, str, str]:
         """Another threshold, guidance, correction or target on the clip that the shown job has tuned."""
         if key is None:
