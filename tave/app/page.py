@@ -33,8 +33,8 @@ OUTLINED = (
 
 def _again_settings() -> list[Any]:
     """Components for :data:`AGAIN`."""
+    kind = gr.Radio(["default", "otsu", "fixed", "quantile"], value="default", label="Threshold of the mask")
     with gr.Row():
-        kind = gr.Dropdown(["default", "otsu", "fixed", "quantile"], value="default", label="Threshold of the mask")
         fixed = gr.Slider(0, 1, 0.5, step=0.01, label="fixed: level of the map")
         quantile = gr.Slider(0, 1, 0.8, step=0.01, label="quantile: share outside")
     with gr.Row():
