@@ -80,8 +80,6 @@ class Page:
             frame = self.desk.checker.first_frame(stored)
         except ValueError as error:
             return None, failure(error), None
-        finally:
-            Path(path).unlink(missing_ok=True)
         pixels = np.asarray(Image.open(frame).convert("RGBA"))
         counted = f"{upload.frames} frames, " if upload.frames else ""
         editor = {"background": pixels, "layers": [], "composite": pixels}
@@ -105,8 +103,6 @@ class Page:
             return upload.id, f"<p>{upload.width}x{upload.height} px</p>"
         except ValueError as error:
             return None, failure(error)
-        finally:
-            Path(path).unlink(missing_ok=True)
 
     def edit_example(self, request: gr.Request, name: str | None, *settings: Any) -> tuple[str | None, str, str]:
         """Queue the chosen example."""

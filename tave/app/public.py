@@ -23,6 +23,9 @@ def public(text: str, names: Mapping[str, str] | None = None) -> str:
     """
     for path, name in sorted((names or {}).items(), key=lambda pair: -len(pair[0])):
         text = text.replace(path, name)
+    for folder in (Path.cwd(), Path.home()):  # also with blanks in them
+        if folder != Path(folder.anchor) and not PACKAGE.is_relative_to(folder):
+            text = text.replace(f"{folder}/", "")
     inside = f"{PACKAGE.parent}/"
     return PATH.sub(lambda at: at[0].removeprefix(inside) if at[0].startswith(inside + "tave/") else "", text)
 

@@ -17,7 +17,7 @@ from tave.app.check import Prepared, Setting
 from tave.app.job import FILES, Job, check_limits, inherited
 from tave.app.plan import Plan, learn
 from tave.app.public import cut, public
-from tave.app.spaces import ID, RefusedError, Spaces, now, stored_name
+from tave.app.spaces import ID, RefusedError, Spaces, now, stored_name, sweep_cache
 from tave.app.worker import Child, reason
 from tave.config import OptionError
 from tave.files import FileError, read_json, write_json
@@ -333,3 +333,4 @@ class Queue:
             shutil.rmtree(ticket.folder, ignore_errors=True)
         for space in list(self.spaces.all()):
             self.spaces.sweep(space, at)
+        sweep_cache(self.folder / "cache", at - self.limits.seconds)

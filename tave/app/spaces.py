@@ -137,18 +137,22 @@ class Spaces:
 
     def sweep(self, token: str, now: float) -> None:
         """Remove uploads, and what the cache holds, that are older than the limit; an empty space goes too."""
-        from tave.stored import entries, remove
-
         home = self.of(token)
         for folder in (home / "uploads").glob("*"):
             if now - folder.stat().st_mtime > self.limits.seconds:
                 shutil.rmtree(folder, ignore_errors=True)
-        if (home / "cache").is_dir():
-            for entry in entries(home / "cache"):
-                if now - entry.used > self.limits.seconds:
-                    _quietly(remove, entry)
+        sweep_cache(home / "cache", now - self.limits.seconds)
         for empty in (home / "uploads", home / "cache", home / "jobs", home):
             _quietly(_remove_empty, empty)
+
+
+def sweep_cache(folder: Path, since: float) -> None:
+    """Remove what a cache holds that was not used ``since`` then."""
+    from tave.stored import entries, remove
+
+    for entry in entries(folder) if folder.is_dir() else ():
+        if entry.used < since:
+            _quietly(remove, entry)
 
 
 def _remove_empty(folder: Path) -> None:
