@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tave.app.job import Job, words_of
 from tave.app.plan import Plan, planned
@@ -276,7 +276,7 @@ class Checker:
         return answer["result"]
 
 
-def module_process(module: str, **given: Any) -> subprocess.Popen[bytes]:
+def module_process(module: str, stderr: int | IO[bytes], cwd: Path | None = None) -> subprocess.Popen[bytes]:
     """``python -m MODULE`` with pipes for input and output, in a session of its own: its parent answers Ctrl-C."""
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
@@ -285,7 +285,8 @@ def module_process(module: str, **given: Any) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,
-        **given,
+        stderr=stderr,
+        cwd=cwd,
     )
 
 

@@ -171,6 +171,7 @@ class Page:
 
 def space_of(request: gr.Request) -> str:
     """The user's space, which the guard has put into the request."""
+    assert request.request is not None
     return request.request.state.space
 
 

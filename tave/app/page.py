@@ -10,9 +10,10 @@ from typing import Any
 
 import gradio as gr
 import uvicorn
+from PIL import Image
 
 from tave import __version__
-from tave.app.check import Checker
+from tave.app.check import FRAME_PIXELS, Checker
 from tave.app.events import Page, panel, shown_example
 from tave.app.job import EXAMPLES
 from tave.app.service import Desk, build
@@ -29,6 +30,16 @@ OUTLINED = (
     "An outline on the first frame says nothing of the others. Tick the box below if the object stays where it is; "
     "without the tick the outline is not used, and the region is found from the two descriptions."
 )
+
+
+class Picture(gr.Image):
+    """An image input that passes the file as it was given: its alpha stays, and it is read elsewhere."""
+
+    is_template = True  # the front end's part is gr.Image's
+
+    def preprocess(self, payload: Any) -> Any:
+        """The path of Gradio's copy."""
+        return payload.path if payload else None
 
 
 def _again_settings() -> list[Any]:
@@ -91,7 +102,7 @@ def build_page(desk: Desk) -> gr.Blocks:
                 with gr.Accordion("Again on this tuned clip", open=False, elem_id="again"):
                     gr.Markdown("Only what depends on the change runs again; the clip is not tuned anew.")
                     retry = _again_settings()
-                    new = gr.Image(type="filepath", label="Another target", sources=["upload", "clipboard"], height=160)
+                    new = Picture(label="Another target", sources=["upload", "clipboard"], height=160)
                     note = gr.HTML("")
                     words = gr.Textbox(label="What the edited clip shows then", max_length=500)
                     go_again = gr.Button("Edit again", variant="primary", elem_id="go-again")
@@ -120,9 +131,7 @@ def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -
                 elem_id="prompt",
             )
         with gr.Column(min_width=200):
-            image = gr.Image(
-                type="filepath", label="Target", sources=["upload", "clipboard"], height=220, elem_id="target"
-            )
+            image = Picture(label="Target", sources=["upload", "clipboard"], height=220, elem_id="target")
             image_note = gr.HTML("", elem_id="target-note")
             target = gr.Textbox(
                 label="What the edited clip shows",
@@ -169,6 +178,7 @@ def run(options: AppOptions) -> None:
         listening = socket.create_server((options.host, options.port), family=family)
     except OSError as error:
         raise OptionError(f"host={options.host} port={options.port}: {error.strerror}: give another port") from error
+    Image.MAX_IMAGE_PIXELS = FRAME_PIXELS // 2  # Pillow refuses twice as many: of the outlines, which are read here
     with tempfile.TemporaryDirectory(prefix="tave-") as temporary:
         os.environ["GRADIO_TEMP_DIR"] = temporary
         desk = Desk(options, Spaces(Path(options.folder), options.limits, Checker()))
