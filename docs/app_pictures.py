@@ -24,9 +24,9 @@ PORT = 7987
 
 
 def keep(page: Page, name: str) -> None:
-    """Write what the page shows as a PNG of 64 colours."""
+    """Write what the page shows as a PNG of 128 colours."""
     shot = Image.open(io.BytesIO(page.screenshot()))
-    shot.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)
+    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)
 
 
 def draw(page: Page) -> None:
@@ -40,13 +40,14 @@ def draw(page: Page) -> None:
     keep(page, "app_progress")
     page.wait_for_selector('[data-tave-job][data-state="done"]')
     print(f"the example edit, from the first click: {time.monotonic() - started:.0f} s")
+    page.locator(".player input").fill("30")
     time.sleep(1.5)
     keep(page, "app_edit")
     page.get_by_role("tab", name="Your clip").click()
     page.set_input_files("#clip input[type=file]", CLIPS / "car_to_van" / "source.mp4")
     page.set_input_files("#target input[type=file]", CLIPS / "car_to_van" / "target.png")
-    page.fill("#prompt textarea, #prompt input", "a car on a city road")
-    page.fill("#target-prompt textarea, #target-prompt input", "a blue van on a city road")
+    page.fill("#prompt textarea, #prompt input", "a yellow car on a mountain road")
+    page.fill("#target-prompt textarea, #target-prompt input", "a blue van on a mountain road")
     page.get_by_text("Where to edit").click()
     page.wait_for_selector("#clip-note p")
     page.wait_for_selector("#target-note p")

@@ -116,6 +116,7 @@ def test_an_edit_and_another_threshold_of_it(opened: Any) -> None:
     page.click("#go-again")
     page.wait_for_function(f"document.querySelector('[data-tave-job]').dataset.taveJob !== '{first}'")
     shown(page, "done")
+    page.get_by_text("Stages", exact=True).click()
     stages = dict(re.findall(r"(.+)\n(.+)", page.locator(".bars").inner_text()))
     assert stages["Inverting the clip"] == stages["Finding the region"] == "remembered" != stages["Sampling the edit"]
     page.reload()

@@ -21,7 +21,7 @@ from tave.app.spaces import Spaces
 from tave.config import AppOptions, OptionError
 
 STATIC = Path(__file__).parent / "static"
-SINGLE = "the object stays there: edit the outlined region in every frame"
+SINGLE = "The object stays there: edit the outlined region in every frame"
 INTRODUCTION = (
     "A clip, a picture of the new object and two sentences make the clip with the new object in the old one's place."
 )
@@ -153,7 +153,7 @@ def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -
             elem_id="outline",
         )
         stays = gr.Checkbox(False, label=SINGLE, elem_id="stays")
-        given = gr.File(label="Or a mask for every frame: a clip, white where to edit", type="filepath", height=100)
+        given = gr.File(label="Or a mask for every frame: a clip, white where to edit", type="filepath", height=140)
         given_note = gr.HTML("")
     video.change(page.take_clip, [video], [clip, video_note, editor], **_quiet())
     image.change(page.take_picture, [image], [picture, image_note], **_quiet())

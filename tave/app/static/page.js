@@ -54,7 +54,7 @@
   }
 
   function panel(box) {
-    const parts = {head: make("div", {class: "head"}), bars: make("div", {class: "bars"}), notes: make("div", {class: "notes"}),
+    const parts = {head: make("div", {class: "head"}), bars: make("details", {class: "bars", open: ""}), notes: make("div", {class: "notes"}),
       player: player(box), figures: make("table"), files: make("div", {class: "files"})};
     parts.cancel = make("button", {type: "button", class: "cancel", text: "Cancel",
       onclick: () => fetch(`/api/jobs/${box.dataset.taveJob}/cancel`, {method: "POST"})});
@@ -73,7 +73,7 @@
       return make("div", {class: `bar ${stage.state}`}, make("span", {text: LABELS[stage.name] || stage.name}),
         make("div", {class: "track"}, fill), make("span", {class: "time", text: right}));
     });
-    parts.bars.replaceChildren(...rows);
+    parts.bars.replaceChildren(make("summary", {text: "Stages"}), ...rows);
   }
 
   function clips(box, parts, job) {
@@ -105,6 +105,7 @@
     const names = job.files.filter(name => !name.startsWith("web/"));
     parts.files.replaceChildren(...names.map(name => make("a", {href: url(box, name), download: name, text: name})));
     if (over) box.dataset.over = "1";
+    if (job.state === "done") parts.bars.open = false;
   }
 
   async function tick() {
