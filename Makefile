@@ -11,8 +11,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit test test-slow check format sheet notebooks bench bench-quality clean \
-	kill fuzz disk together
+.PHONY: help setup edit app test test-slow check format sheet notebooks bench bench-quality clean \
+	kill fuzz disk together load
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,10 +29,17 @@ $(VENV)/.setup-done: pyproject.toml constraints.txt
 edit: setup ## set up and run the example edit: the bus becomes a red SUV
 	@$(PY) -m tave.train video=bus_to_suv
 
+app: $(VENV)/.app-done ## set up and open a page to edit on, at http://127.0.0.1:7860
+	@$(PY) -m tave.app
+
+$(VENV)/.app-done: $(VENV)/.setup-done
+	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[app,app-test]'
+	@touch $@
+
 test: setup ## set up and run the fast tests
 	$(TESTS)
 
-test-slow: setup ## the tests that run the drawn world's backbone, and the notebooks with few steps
+test-slow: $(VENV)/.app-done ## the tests that run the drawn world's backbone or Chromium, and the notebooks with few steps
 	$(TESTS) -m slow
 	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
 
@@ -72,6 +79,9 @@ disk: setup ## full disks, missing rights, vanished folders
 
 together: setup ## several processes on one cache, one run, one name, one sweep
 	@$(PY) -W ignore -m tests.reliability.together workers=1 $(TRY)
+
+load: $(VENV)/.app-done ## 20 users of the app at once: nothing is lost, nothing leaks, memory comes back
+	@$(PY) -W ignore -m tests.reliability.load $(TRY)
 
 clean: ## remove the environment, builds and caches; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info

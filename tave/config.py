@@ -137,10 +137,11 @@ class Options:
 
     def __post_init__(self) -> None:
         for entry in fields(self):  # type: ignore[arg-type]
-            _check(f"{self._group}{entry.name}", getattr(self, entry.name), entry)
+            check_option(f"{self._group}{entry.name}", getattr(self, entry.name), entry)
 
 
-def _check(name: str, value: Any, entry: Field[Any]) -> None:
+def check_option(name: str, value: Any, entry: Field[Any]) -> None:
+    """Raise :class:`OptionError` for a ``value`` that the field ``entry`` of :func:`option` doesn't take."""
     about = entry.metadata
     if value is None and not str(entry.type).endswith(("None", "Any")):
         raise OptionError(f"{name} is null: give a value")
@@ -697,6 +698,64 @@ class CacheOptions(Options):
     def bytes(self) -> float:
         """``keep`` in bytes, infinite if it is null."""
         return math.inf if self.keep is None else quantity("keep", self.keep, SIZES)
+
+
+@dataclass(frozen=True)
+class LimitOptions(Options, group="limits"):
+    """What the app takes from its users."""
+
+    queue: int = option(32, "jobs that wait, of all users", low=1, high=10_000)
+    each: int = option(4, "jobs of one user that wait or run", low=1, high=10_000)
+    megabytes: int = option(200, "size of an upload in MB", low=1, high=100_000)
+    uploads: int = option(40, "uploads of one user", low=1, high=100_000)
+    frames: int = option(64, "video.frames of a job", low=1, high=10_000)
+    side: int = option(1024, "sides of a job's frames in px", low=8, high=16_384)
+    steps: int = option(1000, "tuning.steps of a job", low=0, high=1_000_000)
+    keep: str = option("24h", "uploads and jobs are removed after so long: 90min, 24h, 7d")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """``keep`` in seconds."""
+        return quantity("limits.keep", self.keep, TIMES)
+
+
+@dataclass(frozen=True)
+class AppOptions(Options):
+    """Root of ``conf/app.yaml``."""
+
+    host: str = option("127.0.0.1", "address to listen on; another than this machine's own needs a token", text=True)
+    port: int = option(7860, "port to listen on", low=1, high=65_535)
+    token: str | None = option(None, "secret that users give; null: none on this machine, else made and printed")
+    folder: str = option("outputs/app", "where uploads, jobs and the cache are", text=True)
+    backbones: dict[str, str] = option({}, "further backbones by name, each with its weights' folder")
+    adapters: dict[str, str] = option({}, "ip_adapter: the adapter's folder by the backbone's name")
+    limits: LimitOptions = option(LimitOptions, "what is taken from users")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{16,200}", self.token):
+            raise OptionError("token: give 16 or more letters, digits, '-' and '_', or leave it out")
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class BatchOptions(Options):
+    """Root of ``conf/batch.yaml``."""
+
+    jobs: str = option(MISSING, "JSON file with a list of jobs", text=True)
+    out: str = option("outputs/batch", "folder for the jobs' run folders, by name", text=True)
+    cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
+    dry_run: bool = option(False, "check every input and print each job's plan; run nothing")
+    backbones: dict[str, str] = option({}, "further backbones by name, each with its weights' folder")
+    adapters: dict[str, str] = option({}, "ip_adapter: the adapter's folder by the backbone's name")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ ROOTS = {
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
     "cache": Root(config.CacheOptions),
+    "app": Root(config.AppOptions),
+    "batch": Root(config.BatchOptions),
     "footprint": Root(config.FootprintOptions),
     "pretrain": Root(config.PretrainOptions),
     "score/score": Root(config.ScoreOptions),

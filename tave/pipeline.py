@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tave.cache import Cache, Form
-from tave.config import EditingOptions, within
+from tave.config import EditingOptions, MaskOptions, within
 from tave.correction import Background, Correction, InterFrame
 from tave.correspondence import Field
 from tave.denoiser import Denoiser
@@ -172,6 +172,7 @@ class Pipeline:
         """Find the mask, sample inside it, decode, composite over the source."""
         options, trajectory = self.options, inversion.trajectory
         condition, references, mask = self._condition_and_mask(source, trajectory, target)
+        self.progress.found("soft_mask", mask.soft)
         for note in dict.fromkeys((*(reference.note for reference in references if reference.note), *mask.notes)):
             log.warning("edit %s: %s", target.name, note)
         generator = generator_for(self.seed, "start noise")
@@ -210,9 +211,12 @@ class Pipeline:
         options, size = self.options.reference, source.clip.frames.shape[-2:]
         references = [first_pass(image, options) for image in target.images]
         condition = self._condition(target, references)
-        mask = self._mask(source, trajectory, target, condition)
         if options.mode not in ("in_context", "joint") or self.options.mask.region == "whole":
-            return condition, references, mask
+            return condition, references, self._mask(source, trajectory, target, condition, self.options.mask)
+        # The old object's place is read off at the default threshold, so that the picture in its place, and with it the
+        # comparison, do not depend on the threshold of the mask.
+        fixed = {name: getattr(MaskOptions(), name) for name in ("threshold", "fixed", "quantile")}
+        mask = self._mask(source, trajectory, target, condition, replace(self.options.mask, **fixed))
         place = find_place(source.clip.frames, resize_mask(mask.source_object, *size).cpu())
         if place is None:
             note = "the first pass found nothing to edit, so the target is shown on grey"
@@ -223,14 +227,16 @@ class Pipeline:
         # The mask is computed again from the object in its place: a picture on grey differs from the source frame
         # everywhere. `joint` samples with the picture as it is too, whose own background must not reach the mask.
         in_place = [replace(reference, pictures=reference.pictures[:1]) for reference in references]
-        mask = self._mask(source, trajectory, target, self._condition(target, in_place))
+        mask = self._mask(source, trajectory, target, self._condition(target, in_place), self.options.mask)
         return self._condition(target, references), references, mask
 
     def _condition(self, target: Target, references: Sequence[Reference]) -> Condition:
         return self.encoders.condition(target.prompt, [p for reference in references for p in reference.pictures])
 
-    def _mask(self, source: Source, trajectory: Trajectory, target: Target, condition: Condition) -> EditMask:
-        options, latents = self.options.mask, trajectory.level(0)
+    def _mask(
+        self, source: Source, trajectory: Trajectory, target: Target, condition: Condition, options: MaskOptions
+    ) -> EditMask:
+        latents = trajectory.level(0)
         if options.region == "whole":
             return given_mask(torch.ones_like(latents[:, :, :1]))
         if target.region is not None:

@@ -7,16 +7,44 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich import progress
 from rich.console import Console
+from torch import Tensor
 
 from tave.interrupts import check, deferred
 
 OnStep = Callable[[int, int], None]
 """(steps done, total steps) -> None, called after each step of a stage; a signal that came during it ends the run."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What listeners are told: that a stage begins (``done`` 0), each step of it, its end (``over``), or a value.
+
+    ``seconds`` since the stage began; ``peak_mb``: at its end; ``value``: a result by the name ``stage``.
+    """
+
+    stage: str
+    label: str = ""
+    done: int = 0
+    total: int | None = None
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    over: bool = False
+    value: Tensor | None = None
+
+
+listeners: list[Callable[[Event], None]] = []
+"""Called with every event of this process, shown or not: how a program follows a run."""
+
+
+def _tell(event: Event) -> None:
+    for listener in listeners:
+        listener(event)
 
 
 class Progress:
@@ -44,17 +72,20 @@ class Progress:
         around = deferred() if steps else nullcontext()
         with around, progress.Progress(*columns, *times, console=self._console) as bars:
             bar = bars.add_task(label or name, total=None)
+            _tell(Event(name, label))
 
             def on_step(done: int, total: int) -> None:
                 bars.update(bar, completed=done, total=total)
+                _tell(Event(name, label, done, total, time.perf_counter() - started))
                 check()
 
             yield on_step
             total = bars.tasks[0].total or 1
             bars.update(bar, completed=total, total=total)
-        entry = self._entry(name)
-        entry["seconds"] = round(entry["seconds"] + time.perf_counter() - started, 3)
-        entry["peak_mb"] = max(entry["peak_mb"], round(_peak_mb(), 1))
+        entry, spent, peak = self._entry(name), time.perf_counter() - started, round(_peak_mb(), 1)
+        entry["seconds"] = round(entry["seconds"] + spent, 3)
+        entry["peak_mb"] = max(entry["peak_mb"], peak)
+        _tell(Event(name, label, int(total), int(total), spent, peak, over=True))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -66,6 +97,10 @@ class Progress:
         for name, spent in seconds.items():
             entry = self._entry(name)
             entry["remembered"] = round(entry.get("remembered", 0.0) + spent, 3)
+
+    def found(self, name: str, value: Tensor) -> None:
+        """Tell listeners of a result as soon as it exists."""
+        _tell(Event(name, value=value))
 
     def note(self, line: str) -> None:
         """Print one line."""

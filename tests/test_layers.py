@@ -16,7 +16,7 @@ ORDER = [
     *("correspondence", "correction", "sampling", "cache", "checkpoints", "reference", "pipeline", "editor", "data"),
     *("build", "inputs", "record", "findings", "origin", "space", "writer", "loggers", "run", "sweep", "cli", "train"),
     *("edit", "api", "listing", "controls", "benchmark", "counting", "footprint", "doctor", "stored", "remake"),
-    *("verify",),
+    *("verify", "app"),
 ]
 LIGHTNING = {"checkpoints", "editor", "data", "build", "writer", "loggers", "run"}
 HYDRA = {"sweep", "cli", "loggers", "edit"}

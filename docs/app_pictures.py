@@ -1,0 +1,76 @@
+"""Draw docs/figures/app_*.png: the page at work on the example, with the edit, and with a clip of one's own.
+
+python docs/app_pictures.py    needs pip install -e '.[app,app-test]' and Chromium (CHROMIUM=PATH)
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+FIGURES = Path(__file__).parent / "figures"
+CLIPS = Path(__file__).parents[1] / "tave" / "roadside" / "clips"
+BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+PORT = 7987
+
+
+def keep(page: Page, name: str) -> None:
+    """Write what the page shows as a PNG of 128 colours."""
+    shot = Image.open(io.BytesIO(page.screenshot()))
+    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)
+
+
+def draw(page: Page) -> None:
+    page.goto(f"http://127.0.0.1:{PORT}/")
+    started = time.monotonic()
+    page.click("#example-bus_to_suv")
+    page.wait_for_selector("[data-example=bus_to_suv]")
+    page.click("#go-example")
+    page.wait_for_selector('[data-view="soft"]:not([hidden])')
+    time.sleep(2)
+    keep(page, "app_progress")
+    page.wait_for_selector('[data-tave-job][data-state="done"]')
+    print(f"the example edit, from the first click: {time.monotonic() - started:.0f} s")
+    page.locator(".player input").fill("30")
+    time.sleep(1.5)
+    keep(page, "app_edit")
+    page.get_by_role("tab", name="Your clip").click()
+    page.set_input_files("#clip input[type=file]", CLIPS / "car_to_van" / "source.mp4")
+    page.set_input_files("#target input[type=file]", CLIPS / "car_to_van" / "target.png")
+    page.fill("#prompt textarea, #prompt input", "a yellow car on a mountain road")
+    page.fill("#target-prompt textarea, #target-prompt input", "a blue van on a mountain road")
+    page.get_by_text("Where to edit").click()
+    page.wait_for_selector("#clip-note p")
+    page.wait_for_selector("#target-note p")
+    time.sleep(3)
+    page.set_viewport_size({"width": 1200, "height": 1300})
+    time.sleep(1)
+    keep(page, "app_own_clip")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tave.app", f"port={PORT}", f"folder={folder}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
+            try:
+                assert server.stdout is not None and server.stdout.readline().startswith("http")
+                browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+                page = browser.new_page(viewport={"width": 1200, "height": 900})
+                page.set_default_timeout(1_800_000)
+                draw(page)
+                browser.close()
+            finally:
+                server.terminate()
+
+
+if __name__ == "__main__":
+    main()

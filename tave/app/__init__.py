@@ -1,0 +1,1 @@
+"""A page, an HTTP service and batches over the ordinary entry points (docs/app.md)."""
