@@ -80,15 +80,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         _check_name(path)
         try:
             around.mkdir()
-            temporary.touch()
-            mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(mode)  # safetensors makes files that nobody else may read
+            temporary.chmod(around.stat().st_mode & 0o666)  # safetensors makes files that nobody else may read
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
         finally:
-            shutil.rmtree(around, ignore_errors=True)
+            try:
+                around.rmdir()
+            except OSError:
+                shutil.rmtree(around, ignore_errors=True)
 
 
 @contextmanager
