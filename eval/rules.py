@@ -66,7 +66,8 @@ _KEPT = "set sampler.composite=true and sampler.background=latents; then only th
 _DB = (40, 30)
 
 
-def _rules() -> dict[str, Rule]:
+def _of_values() -> dict[str, Rule]:
+    """Rules of values as they are."""
     found = {
         "background_psnr_outside_mask": Rule(
             "Background outside the mask", *_DB,
@@ -110,6 +111,12 @@ def _rules() -> dict[str, Rule]:
     for kind, (word, good, poor) in kinds.items():
         meaning = f"Share of frames in which an independent classifier names the target's {word}."
         found[f"judge_{kind}_accuracy"] = Rule(f"Right {word}", good, poor, meaning, _TARGET, "ceiling")
+    return found
+
+
+def _of_comparisons() -> dict[str, Rule]:
+    """Rules of ratios and differences."""
+    found = {}
     for ending, which in (("_crop", "object"), ("_in_annotation", "annotated object"), ("_in_mask", "mask"), ("", "")):
         where = f", cut to the {which}" if which else ""
         for name, what in (("clip_image", "target image"), ("clip_text", "target prompt")):
@@ -137,7 +144,10 @@ def _rules() -> dict[str, Rule]:
     return found
 
 
-RULES = _rules()
+RULES = _of_values() | _of_comparisons()
+UNRULED = {
+    "ideal_psnr_aligned": "Nearness to the ideal clip, dB"
+}  # figures that matter, for which no threshold is known
 
 
 def verdicts(figures: Mapping[str, Any]) -> list[Verdict]:
@@ -179,8 +189,10 @@ def summary(figures: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     lines = []
     for metric in dict.fromkeys((*HEADLINE, *(name for name, each in read.items() if each.level in (POOR, DOUBTFUL)))):
         if is_number(figures.get(metric)):
-            title, level = (read[metric].rule.title, read[metric].level) if metric in read else (metric, "")
-            lines.append(f"{title:<44}{figures[metric]:>9.3g}  {level}".rstrip())
+            title, level = UNRULED.get(metric, metric), ""
+            if metric in read:
+                title, level = read[metric].rule.title, read[metric].level
+            lines.append(f"{title:<56}{figures[metric]:>9.3g}  {level}".rstrip())
     bad = sorted(
         (each for each in read.values() if each.level in (POOR, DOUBTFUL)), key=lambda e: LEVELS.index(e.level)
     )

@@ -199,7 +199,8 @@ def test_the_patents_configuration_is_one_option_away() -> None:
 
 def test_each_parameter_of_the_wandb_sweep_is_an_option() -> None:
     file: Any = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / "wandb.yaml"))
-    assert file["metric"]["name"].removeprefix("figure/") in config.STUDY_METRICS
+    (objective,) = (word for word in file["command"] if word.startswith("metrics.objective="))
+    assert file["metric"]["name"] == "goal" and objective.partition("=")[2] in config.STUDY_METRICS
     for key, space in file["parameters"].items():
         for value in space.get("values") or (space["min"], space["max"]):
             cfg: Any = OmegaConf.merge(cli.schema(TrainOptions), CLIP)

@@ -90,7 +90,7 @@ def test_the_table_has_the_figures_that_matter_and_those_that_are_not_good() -> 
     }
     lines, remedies = summary(figures)
     assert [line.split("  ")[0] for line in lines] == [
-        "ideal_psnr_aligned",
+        "Nearness to the ideal clip, dB",
         "Residue of the old object",
         "Size of the mask",
     ]
