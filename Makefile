@@ -23,23 +23,19 @@ $(VENV)/.setup-done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python %d.%d found, 3.11 to 3.13 needed: make setup PYTHON=python3.11" % v)'
 	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) $(VENV); \
 	 else $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -qq uv; fi
-	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[dev,notebooks]'
+	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[dev,notebooks,app]'
 	@touch $@
 
 edit: setup ## set up and run the example edit: the bus becomes a red SUV
 	@$(PY) -m tave.train video=bus_to_suv
 
-app: $(VENV)/.app-done ## set up and open a page to edit on, at http://127.0.0.1:7860
+app: setup ## set up and serve a page to edit on, at http://127.0.0.1:7860
 	@$(PY) -m tave.app
-
-$(VENV)/.app-done: $(VENV)/.setup-done
-	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[app,app-test]'
-	@touch $@
 
 test: setup ## set up and run the fast tests
 	$(TESTS)
 
-test-slow: $(VENV)/.app-done ## the tests that run the drawn world's backbone or Chromium, and the notebooks with few steps
+test-slow: setup ## the tests that run the drawn world's backbone or Chromium, and the notebooks with few steps
 	$(TESTS) -m slow
 	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
 
@@ -80,7 +76,7 @@ disk: setup ## full disks, missing rights, vanished folders
 together: setup ## several processes on one cache, one run, one name, one sweep
 	@$(PY) -W ignore -m tests.reliability.together workers=1 $(TRY)
 
-load: $(VENV)/.app-done ## 20 users of the app at once: nothing is lost, nothing leaks, memory comes back
+load: setup ## 20 users of the app at once: nothing is lost, nothing leaks, memory comes back
 	@$(PY) -W ignore -m tests.reliability.load $(TRY)
 
 clean: ## remove the environment, builds and caches; outputs/ stays

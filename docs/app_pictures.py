@@ -1,6 +1,6 @@
 """Draw docs/figures/app_*.png: the page at work on the example, with the edit, and with a clip of one's own.
 
-python docs/app_pictures.py    needs pip install -e '.[app,app-test]' and Chromium (CHROMIUM=PATH)
+python docs/app_pictures.py    needs pip install -e '.[app,dev]' and Chromium (CHROMIUM=PATH)
 """
 
 from __future__ import annotations

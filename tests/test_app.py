@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tave.app.check import Checker, Prepared, _answered
-from tave.app.job import KEYS, OWN, Job, check_limits, inherited, model_words, read_job, schema, words_of
+from tave.app.job import KEYS, OWN, Job, check_limits, inherited, model_words, read_job, same_maps, schema, words_of
 from tave.app.plan import Plan, Stage, learn, measured
 from tave.app.public import public, zipped
 from tave.app.queue import Queue
@@ -117,7 +117,8 @@ def test_another_edit_takes_the_target_of_the_earlier_one() -> None:
         "video.mask": "m",
         "mask.fixed": 0.3,
     }
-    assert again.mask_stays
+    assert again.mask_stays and same_maps(Job(tuned="a", values={"mask.fixed": 0.3}), Job(values=OWN_CLIP))
+    assert not same_maps(Job(tuned="a", values={"reference.heading": "mirrored"}), Job(values=OWN_CLIP))
     other = Job(tuned="a", values={"video.target_image": "x", "video.target_prompt": "y"})
     assert inherited(other, earlier) == other
 

@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="Playwright: pip install -e '.[app-test]'")
+    sync = pytest.importorskip("playwright.sync_api", reason="Playwright: pip install -e '.[dev]'")
     with sync.sync_playwright() as driver:
         made = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield made

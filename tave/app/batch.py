@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tave.app.check import Prepared, Setting, prepare
-from tave.app.job import FILES, Job, inherited, model_words, read_job, schema
+from tave.app.job import FILES, Job, inherited, model_words, read_job, same_maps, schema
 from tave.app.plan import learn
 from tave.app.public import cut
 from tave.app.worker import Child, reason
@@ -31,11 +32,20 @@ FAILED, REFUSED = 1, 2
 
 @dataclass(frozen=True)
 class Item:
-    """A job of the list. ``files``: absolute paths by key; ``root``: the name of the job that tunes its clip."""
+    """A job of the list. ``files``: absolute paths by key; ``root``: the name of the job that tunes its clip;
+    ``maps``: an earlier job compares the same pictures."""
 
     job: Job
     files: Mapping[str, str]
     root: str
+    maps: bool = False
+
+    def line(self, error: Exception) -> str:
+        """An error in one line, with the paths as they were given."""
+        text = cut(one_line(error, ROOTS["train"]))
+        for key, path in self.files.items():
+            text = text.replace(path, self.job.values[key])
+        return text
 
 
 def read_list(path: Path, backbones: Sequence[str]) -> list[Item]:
@@ -64,7 +74,8 @@ def read_list(path: Path, backbones: Sequence[str]) -> list[Item]:
         earlier = items.get(job.tuned or "")
         whole = inherited(job, earlier.job) if earlier else job
         files = {key: given.get(key) or (earlier.files[key] if earlier else "") for key in _files(whole)}
-        items[job.name] = Item(whole, files, earlier.root if earlier else job.name)
+        maps = earlier is not None and same_maps(job, earlier.job)
+        items[job.name] = Item(whole, files, earlier.root if earlier else job.name, maps)
     return list(items.values())
 
 
@@ -80,6 +91,7 @@ class Batch:
         self.weights = model_words(options.backbones, options.adapters)
         self.items = read_list(Path(options.jobs), choices_of("backbone"))
         self.out, self.cache = Path(options.out).absolute(), Path(options.cache).absolute()
+        self.scratch = ""  # folder of a dry run, which leaves nothing
         check_writable(self.out)
 
     def prepare(self, item: Item, *, look: bool = False) -> Prepared:
@@ -88,24 +100,30 @@ class Batch:
         Raises ValueError, in one line.
         """
         root = next(each for each in self.items if each.job.name == item.root)
-        tuned, folder = self.out / item.root / "run", str(self.out / item.job.name)
-        at = Setting(folder, str(self.cache), str(self.cache), None, root.job.example, self.weights)
+        tuned, cache = self.out / item.root / "run", str(self.cache)
+        made = tempfile.mkdtemp(dir=self.scratch) if look else str(self.out / item.job.name)
+        at = Setting(".", cache, cache, None, root.job.example, item.maps, self.weights, made)
         if item.job.tuned and (tuned / "run.json").is_file():
             return prepare(item.job, item.files, replace(at, run=str(tuned)))
         if item.job.tuned:  # checked as a run of its own, whose clip an earlier job will have tuned
-            return _known(prepare(*_as_run(item, root), at), {"tuning", "inversion", "reconstruction"})
-        made = prepare(item.job, item.files, at)
-        return _known(made, remembered(made.words, Path(folder))) if look else made
+            known = {"tuning", "inversion", "reconstruction", *["masking"] * item.maps}
+            return _known(prepare(*_as_run(item, root), at), known)
+        found = prepare(item.job, item.files, at)
+        return _known(found, remembered(found.words, Path(made))) if look else found
 
     def dry(self) -> int:
         """Print the plan of each job; the exit code."""
+        with tempfile.TemporaryDirectory() as self.scratch:
+            return self._dry()
+
+    def _dry(self) -> int:
         wrong, total, unknown = 0, 0.0, False
         for item in self.items:
             try:
                 plan = self.prepare(item, look=True).plan
             except (ValueError, OSError) as error:
                 wrong += 1
-                print(f"{item.job.name}: would fail: {cut(one_line(error, ROOTS['train']))}", flush=True)
+                print(f"{item.job.name}: would fail: {item.line(error)}", flush=True)
                 continue
             print(f"{item.job.name}: ok{f', a further edit of {item.root}' if item.job.tuned else ''}")
             print("\n".join([*plan.lines(), *(f"  warning: {line}" for line in plan.warnings)]), flush=True)
@@ -139,7 +157,7 @@ class Batch:
             folder.mkdir(parents=True, exist_ok=True)
             child = Child(folder, made.words, str(run), tuned=item.job.tuned is not None)
         except (ValueError, OSError) as error:
-            return cut(one_line(error, ROOTS["train"]))
+            return item.line(error)
         seen: dict[str, Any] = {"stages": {}}
         try:
             code = child.wait(lambda event: _told(seen, event))

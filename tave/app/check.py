@@ -35,6 +35,7 @@ class Setting:
     """Where a job is prepared. ``folder``: the worker's working directory, all paths are relative to it.
 
     ``run``: the run folder of the tuned clip, for another edit of it; ``example``: the shipped clip that is tuned.
+    ``maps``: its target was compared before. ``made``: folder for a mask that is made of one picture.
     ``weights``: backbone -> further words of tave.train; ``rates``: the folder of :func:`tave.app.plan.learn`.
     """
 
@@ -43,7 +44,9 @@ class Setting:
     rates: str
     run: str | None = None
     example: str | None = None
+    maps: bool = False
     weights: Mapping[str, Sequence[str]] | None = None
+    made: str = "inputs/mask"
 
 
 @dataclass(frozen=True)
@@ -138,11 +141,11 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
                 f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true "
                 "if the object stays there in all of them"
             )
-        files["video.mask"] = _repeated(files["video.mask"], clip, options.video)
+        files["video.mask"] = _repeated(files["video.mask"], clip, options.video, Path(setting.made))
         words, options = options_now()
     read_targets(options.video.requests(), clip, options.video, options.reference)
     notes = knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests())
-    done = () if setting.run is None else ("inversion", "reconstruction")
+    done = () if setting.run is None else ("inversion", "reconstruction", *["masking"] * setting.maps)
     plan = planned(
         options, tuple(clip.frames.shape), Path(setting.rates), tuned=setting.run is not None, remembered=done
     )
@@ -159,8 +162,8 @@ def _is_picture(path: str) -> bool:
         return False
 
 
-def _repeated(path: str, clip: Any, cut_as: ReadOptions) -> str:
-    """One picture of the region as a mask clip for all frames of ``clip``, cut as that was; returns its path."""
+def _repeated(path: str, clip: Any, cut_as: ReadOptions, folder: Path) -> str:
+    """One picture of the region as a mask clip in ``folder``, for all frames of ``clip``, cut as that was."""
     from tave.video import read_image, write_mask_video
     from tave.video.frames import fit_frames
 
@@ -168,7 +171,7 @@ def _repeated(path: str, clip: Any, cut_as: ReadOptions) -> str:
     plane = (rgb.mean(0, keepdim=True) + 1) / 2 if alpha is None else alpha
     height, width = clip.frames.shape[-2:]
     fitted = fit_frames((plane.expand(3, -1, -1) * 2 - 1)[None], width, height, cut_as.fit)
-    made = Path(path).with_name("region.mp4")
+    made = folder / "region.mp4"
     write_mask_video(made, (fitted[:, :1] > 0).float().expand(len(clip.frames), -1, -1, -1), clip.fps)
     return str(made)
 

@@ -178,6 +178,12 @@ def inherited(job: Job, earlier: Job) -> Job:
     return Job(**{**vars(job), "values": {**kept, **job.values}, "mask_stays": stays})
 
 
+def same_maps(job: Job, earlier: Job) -> bool:
+    """Whether ``job`` compares the same pictures as ``earlier``, whose clip it edits again: its maps are stored."""
+    compared = {"video.target_image", "video.mask", "reference.height_scale", "reference.heading"}
+    return not compared & job.values.keys() and not (compared - {"video.target_image"}) & earlier.values.keys()
+
+
 def model_words(backbones: Mapping[str, str], adapters: Mapping[str, str]) -> dict[str, list[str]]:
     """Further words of tave.train for each backbone that is offered: where its weights are.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tave.app.check import Prepared, Setting
-from tave.app.job import FILES, Job, check_limits, inherited
+from tave.app.job import FILES, Job, check_limits, inherited, same_maps
 from tave.app.plan import Plan, learn
 from tave.app.public import cut, public
 from tave.app.spaces import ID, RefusedError, Spaces, now, stored_name, sweep_cache
@@ -126,7 +126,8 @@ class Queue:
             example = root.job.example if root else job.example
             cache = self.folder / "cache" if example else self.spaces.of(space) / "cache"
             run = f"../{root.id}/{RUN}" if root else None
-            setting = Setting(str(folder), os.path.relpath(cache, folder), str(self.folder), run, example, self.weights)
+            maps, place = earlier is not None and same_maps(job, earlier.job), os.path.relpath(cache, folder)
+            setting = Setting(str(folder), place, str(self.folder), run, example, maps, self.weights)
             try:
                 prepared = self.spaces.checker.prepare(whole, files, setting, self.limits)
             except ValueError as error:
