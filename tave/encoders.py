@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from tave.config import ConditionOptions, MemoryOptions, within
 from tave.memory import at_work, in_chunks
 from tave.seeds import generator_for
 from tave.video.frames import to_bytes
+from tave.windows import Window
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,10 @@ class Condition:
     def null(self) -> Condition:
         """The unconditional condition: the negative prompt and no picture."""
         return Condition(text=self.null_text, image=self.null_image, null_text=self.null_text)
+
+    def seen(self, window: Window) -> Condition:
+        """The condition of the frames that a window's evaluation sees."""
+        return self if self.image.shape[1] == 1 else replace(self, image=window.of(self.image))
 
     def branches(self, first: int, count: int) -> Condition:
         """``count`` of the `b` branches from ``first`` on; a single one serves all."""

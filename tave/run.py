@@ -88,6 +88,7 @@ class Run:
                 *(dict(self.backbone.hashes), self.backbone.name, self.editor.denoiser.prediction_type),
                 *(options.inflation, options.tuning, clip.frames, options.video.source_prompt, options.seed),
                 rounding(options.memory, options.precision),
+                *([options.window] if len(clip.frames) > options.window.frames else []),
             )
         levels = (pipeline.schedule.timesteps, pipeline.schedule.alphas)
         self.key = key_of(
