@@ -82,7 +82,8 @@ class Editor(L.LightningModule):
     def loss(self, batch: TuningBatch, step: int) -> Tensor:
         """Mean square between predicted and true target at one random t (docs/method.md, section 3).
 
-        Of a clip in several windows one is drawn, and the frames that it predicts count. All draws come from (seed, step), so a resumed run equals an uninterrupted one to the bit.
+        Of a clip in several windows one is drawn, and the frames that it predicts count. All draws come from
+        (seed, step), so a resumed run equals an uninterrupted one to the bit.
         """
         generator, encoders = generator_for(self.seed, "tuning", step), self.pipeline.encoders
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -36,6 +37,7 @@ from tave.progress import Progress
 from tave.reference import Reference, TargetImage, find_place, first_pass, second_pass, source_frames
 from tave.sampling import composite, composite_alpha, resize_mask, sample, start_latents
 from tave.schedule import Schedule
+from tave.scratch import spans
 from tave.seeds import generator_for
 from tave.video import Clip
 
@@ -129,7 +131,7 @@ class Pipeline:
         with self.progress.stage("encoding", "encoding the clip", steps=False):
             latents = self.encoders.encode(clip.frames)
             condition = self.encoders.condition(prompt, [source_frames(clip.frames, self.options.reference.frame)])
-            source = Source(clip, latents, self.encoders.decode(latents), condition)
+            source = Source(clip, latents, self.encoders.decode(latents, self.cache.scratch), condition)
         values = {"latent": latents, "round trip": source.round_trip}
         check_finite("encoding", values | {"text vector": condition.text, "image vector": condition.image}, PRECISION)
         return source
@@ -140,7 +142,7 @@ class Pipeline:
         form = form | dict.fromkeys(("reconstruction_psnr", "autoencoder_psnr"), ((), torch.float32))
         found = self.cache.tensors("trajectory", [self.options.inversion], lambda: self._inverted(source), form)
         psnrs = (round(float(found[name]), 4) for name in ("reconstruction_psnr", "autoencoder_psnr"))
-        inversion = Inversion(Trajectory(found["latents"].to(self.encoders.device)), *psnrs)
+        inversion = Inversion(Trajectory(found["latents"], self.encoders.device), *psnrs)
         note = reconstruction_note(
             inversion.reconstruction_psnr, inversion.autoencoder_psnr, self.options.inversion.gate
         )
@@ -152,12 +154,11 @@ class Pipeline:
         options = self.options.inversion
         condition = inversion_condition(source.condition, options.condition)
         with self.progress.stage("inversion", "inverting the clip") as on_step:
-            trajectory = invert(
-                self.denoiser, self.schedule, source.latents, condition, options.refine, on_step=on_step
-            )
+            parts = source.latents, condition, options.refine
+            trajectory = invert(self.denoiser, self.schedule, *parts, on_step=on_step, scratch=self.cache.scratch)
         with self.progress.stage("reconstruction", "sampling the clip back") as on_step:
             back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
-            frames = self.encoders.decode(back)
+            frames = self.encoders.decode(back, self.cache.scratch)
             check_finite("reconstruction", {"decoded clip": frames}, PRECISION)
         truth = source.clip.frames
         psnrs = {"reconstruction_psnr": psnr(frames, truth), "autoencoder_psnr": psnr(source.round_trip, truth)}
@@ -186,14 +187,15 @@ class Pipeline:
                 on_step=on_step,
             )
         with self.progress.stage("decoding", f"decoding {target.name}", steps=False):
-            frames = self.encoders.decode(latents)
+            frames = self.encoders.decode(latents, self.cache.scratch)
             check_finite("decoding", {f"edit {target.name}": frames}, PRECISION)
         if target.region is None and options.mask.region == "found":  # a given region stays as it was given
             kept = drop_unchanged(mask.mask, frames, source.round_trip, options.mask.drop_unchanged)
             mask = replace(mask, mask=kept)
-        alpha = composite_alpha(resize_mask(mask.mask, *frames.shape[-2:]).to(frames), options.sampler.feather)
-        if options.sampler.composite:
-            frames = composite(frames, source.clip.frames.to(frames), alpha)
+        opacity = partial(_opacity, mask.mask.cpu(), frames.shape[-2:], options.sampler.feather)
+        alpha = self.cache.scratch.of(opacity, len(frames))
+        for span in spans(len(frames)) if options.sampler.composite else ():
+            frames[span] = composite(frames[span], source.clip.frames[span].to(frames), alpha[span])
         field = inter_frame.field if inter_frame else None
         return Edit(target, source.clip, frames, alpha, mask, references, inversion, field)
 
@@ -208,12 +210,13 @@ class Pipeline:
         mask = self._mask(source, trajectory, target, condition)
         if options.mode not in ("in_context", "joint") or self.options.mask.region == "whole":
             return condition, references, mask
-        place = find_place(source.clip.frames, resize_mask(mask.source_object, *size).cpu())
+        place = find_place(source.clip.frames, resize_mask(mask.source_object, *size).cpu(), self.cache.scratch)
         if place is None:
             note = "the first pass found nothing to edit, so the target is shown on grey"
             return condition, [replace(reference, note=reference.note or note) for reference in references], mask
         references = [
-            second_pass(first, image, place, options) for first, image in zip(references, target.images, strict=True)
+            second_pass(first, image, place, options, self.cache.scratch)
+            for first, image in zip(references, target.images, strict=True)
         ]
         # The mask is computed again from the object in its place: a picture on grey differs from the source frame
         # everywhere. `joint` samples with the picture as it is too, whose own background must not reach the mask.
@@ -245,10 +248,18 @@ class Pipeline:
         each = ((count, frames, *grid), torch.promote_types(latents.dtype, torch.float32))
         form: Form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
         maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make, form)
-        return make_mask(Disagreement(**{name: tensor.to(latents.device) for name, tensor in maps.items()}), options)
+        here = {name: tensor.to(latents.device, copy=True) for name, tensor in maps.items()}
+        return make_mask(Disagreement(**here), options)
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of ``f 3 H W`` in [-1, 1], capped at 100: JSON has no infinity."""
-    error = (frames.double().cpu() - truth.double().cpu()).square().mean() / 4
-    return min(100.0, float(-10 * torch.log10(error.clamp(min=1e-10))))
+    total = sum(
+        (frames[span].double().cpu() - truth[span].double().cpu()).square().sum() for span in spans(len(frames))
+    )
+    return min(100.0, float(-10 * torch.log10((total / (4 * frames.numel())).clamp(min=1e-10))))
+
+
+def _opacity(mask: Tensor, size: torch.Size, feather: float, span: slice) -> Tensor:
+    """The opacity `n 1 H W` of the edit in some frames, of its mask `1 f 1 h w`."""
+    return composite_alpha(resize_mask(mask[:, span], *size), feather)

@@ -43,6 +43,7 @@ from tave.origin import origin
 from tave.pipeline import Target
 from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
+from tave.scratch import Scratch
 from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
@@ -109,7 +110,7 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
-        run = cls(options, folder, read_clip(options.video.path, options.video), progress)
+        run = cls(options, folder, read_clip(options.video.path, options.video, Scratch(Path(options.cache))), progress)
         run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
@@ -219,7 +220,7 @@ class Run:
     ) -> None:
         self._drop_figures([target.name for target in due])
         self.data.targets = due
-        write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
+        write_video(self.folder / "round_trip.mp4", self.data.source.round_trip, self.clip.fps, lossless=True)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         common = {
             "source_prompt": self.options.video.source_prompt,

@@ -55,7 +55,7 @@ def test_weights_sum_to_one_in_every_frame_for_any_length_window_and_overlap() -
             assert len(part.frames) == min(frames, clip) and (part.weights > 0).all()
             assert part.frames[part.context :] == list(range(part.start, part.stop))
             assert part.frames[: part.context] == ([0, part.start - 1] if part.start else [])
-            assert later is None or part.stop - later.start >= overlap and later.stop > part.stop
+            assert later is None or (part.stop - later.start >= overlap and later.stop > part.stop)
             total[part.start : part.stop] += part.weights
             seen += part.stop - part.start
         assert parts[0].start == 0 and parts[-1].stop == clip
@@ -73,7 +73,7 @@ def test_weights_rise_and_fall_linearly_over_the_overlap() -> None:
 def test_a_window_without_a_new_frame_is_refused() -> None:
     with pytest.raises(OptionError, match=r"window.overlap=6 leaves windows of 8 frames no new one: set it below 6"):
         windows(20, 8, 6)
-    with pytest.raises(OptionError, match="window.overlap=6 leaves no new frame in window.frames=8: set it to 5"):
+    with pytest.raises(OptionError, match=r"window.overlap=6 leaves no new frame in window.frames=8: set it to 5"):
         WindowOptions(frames=8, overlap=6)
 
 
