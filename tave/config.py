@@ -467,6 +467,7 @@ class MemoryOptions(Options, group="memory"):
     branches: str = option("together", "a step's branches in one batch, or in turn", choices=("together", "alone"))
     offload: bool = option(False, "encoders and autoencoder wait in the CPU's memory")
     optimizer: str = option("adamw", "AdamW; 8bit needs bitsandbytes", choices=("adamw", "fused", "8bit"))
+    auto: bool = option(False, "checkpoint, offload, smaller chunk and branches in turn, as the device needs them")
 
     def check(self, precision: str) -> None:
         """Raise :class:`OptionError` for what doesn't work under ``trainer.precision``."""

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tave.config import EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.editor import UNET
 from tave.files import FileError, prepare, whole_file, write_json
+from tave.fitting import fit
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.locks import claimed
@@ -79,6 +80,12 @@ class Run:
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
+        height, width = clip.frames.shape[-2:]
+        seen = min(len(clip.frames), options.window.frames)
+        memory, note = fit(options.memory, options.precision, self.backbone, seen, (height, width), device)
+        if note:
+            progress.note(note)
+        options = replace(options, memory=memory)
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
         pipeline = self.editor.pipeline
         self.data = VideoData(pipeline, clip, options.video.source_prompt, steps=options.tuning.steps)
