@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.config import WHOLE, ReadOptions
+from tave.config import WHOLE, ReadOptions, WindowOptions
 from tave.files import file_digest, read_json
 from tave.record import check_record, read_edit, read_run, recorded
 from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
+from tave.windows import windows
 
 from . import EvalError
 from .ideal import IdealLayers
-from .records import mapping_in, text_in
+from .records import mapping_in, number_in, text_in
 
 
 class Track(NamedTuple):
@@ -72,6 +73,7 @@ class Request:
     image: Image4 | None = None  # the target image; alpha is its matte
     missing: str = ""  # why there is no image
     conditioner: Path | None = None  # folder of the image encoder that conditioned the edit
+    windows: tuple[tuple[int, int], ...] = ()  # first frame, and the one after the last, where they are recorded
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         source=source,
         edited=edited,
         masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
-        request=_read_request(folder, record, run / "run.json"),
+        request=replace(
+            _read_request(folder, record, run / "run.json"), windows=_windows(record, len(edited), run / "run.json")
+        ),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         annotation=annotation,
         round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
@@ -164,6 +168,15 @@ def _read_request(folder: Path, run: Mapping[str, Any], beside: Path) -> Request
             missing = f"the {name} {file} has changed since the edit"
     image = read_picture(Path(at), Path(matte) if matte else None) if at and not missing else None
     return Request(source, text_in(record, "target_prompt", path), image, missing, conditioner)
+
+
+def _windows(run: Mapping[str, Any], frames: int, path: Path) -> tuple[tuple[int, int], ...]:
+    given = mapping_in(run.get("config", {}), "window", path)
+    sizes = [number_in(given, key, path) for key in ("frames", "overlap")]
+    if None in sizes:
+        return ()
+    options = WindowOptions(*(int(size or 0) for size in sizes))
+    return tuple((window.start, window.stop) for window in windows(frames, options.frames, options.overlap))
 
 
 def _conditioner(run: Mapping[str, Any]) -> Path | None:
