@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-PART = 2**22  # values that are checked at once: a check takes several times their memory
+PART = 2**20  # values that are checked at once: a check takes several times their memory
 EVERY = 16  # values of an accelerator between two readings: for each the host waits, and launches nothing meanwhile
 PRECISION = "set trainer.precision=32-true and memory=full, or fetch the weights again"  # where nothing is tuned yet
 REMEDY = "set trainer.precision=32-true and memory=full, or tune again with a lower tuning.lr"

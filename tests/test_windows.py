@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from fakes import draw, made_schedule
+from runs import evaluations, frames_of, options
 from torch import Tensor, nn
 
 from tave.backbone import Backbone
+from tave.cache import StoredError, read_tensors
+from tave.cli import typed
 from tave.config import CorrectionOptions, OptionError, TuningOptions, WindowOptions
 from tave.correction import InterFrame, Level, Step
 from tave.denoiser import Denoiser, DenoiserError, Tap
+from tave.edit import edit, options_of
 from tave.editor import Editor, TuningBatch
 from tave.encoders import Condition, Encoders
+from tave.files import read_json
 from tave.inflate import TemporalAttention, inflate
 from tave.inversion import invert
 from tave.masking import compare
 from tave.pipeline import Pipeline
 from tave.sampling import sample
+from tave.train import train
 from tave.windows import Window, windows
 
 N, OVERLAP, F, T = 5, 1, 9, 500
@@ -228,3 +235,31 @@ def test_each_step_tunes_on_a_drawn_window_and_its_predicted_frames(
     batch = TuningBatch(torch.arange(F).float().view(1, F, 1, 1, 1).expand(-1, -1, 4, 8, 8), condition, embeds)
     assert max(float(editor.loss(batch, step)) for step in range(20)) < 1e-4
     assert {window.start for window in given} == {window.start for window in denoiser.windows(F)}
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_several_windows_is_edited_again_and_measured(clip: Path, tmp_path: Path) -> None:
+    """The clip's 8 frames in windows of 5: tuned, inverted, edited; another edit goes by what the run recorded."""
+    words = "window.frames=5", "window.overlap=1", "tuning.steps=1", "inversion.steps=1", "mask.steps=[0,1]"
+    run = train(options(clip, tmp_path / "cache", *words, "metrics.judge=null"), tmp_path / "run", show=False)
+    assert read_json(run / "run.json")["config"]["window"] == {"frames": 5, "overlap": 1}
+    stored = read_tensors(run / "trajectory.safetensors")[0]["latents"]
+    assert stored.shape[:3] == (2, 1, 8)
+    figures, facts = (read_json(run / "metrics.json")[part] for part in ("edits", "metrics"))
+    assert {"seam_ratio", "seam_ratio_source", "object_drift", "object_drift_ideal"} <= figures["suv"].keys()
+    assert facts["seam_ratio"]["unit"] == "ratio" and facts["object_drift"]["higher_is_better"] is False
+    again = [
+        "video.edit=other",
+        f"video.target_image={clip / 'target.png'}",
+        "video.target_prompt=a van",
+        "logger=none",
+    ]
+    with evaluations() as seen:
+        edit(run, typed(options_of(run, [*again, f"cache={tmp_path / 'cache'}", "metrics.enabled=false"])), show=False)
+    assert seen and len(frames_of(run / "edits/other/edited.mp4")) == 8
+    assert torch.equal(read_tensors(run / "trajectory.safetensors")[0]["latents"], stored)
+    other = options(clip, tmp_path / "cache", *words, "metrics.enabled=false", "window.overlap=2")
+    with pytest.raises(StoredError, match="another tuning"):
+        train(other, run, show=False)
