@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tave.config import WHOLE, ReadOptions, WindowOptions
+from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
 from tave.record import check_record, read_edit, read_run, recorded
 from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
 from tave.video.frames import from_pixels
-from tave.windows import windows
 
 from . import EvalError
 from .ideal import IdealLayers
-from .records import mapping_in, number_in, text_in
+from .records import mapping_in, text_in
 
 
 class Track(NamedTuple):
@@ -171,12 +170,13 @@ def _read_request(folder: Path, run: Mapping[str, Any], beside: Path) -> Request
 
 
 def _windows(run: Mapping[str, Any], frames: int, path: Path) -> tuple[tuple[int, int], ...]:
-    given = mapping_in(run.get("config", {}), "window", path)
-    sizes = [number_in(given, key, path) for key in ("frames", "overlap")]
-    if None in sizes:
-        return ()
-    options = WindowOptions(*(int(size or 0) for size in sizes))
-    return tuple((window.start, window.stop) for window in windows(frames, options.frames, options.overlap))
+    """The windows that ``run.json`` records. Raises :class:`EvalError` for some that can't be the clip's."""
+    given = run.get("windows")
+    for span in given if isinstance(given, list) else [given] if given is not None else []:
+        whole = isinstance(span, list) and len(span) == 2 and all(type(frame) is int for frame in span)
+        if not whole or not 0 <= span[0] < span[1] <= frames:
+            raise EvalError(f"{path}: windows are no ranges of the clip's {frames} frames: {str(span)[:40]!r}")
+    return tuple((start, stop) for start, stop in given or [])
 
 
 def _conditioner(run: Mapping[str, Any]) -> Path | None:

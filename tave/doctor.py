@@ -31,8 +31,8 @@ from tave.config import (
     ReadOptions,
     WindowOptions,
 )
-from tave.fitting import counted, fitted, words
-from tave.footprint import LIBRARIES, preset
+from tave.fitting import LIBRARIES, counted, fitted, words
+from tave.footprint import preset
 from tave.keys import choices_of
 
 CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv" / "source.mp4"

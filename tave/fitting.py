@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tave.config import MemoryOptions
-from tave.footprint import GIB, LIBRARIES
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GIB = 2**30
+LIBRARIES = 1.5 * GIB  # upper bound of what is not counted: context, workspaces, fragmentation
 # What a tuning of the full-size UNets stores for the backward pass, per latent cell and frame in float32 (counted,
 # docs/memory.md: 14.7 to 15.7 GiB for 8 x 64 x 64 cells), doubled for the other sums. Smaller networks store less.
 PER_CELL = 2**20

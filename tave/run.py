@@ -333,6 +333,7 @@ class Run:
             "seed": self.options.seed,
             "fps": self.clip.fps,
             "size": list(self.clip.frames.shape),
+            "windows": [[w.start, w.stop] for w in self.editor.denoiser.windows(len(self.clip.frames))],
             **origin(),
             "weights": dict(self.backbone.hashes),
             "weights_unverified": list(self.backbone.unverified),

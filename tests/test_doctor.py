@@ -31,7 +31,8 @@ from tave.doctor import (
     weights,
     works,
 )
-from tave.footprint import GIB, preset
+from tave.fitting import GIB
+from tave.footprint import preset
 from tave.memory import has_8bit
 
 ROOT = Path(__file__).parents[1]

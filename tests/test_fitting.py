@@ -13,8 +13,7 @@ from tave.backbone import Backbone
 from tave.cli import compose_options
 from tave.config import MemoryOptions
 from tave.counting import SHAPES, shapes_of
-from tave.fitting import STEPS, fit, fitted, savings, words
-from tave.footprint import GIB, LIBRARIES
+from tave.fitting import GIB, LIBRARIES, STEPS, fit, fitted, savings, words
 from tave.memory import rounding
 
 AUTO = MemoryOptions(auto=True)

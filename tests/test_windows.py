@@ -245,6 +245,7 @@ def test_a_run_of_several_windows_is_edited_again_and_measured(clip: Path, tmp_p
     words = "window.frames=5", "window.overlap=1", "tuning.steps=1", "inversion.steps=1", "mask.steps=[0,1]"
     run = train(options(clip, tmp_path / "cache", *words, "metrics.judge=null"), tmp_path / "run", show=False)
     assert read_json(run / "run.json")["config"]["window"] == {"frames": 5, "overlap": 1}
+    assert read_json(run / "run.json")["windows"] == [[0, 5], [3, 6], [5, 8]]
     stored = read_tensors(run / "trajectory.safetensors")[0]["latents"]
     assert stored.shape[:3] == (2, 1, 8)
     figures, facts = (read_json(run / "metrics.json")[part] for part in ("edits", "metrics"))
