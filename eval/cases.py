@@ -72,6 +72,7 @@ class Request:
     image: Image4 | None = None  # the target image; alpha is its matte
     missing: str = ""  # why there is no image
     conditioner: Path | None = None  # folder of the image encoder that conditioned the edit
+    windows: tuple[tuple[int, int], ...] = ()  # first frame, and the one after the last, where they are recorded
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         source=source,
         edited=edited,
         masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
-        request=_read_request(folder, record, run / "run.json"),
+        request=replace(
+            _read_request(folder, record, run / "run.json"), windows=_windows(record, len(edited), run / "run.json")
+        ),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         annotation=annotation,
         round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
@@ -164,6 +167,16 @@ def _read_request(folder: Path, run: Mapping[str, Any], beside: Path) -> Request
             missing = f"the {name} {file} has changed since the edit"
     image = read_picture(Path(at), Path(matte) if matte else None) if at and not missing else None
     return Request(source, text_in(record, "target_prompt", path), image, missing, conditioner)
+
+
+def _windows(run: Mapping[str, Any], frames: int, path: Path) -> tuple[tuple[int, int], ...]:
+    """The windows that ``run.json`` records. Raises :class:`EvalError` for some that can't be the clip's."""
+    given = run.get("windows")
+    for span in given if isinstance(given, list) else [given] if given is not None else []:
+        whole = isinstance(span, list) and len(span) == 2 and all(type(frame) is int for frame in span)
+        if not whole or not 0 <= span[0] < span[1] <= frames:
+            raise EvalError(f"{path}: windows are no ranges of the clip's {frames} frames: {str(span)[:40]!r}")
+    return tuple((start, stop) for start, stop in given or [])
 
 
 def _conditioner(run: Mapping[str, Any]) -> Path | None:

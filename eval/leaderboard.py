@@ -74,8 +74,8 @@ def _columns(found: Results, wanted: list[str]) -> list[str]:
     if unknown := [name for name in wanted if name not in measured]:
         raise EvalError(f"metrics={unknown}: no run has measured that; measured are {', '.join(sorted(measured))}")
     shown = [name for name in found.metrics if name in measured and name != "judge_frames"]
-    found = [name for name in shown if not reference_of(name)[0]]
-    return wanted or sorted(found, key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
+    own = [name for name in shown if not reference_of(name)[0]]
+    return wanted or sorted(own, key=lambda name: HEADLINE.index(name) if name in HEADLINE else len(HEADLINE))
 
 
 def _notices(board: dict[str, Any]) -> dict[str, list[str]]:

@@ -154,6 +154,7 @@ def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | 
     for clip, region, reference in ((case.edited, new, ""), (case.source, old, "source"), (truth.ideal, new, "ideal")):
         report.add("warp_error_object", motion.warp_error(clip, track, region), by=TRACK, reference=reference)
         report.add("object_gradient_energy", motion.gradient_energy(clip, region), reference=reference)
+        _windowed(report, case, "", (clip, track, region), reference, TRACK)
     if truth.track.still_camera:
         name, path, by = "warp_error_background_still", motion.still(len(case.source), *size), TRACK
     else:
@@ -175,11 +176,22 @@ def _along_flow(report: Report, case: Case, mask: Tensor | None) -> None:
     _pair(report, f"warp_error_in_{which}", case, flows, region, by="DIS flow of each clip")
     free, over = _backgrounds(case, mask)[which]
     _pair(report, f"warp_error_outside_{which}", case, (flow, flow), free, by=FLOW, over=over)
-    for frames, reference in ((case.edited, ""), (case.source, "source")):
+    for frames, path, reference in zip((case.edited, case.source), flows, ("", "source"), strict=True):
         report.add(f"gradient_energy_in_{which}", motion.gradient_energy(frames, region), reference=reference)
+        _windowed(report, case, f"_in_{which}", (frames, path, region), reference, "DIS flow of each clip")
     for moving, reference in ((mask, ""), (case.annotation, "source")):
         if moving is not None:
             report.add("mask_temporal_iou_flow", motion.temporal_iou(moving, flow), by=FLOW, reference=reference)
+
+
+def _windowed(
+    report: Report, case: Case, suffix: str, clip: tuple[Tensor, motion.Motion, Tensor], reference: str, by: str
+) -> None:
+    """Seam and drift of a clip (frames, their motion, the object) that was edited in several windows."""
+    (frames, path, region), windows = clip, case.request.windows
+    if len(windows) > 1:
+        report.add(f"seam_ratio{suffix}", motion.seam_ratio(frames, path, region, windows), reference=reference, by=by)
+        report.add(f"object_drift{suffix}", motion.object_drift(frames, region, windows), reference=reference)
 
 
 def _pair(

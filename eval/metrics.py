@@ -91,6 +91,10 @@ def _metrics() -> Iterator[Metric]:
             yield Metric(f"warp_error_{side}_{region}", motion.warp_error, levels, pairs, False, region)
         name = f"gradient_energy_in_{region}"
         yield Metric(name, motion.gradient_energy, f"squared {levels}", adjacent, None, region)
+    ends, extremes = "pairs where windows end over the other pairs", "first against last window, pixels pooled"
+    for suffix, region in (("", "truth"), ("_in_mask", "mask"), ("_in_annotation", "annotation")):
+        yield Metric(f"seam_ratio{suffix}", motion.seam_ratio, "ratio", ends, False, region)
+        yield Metric(f"object_drift{suffix}", motion.object_drift, levels, extremes, False, region)
     yield Metric("mask_temporal_iou", motion.temporal_iou, "share", neighbours, True, "truth")
     yield Metric("mask_temporal_iou_flow", motion.temporal_iou, "share", neighbours, True, "mask")
     objects = {"truth": "source or ideal target", "mask": "the edit mask", "annotation": "the annotated object"}

@@ -20,6 +20,9 @@ from tave.video.frames import to_pixels
 
 from .regions import require_region, require_same_shape
 
+Spans = Sequence[tuple[int, int]]
+"""The windows in which a clip was edited: for each the first frame, and the one after the last."""
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -82,14 +85,56 @@ def warp_error(frames: Tensor, motion: Motion, region: Tensor) -> float | None:
     The square of it, over 255^2, is the warping error of Lai et al. 2018, here over ``region`` and pooled over all
     pairs: a pixel counts if it was visible one frame earlier and lies in the region in both frames.
     """
+    error, counted = _errors(frames, motion, region)
+    return 127.5 * math.sqrt(float(error.mean(dtype=torch.float64))) if counted.any() else None
+
+
+def _errors(frames: Tensor, motion: Motion, region: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared error of each pixel that counts, mean over channels, and which those are, ``f-1 H W`` bool."""
     require_region(region, frames)
     require_same_shape(later_frames=region[1:], motion=motion.visible)
     stayed = warp(region[:, None].float(), motion)[:, 0] > 0.99  # all pixels of the bilinear sample lie in the region
     counted = region[1:] & stayed & motion.visible
-    if not counted.any():
+    return (frames[1:] - warp(frames, motion)).square().mean(dim=1)[counted], counted
+
+
+def seam_ratio(frames: Tensor, motion: Motion, region: Tensor, windows: Spans) -> float | None:
+    """The :func:`warp_error` of neighbouring frames where a window begins or ends, over that of all other neighbours.
+
+    1 where the borders of the windows in which a long clip was edited don't show. None for a clip in one window, and
+    where one of both has no pixels or the others have no error.
+    """
+    ends = {frame for span in windows for frame in span} - {0, len(frames)}
+    at = torch.tensor([i + 1 in ends for i in range(len(frames) - 1)], dtype=torch.bool)
+    errors = []
+    for pairs in (at, ~at):
+        squares, pixels = 0.0, 0
+        for i in pairs.nonzero().flatten().tolist():
+            pair = slice(i, i + 2)
+            here = Motion(motion.flow[i : i + 1], motion.visible[i : i + 1])
+            error, counted = _errors(frames[pair], here, region[pair])
+            squares, pixels = squares + float(error.sum(dtype=torch.float64)), pixels + int(counted.sum())
+        if not pixels:
+            return None
+        errors.append(math.sqrt(squares / pixels))
+    return errors[0] / errors[1] if errors[1] else None
+
+
+def object_drift(frames: Tensor, region: Tensor, windows: Spans) -> float | None:
+    """How far the object's mean colour is in the last window from that in the first, in 8-bit levels (rms of RGB).
+
+    Compare with the source's or the ideal clip's. None for a clip in one window, or where a window has no object.
+    """
+    require_region(region, frames)
+    if len(windows) < 2:
         return None
-    error = (frames[1:] - warp(frames, motion)).square().mean(dim=1)[counted]
-    return 127.5 * math.sqrt(float(error.mean(dtype=torch.float64)))
+    colours = []
+    for start, stop in (windows[0], windows[-1]):
+        inside = region[start:stop]
+        if not inside.any():
+            return None
+        colours.append(frames[start:stop].movedim(1, -1)[inside].mean(dim=0, dtype=torch.float64))
+    return 127.5 * float((colours[1] - colours[0]).square().mean().sqrt())
 
 
 def gradient_energy(frames: Tensor, region: Tensor) -> float | None:

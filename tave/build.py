@@ -37,7 +37,7 @@ def build_editor(
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Editor:
-    """The editor for clips of ``frames`` frames. ``backbone``, loaded from the options by default, is inflated in
+    """The editor for a clip of ``frames`` frames. ``backbone``, loaded from the options by default, is inflated in
     place.
 
     Raises OptionError or BackboneError, in one line, for what does not exist or does not fit.
@@ -46,11 +46,11 @@ def build_editor(
     if options.tuning.image_noise is not None:
         within("tuning.image_noise", options.tuning.image_noise, 0, image_levels(backbone) - 1)
     schedule = Schedule.from_scheduler(backbone.scheduler, options.inversion.steps)
-    unet = inflate(backbone.unet, frames, options.inflation.kv_frames)
+    unet = inflate(backbone.unet, min(frames, options.window.frames), options.inflation.kv_frames)
     select_trainables(unet, options.tuning.trainables, options.tuning.lora_rank)
     _save_memory(backbone, unet, options)
     encoders = Encoders(backbone, options.condition, options.memory, seed=options.seed, device=device)
-    denoiser = Denoiser(unet, backbone.scheduler, options.memory.branches)
+    denoiser = Denoiser(unet, backbone.scheduler, options.memory.branches, options.window.overlap)
     pipeline = Pipeline(
         denoiser, schedule, encoders, options.editing, seed=options.seed, progress=progress, cache=cache
     )

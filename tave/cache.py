@@ -25,6 +25,7 @@ from tave.files import FileError, read_json, whole_file, write_json
 from tave.finite import check_finite
 from tave.locks import UPDATE, claimed
 from tave.progress import Progress
+from tave.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def key_of(*parts: Any) -> str:
         if isinstance(part, Tensor):
             part = part.detach().cpu().contiguous()
             sha.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            sha.update(part.view(torch.uint8).numpy().tobytes() if part.dim() else str(part.item()).encode())
+            sha.update(part.view(torch.uint8).numpy().data if part.dim() else str(part.item()).encode())
         else:
             plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
             sha.update(json.dumps(plain, sort_keys=True, default=_plain).encode())
@@ -105,17 +106,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 def read_about(path: Path) -> dict[str, Any]:
     """The description of a file of :func:`write_tensors`; raises like :func:`read_tensors`."""
-    return read_tensors(path)[1]
+    return read_tensors(path, mapped=True)[1]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and description of a file of :func:`write_tensors`.
 
-    Raises :class:`DamagedError` if they are not what was written, :class:`StoredError` if there is no such file.
+    ``mapped`` tensors stay in the file: copy what is computed with. Raises :class:`DamagedError` if they are not what
+    was written, :class:`StoredError` if there is no such file.
     """
     with _stored(path) as stored:
-        # Copied: memory mapped at odd offsets uses other CPU kernels, and a seed would no longer fix the bits.
-        tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - not a mapping
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a mapping
+        if not mapped:  # memory mapped at odd offsets uses other CPU kernels, and a seed would no longer fix the bits
+            tensors = {key: tensor.clone() for key, tensor in tensors.items()}
         about = _about(stored, path)
     digest = about.pop("sha256", None)
     if digest != _digest(tensors, about):
@@ -123,7 +126,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def find_tensors(path: Path, key: str, form: Form | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def find_tensors(
+    path: Path, key: str, form: Form | None = None, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """:func:`read_tensors` of what is stored with ``key`` and, where given, in ``form``; None if that isn't there.
 
     What is damaged, or of another form, is named in one line and not returned.
@@ -131,7 +136,7 @@ def find_tensors(path: Path, key: str, form: Form | None = None) -> tuple[dict[s
     if not path.is_file():
         return None
     try:
-        tensors, about = read_tensors(path)
+        tensors, about = read_tensors(path, mapped)
         if about.get("key") != key:
             return None
         if form is not None and (strange := _differing(form_of(tensors), form)):
@@ -230,6 +235,8 @@ class Cache:
         scope: a key that all results depend on, for instance that of the inverted clip.
         progress: gets the seconds that a stored result took when it was computed.
         copies: stage name -> a second place for its result, with a run's other files; read and written alike.
+
+    ``scratch``: room on the disk of ``folder`` for what a stage makes.
     """
 
     def __init__(
@@ -241,11 +248,12 @@ class Cache:
     ) -> None:
         self.folder, self.scope, self.progress = folder, scope, progress or Progress(show=False)
         self.copies = dict(copies or {})
+        self.scratch = Scratch(folder)
 
     def tensors(
         self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]], form: Form | None = None
     ) -> Mapping[str, Tensor]:
-        """The tensors of stage ``name`` under a key of ``parts``: stored ones, else ``make()``, which are then stored.
+        """The tensors of stage ``name`` under a key of ``parts``: stored ones, mapped, else ``make()``, then stored.
 
         Stored ones that are damaged, or not in ``form``, are named in one line and made again. Numbers and lists of
         numbers are also written into the file's description, under their names. Raises :class:`NonFiniteError` for NaN
@@ -256,7 +264,7 @@ class Cache:
         key = key_of(self.scope, *parts)
         entry = self.folder / f"{name}-{key}.safetensors"
         places = [entry, *([self.copies[name]] if name in self.copies else [])]
-        found = {path: stored for path in places if (stored := find_tensors(path, key, form)) is not None}
+        found = {path: stored for path in places if (stored := find_tensors(path, key, form, True)) is not None}
         if found:
             path, (tensors, about) = next(iter(found.items()))
             self.progress.note(f"{name}: reused from {path.parent}")
@@ -264,7 +272,7 @@ class Cache:
             mark_used(entry)
         else:
             before = self.progress.seconds
-            tensors = {part: tensor.detach().cpu().clone() for part, tensor in make().items()}
+            tensors = {part: tensor.detach().cpu() for part, tensor in make().items()}
             spent = {stage: now - before.get(stage, 0.0) for stage, now in self.progress.seconds.items()}
             numbers = {part: tensor.tolist() for part, tensor in tensors.items() if tensor.dim() < 2}
             seconds = {stage: round(took, 3) for stage, took in spent.items() if took > 0}

@@ -357,6 +357,22 @@ class InflationOptions(Options, group="inflation"):
 
 
 @dataclass(frozen=True)
+class WindowOptions(Options, group="window"):
+    """How a clip longer than the network's frames is split (docs/method.md, section 8)."""
+
+    frames: int = option(16, "frames that the network sees at once; a shorter clip is not split", low=3, high=10_000)
+    overlap: int = option(4, "frames that neighbouring windows share, at least; their predictions are blended", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap > self.frames - 3:  # two frames of context and a new one
+            raise OptionError(
+                f"window.overlap={self.overlap} leaves no new frame in window.frames={self.frames}: set it to "
+                f"{self.frames - 3} or less"
+            )
+
+
+@dataclass(frozen=True)
 class TuningOptions(Options, group="tuning"):
     """One-shot fine-tuning on the source clip (docs/method.md, section 3)."""
 
@@ -456,6 +472,7 @@ class MemoryOptions(Options, group="memory"):
     branches: str = option("together", "a step's branches in one batch, or in turn", choices=("together", "alone"))
     offload: bool = option(False, "keep encoders and autoencoder in the CPU's memory between uses")
     optimizer: str = option("adamw", "AdamW; 8bit needs bitsandbytes", choices=("adamw", "fused", "8bit"))
+    auto: bool = option(False, "checkpoint, offload, smaller chunk and branches in turn, as the device needs them")
 
     def check(self, precision: str) -> None:
         """Raise :class:`OptionError` for what doesn't work under ``trainer.precision``."""
@@ -494,6 +511,7 @@ class TrainOptions(Options):
     condition: ConditionOptions = option(ConditionOptions, "prompt and image condition")
     reference: ReferenceOptions = option(ReferenceOptions, "the pictures that the image encoder sees")
     inflation: InflationOptions = option(InflationOptions, "from image network to video network")
+    window: WindowOptions = option(WindowOptions, "how a long clip is split")
     tuning: TuningOptions = option(TuningOptions, "one-shot fine-tuning on the clip")
     inversion: InversionOptions = option(InversionOptions, "DDIM inversion of the clip")
     mask: MaskOptions = option(MaskOptions, "the region of the edit")

@@ -16,6 +16,7 @@ from tave.denoiser import Tap
 from tave.inversion import Trajectory
 from tave.masking import part_of
 from tave.schedule import to_clean
+from tave.windows import Window
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,13 @@ class Level:
 class Step:
     """One step of sampling; tensors `b f c h w`.
 
-    ``noisy`` went in, ``noise`` was predicted, ``latents`` came out (with the corrections so far). ``features``
-    `b f d h' w'` are the tapped block's, if any.
+    ``noisy`` went in, ``noise`` was predicted, ``latents`` came out (with the corrections so far).
     """
 
     level: Level
     noisy: Tensor
     noise: Tensor
     latents: Tensor
-    features: Tensor | None
 
 
 class Correction(Protocol):
@@ -74,6 +73,9 @@ class InterFrame:
     ``restore_variance`` the noise part of ``space=latent`` keeps its size: ``sqrt(1-a) (r_f - 1) blend(eps)`` is added,
     ``r_f`` being the rms of eps over that of its blend in the mask of frame f. The signal is not scaled.
 
+    A clip longer than the network's frames is read window by window: two frames are matched in the first window that
+    predicts the later one.
+
     ``field`` is the last step's, on the features' grid; None before the first.
     """
 
@@ -83,21 +85,24 @@ class InterFrame:
         self.mask = mask[0, :, 0]
         self.options = options
         self.field: Field | None = None
+        self._matched = 0  # the last frame whose previous neighbour is in the field
         self._empty = not bool(mask.any())
 
     def tap(self, index: int, total: int) -> Tap | None:
         if not self._active(index, total):
             return None
-        return Tap(self.options.block, self._rewrite if self.options.space == "features" else None)
+        if self.options.space == "features":
+            return Tap(self.options.block, rewrite=self._rewrite)
+        return Tap(self.options.block, read=self._read)
 
     def __call__(self, step: Step) -> Tensor:
         level, space = step.level, self.options.space
         if space == "features" or not self._active(level.index, level.total):
             return step.latents
-        if step.features is None:
+        if self.field is None:
             raise ValueError(f"step to level {level.index} has no features: the denoiser must answer the tap")
         mask = self.mask.to(step.latents)
-        field = upsample(self._field(step.features), *step.latents.shape[-2:])
+        field = upsample(self.field, *step.latents.shape[-2:])
         mix = partial(blend, mask=mask, field=field, weights=self.options.weights)
         # A DDIM step is linear in latent, x0 and eps: the blend is added as a difference times its coefficient, so that
         # what earlier corrections did to the latents stays.
@@ -118,21 +123,34 @@ class InterFrame:
     def _active(self, index: int, total: int) -> bool:
         return not self._empty and index + 1 in part_of(self.options.steps, total)
 
-    def _field(self, features: Tensor) -> Field:
-        """The field on the features' own grid, of features `1 f d h' w'`."""
+    def _read(self, features: Tensor, window: Window) -> Field:
+        """Match the frames of a window by their features `1 n d h' w'`; enter the pairs that no earlier window had.
+
+        Returns the window's own field. The clip's first frame, which every window sees, is no neighbour of the others.
+        """
         if features.shape[0] != 1:
             raise ValueError(f"features hold {features.shape[0]} clips: correct one clip at a time")
-        grid = features.shape[-2:]
-        region = coarsen(self.mask.to(features.device), *grid) if self.options.candidates == "masked" else None
-        self.field = correspond(features[0], region)
+        grid, anchors = features.shape[-2:], window.context // 2
+        first = window.frames[anchors]
+        mask = self.mask[first : window.stop].to(features.device)
+        found = correspond(features[0, anchors:], coarsen(mask, *grid) if self.options.candidates == "masked" else None)
         if self.options.agreement is not None:
-            self.field = agreeing(self.field, round(self.options.agreement * min(grid)))
-        return self.field
+            found = agreeing(found, round(self.options.agreement * min(grid)))
+        if self.field is None or not window.start:
+            whole = torch.full((2, len(self.mask), *grid), -1, device=features.device)
+            self.field, self._matched = Field(*whole), 0
+        known = self._matched - first  # the last frame that has its previous neighbour
+        self.field.previous[self._matched + 1 : window.stop] = found.previous[known + 1 :]
+        self.field.following[self._matched : window.stop] = found.following[known:]
+        self._matched = window.stop - 1
+        return found
 
-    def _rewrite(self, conditional: Tensor, block_output: Tensor) -> Tensor:
+    def _rewrite(self, conditional: Tensor, block_output: Tensor, window: Window) -> Tensor:
         """Blend the block's own output, each guidance branch with the conditional branch's field."""
-        mask = coarsen(self.mask.to(block_output), *block_output.shape[-2:])
-        return blend(block_output, mask, self._field(conditional), self.options.weights)
+        field, anchors = self._read(conditional, window), window.context // 2
+        mask = self.mask[window.frames[anchors] : window.stop].to(block_output)
+        blended = blend(block_output[:, anchors:], coarsen(mask, *block_output.shape[-2:]), field, self.options.weights)
+        return torch.cat([block_output[:, :anchors], blended], dim=1)
 
     @staticmethod
     def _lost(noise: Tensor, mixed: Tensor, mask: Tensor) -> Tensor:

@@ -74,6 +74,14 @@ SHAPES = {
 }
 
 
+def shapes_of(unet: nn.Module) -> Shapes:
+    """The full-size checkpoint of :data:`SHAPES` whose UNet has the widths of ``unet``, else the largest."""
+    config, keys = unet.config, ("cross_attention_dim", "projection_class_embeddings_input_dim")  # type: ignore[union-attr]
+    widths = [config.get(key) for key in keys]
+    alike = (shapes for shapes in SHAPES.values() if [shapes.unet.get(key) for key in keys] == widths)
+    return next(alike, SHAPES["sd21_unclip"])
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Bytes. ``resident``: always on the device; ``activations``: kept for the backward pass.

@@ -16,6 +16,7 @@ from tave.config import choice
 from tave.encoders import Condition, stack, unet_inputs
 from tave.inflate import frames_of
 from tave.schedule import PREDICTION_TYPES, to_noise
+from tave.windows import Window, windows
 
 
 class DenoiserError(ValueError):
@@ -24,7 +25,7 @@ class DenoiserError(ValueError):
 
 class Prediction(NamedTuple):
     """noise: `b f c h w`, always epsilon; features: `b f d h' w'`, the tapped block's output in the conditional
-    branch.
+    branch, unless the tap reads them itself.
     """
 
     noise: Tensor
@@ -36,12 +37,15 @@ class Tap:
     """Read, and optionally rewrite, the output of one up block within the forward that predicts.
 
     block: index into ``unet.up_blocks``, negative ones count from the end.
-    rewrite: called once as ``rewrite(conditional, block_output)``: `b f d h' w'` of the conditional branch, and the
-        whole stack `g*b f d h' w'` of all guidance branches. What it returns, in that shape, goes on in its place.
+    read: called for each window of the clip with the features `b n d h' w'` of its frames, which are then not kept.
+    rewrite: called for each window as ``rewrite(conditional, block_output, window)``: `b n d h' w'` of the conditional
+        branch, and the whole stack `g*b n d h' w'` of all guidance branches. What it returns, in that shape, goes on in
+        its place.
     """
 
     block: int
-    rewrite: Callable[[Tensor, Tensor], Tensor] | None = None
+    read: Callable[[Tensor, Window], None] | None = None
+    rewrite: Callable[[Tensor, Tensor, Window], Tensor] | None = None
 
 
 class NoisePredictor(Protocol):
@@ -55,17 +59,23 @@ class NoisePredictor(Protocol):
 
 
 class Denoiser(nn.Module):
-    """The UNet, inflated or plain, as a :class:`NoisePredictor`. Noise has the latents' dtype, whatever the UNet's."""
+    """The UNet, inflated or plain, as a :class:`NoisePredictor`. Noise has the latents' dtype, whatever the UNet's.
+
+    A clip longer than an inflated UNet's frames is evaluated window by window (:mod:`tave.windows`), and their noise
+    averaged where they overlap.
+    """
 
     alphas_cumprod: Tensor  # `num_train_timesteps` float64; no buffer, which a cast of the module would round
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, branches: str = "together") -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, branches: str = "together", overlap: int = 4
+    ) -> None:
         """``branches``: all of a call in one batch (together), or one after another (alone), which needs less
-        memory.
+        memory. ``overlap``: frames that neighbouring windows share, at least.
         """
         super().__init__()
         choice("memory.branches", branches, ("together", "alone"))
-        self.unet, self.branches = unet, branches
+        self.unet, self.branches, self.overlap = unet, branches, overlap
         self.prediction_type: str = scheduler.config["prediction_type"]
         choice("scheduler.prediction_type", self.prediction_type, PREDICTION_TYPES)
         self.alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
@@ -79,13 +89,34 @@ class Denoiser(nn.Module):
         the conditional branch alone. Raises :class:`DenoiserError` for shapes or a tap that don't fit.
         """
         self._check(latents, condition)
+        parts = self.windows(latents.shape[1])
+        if len(parts) == 1:
+            return self._predict(latents, t, condition, guidance_scale, tap, parts[0])
+        noise, features = torch.zeros_like(latents), None
+        for window in parts:
+            seen = self._predict(window.of(latents), t, condition.seen(window), guidance_scale, tap, window)
+            window.add(seen.noise, noise)
+            if seen.features is not None:
+                if features is None:
+                    features = seen.features.new_zeros(*latents.shape[:2], *seen.features.shape[2:])
+                window.add(seen.features, features)
+        return Prediction(noise, features)
+
+    def windows(self, frames: int) -> tuple[Window, ...]:
+        """The windows in which a clip of ``frames`` frames is evaluated; one for all if the UNet isn't inflated."""
+        return windows(frames, frames_of(self.unet) or frames, self.overlap)
+
+    def _predict(
+        self, latents: Tensor, t: int, condition: Condition, guidance_scale: float, tap: Tap | None, window: Window
+    ) -> Prediction:
+        """:meth:`forward` of the frames of one window."""
         guided, stacked = guidance_scale != 1.0, latents
         if guided:
             each = condition if len(condition.text) == len(latents) else stack(*[condition] * len(latents))
             condition, stacked = stack(each.null, each), torch.cat([latents, latents])  # [null, cond] along b
         # a rewrite needs all branches at once
         step = 1 if self.branches == "alone" and (tap is None or tap.rewrite is None) else len(stacked)
-        with self._tapped(tap, min(step, len(latents)), latents.shape[1]) as features:
+        with self._tapped(tap, min(step, len(latents)), window) as features:
             parts = [
                 self.output(part, torch.full((len(part),), t, device=latents.device), condition.branches(i, len(part)))
                 for i, part in zip(range(0, len(stacked), step), stacked.split(step), strict=True)
@@ -95,7 +126,11 @@ class Denoiser(nn.Module):
             unconditional, conditional = output.chunk(2)
             output = unconditional + guidance_scale * (conditional - unconditional)
         noise = to_noise(output, latents, self.alphas_cumprod[t], self.prediction_type)
-        return Prediction(noise, torch.cat(features)[-len(latents) :] if features else None)
+        tapped = torch.cat(features)[-len(latents) :] if features else None
+        if tap is not None and tap.read is not None and tapped is not None:
+            tap.read(tapped, window)
+            tapped = None
+        return Prediction(noise, tapped)
 
     def output(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's raw output `b f c h w` in its own parametrisation, for ``t`` `b`, as the training loss needs
@@ -105,6 +140,8 @@ class Denoiser(nn.Module):
         """
         self._check(latents, condition)
         b, f = latents.shape[:2]
+        if (inflated := frames_of(self.unet)) not in (None, f):
+            raise DenoiserError(f"latents hold {f} frames but the UNet was inflated for {inflated}: inflate it for {f}")
         dtype = next(self.unet.parameters()).dtype  # diffusers' own `dtype` iterates over all parameters at each call
         text = condition.text.to(latents.device, dtype).expand(b, -1, -1)
         image = condition.image.to(latents.device, dtype).expand(b, f, -1)
@@ -120,9 +157,6 @@ class Denoiser(nn.Module):
         if latents.ndim != 5:
             raise DenoiserError(f"latents of shape {tuple(latents.shape)}: give them as `b f c h w`")
         b, f = latents.shape[:2]
-        inflated = frames_of(self.unet)
-        if inflated not in (None, f):
-            raise DenoiserError(f"latents hold {f} frames but the UNet was inflated for {inflated}: inflate it for {f}")
         if condition.text.shape[0] not in (1, b):
             raise DenoiserError(f"{condition.text.shape[0]} conditions for {b} latents: give one, or one for each")
         if condition.image.shape[1] not in (1, f):
@@ -131,8 +165,8 @@ class Denoiser(nn.Module):
             )
 
     @contextmanager
-    def _tapped(self, tap: Tap | None, b: int, f: int) -> Iterator[list[Tensor]]:
-        """While open, the tapped block's output is collected and rewritten; ``b``, ``f``: of one guidance branch."""
+    def _tapped(self, tap: Tap | None, b: int, window: Window) -> Iterator[list[Tensor]]:
+        """While open, the tapped block's output is collected and rewritten; ``b``: of one guidance branch."""
         features: list[Tensor] = []
         if tap is None:
             yield features
@@ -142,12 +176,12 @@ class Denoiser(nn.Module):
             raise DenoiserError(f"tap.block={tap.block} is out of range: the UNet has {len(blocks)} up blocks")
 
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
-            whole = output.unflatten(0, (-1, f))  # g*b f d h' w'
+            whole = output.unflatten(0, (-1, len(window.frames)))  # g*b n d h' w'
             conditional = whole[-b:]
             features.append(conditional)
             if tap.rewrite is None:
                 return None
-            rewritten = tap.rewrite(conditional, whole)
+            rewritten = tap.rewrite(conditional, whole, window)
             if rewritten.shape != whole.shape:
                 raise DenoiserError(
                     f"tap.rewrite made {tuple(rewritten.shape)} of {tuple(whole.shape)}: keep the shape"

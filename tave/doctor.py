@@ -15,13 +15,24 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from itertools import chain
 from pathlib import Path
 
 from tave.cli import Context, compose_options, entry_point
-from tave.config import PACKAGE, PRESETS, BackboneOptions, DoctorOptions, FootprintOptions, ReadOptions
-from tave.footprint import LIBRARIES, preset
+from tave.config import (
+    PACKAGE,
+    PRESETS,
+    BackboneOptions,
+    DoctorOptions,
+    FootprintOptions,
+    MemoryOptions,
+    ReadOptions,
+    WindowOptions,
+)
+from tave.fitting import LIBRARIES, counted, fitted, words
+from tave.footprint import preset
 from tave.keys import choices_of
 
 CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv" / "source.mp4"
@@ -76,11 +87,12 @@ def device() -> Iterator[Finding]:
         size, name = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
         yield Finding("device", "GPU", f"{name}, {size / 1e9:.0f} GB, CUDA {torch.version.cuda}", True)
         yield _preset(size)
+        yield _automatic(size)
     elif torch.backends.mps.is_available():
-        yield Finding("device", "GPU", "Apple's; memory=full", True)
+        yield Finding("device", "GPU", "Apple's", True)
     else:
         threads = f"{torch.get_num_threads()} thread(s)"
-        yield Finding("device", "GPU", f"none; CPU, {threads}: enough for the drawn world, memory=full")
+        yield Finding("device", "GPU", f"none; CPU, {threads}: enough for the drawn world")
 
 
 def _preset(size: int) -> Finding:
@@ -99,6 +111,20 @@ def _preset(size: int) -> Finding:
     if good and bad:
         remedy = f"frames of {bad[0]} px do not fit here: add video.width={good[-1]} video.height={good[-1]}"
     return Finding("device", "preset", f"{text}; counted for SD 2.1 unCLIP", bool(good), remedy=remedy)
+
+
+def _automatic(size: int) -> Finding:
+    """What ``memory=auto`` does for windows of the default length."""
+    from tave.counting import SHAPES
+
+    memory, frames = MemoryOptions(auto=True), WindowOptions().frames
+    texts = []
+    for side in native_sides():
+        count = partial(counted, SHAPES["sd21_unclip"], precision="32-true", frames=frames, side=side)
+        found = fitted(memory, lambda way, count=count: count(memory=way), size)
+        what = "doesn't fit" if found is None else words(found, memory) or "saves nothing"
+        texts.append(f"{frames} frames of {side} px: {what}")
+    return Finding("device", "memory=auto", f"{'; '.join(texts)}; counted for SD 2.1 unCLIP in float32")
 
 
 def room(size: int, peak: Callable[[int, int], int], sides: list[int]) -> dict[int, int]:

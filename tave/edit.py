@@ -54,6 +54,7 @@ def edit(
     """
     from tave.progress import Progress
     from tave.run import Run
+    from tave.scratch import Scratch
     from tave.space import check_present, check_space
     from tave.video import read_clip
 
@@ -62,7 +63,7 @@ def edit(
         raise OptionError("no edit given: give video.target_image=... and video.target_prompt=...")
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
-    clip = read_clip(folder / "source.mp4", WHOLE)
+    clip = read_clip(folder / "source.mp4", WHOLE, Scratch(Path(options.cache)))
     with (
         naming(folder),
         closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,

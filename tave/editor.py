@@ -82,26 +82,30 @@ class Editor(L.LightningModule):
     def loss(self, batch: TuningBatch, step: int) -> Tensor:
         """Mean square between predicted and true target at one random t (docs/method.md, section 3).
 
-        All draws come from (seed, step), so a resumed run equals an uninterrupted one to the bit.
+        Of a clip in several windows one is drawn, and the frames that it predicts count. All draws come from
+        (seed, step), so a resumed run equals an uninterrupted one to the bit.
         """
         generator, encoders = generator_for(self.seed, "tuning", step), self.pipeline.encoders
 
         def draw(top: int) -> int:
             return int(torch.randint(top, (1,), generator=generator))
 
+        parts = self.denoiser.windows(batch.latents.shape[1])
+        window = parts[draw(len(parts)) if len(parts) > 1 else 0]
+        latents, embeds = window.of(batch.latents), window.of(batch.embeds[None])[0]
         t = draw(len(self.denoiser.alphas_cumprod))
         level = draw(encoders.levels) if self.tuning.image_noise is None else self.tuning.image_noise
-        shown = batch.embeds[draw(len(batch.embeds))][None]
+        shown = embeds[draw(len(embeds))][None]
         image = encoders.image_vector(shown, level, torch.randn(shown[:1].shape, generator=generator).to(shown))[None]
         if float(torch.rand(1, generator=generator)) < self.tuning.image_dropout:
             image = torch.zeros_like(image)
         condition = Condition(text=batch.condition.text, image=image, null_text=batch.condition.null_text)
-        noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
         alpha = self.denoiser.alphas_cumprod[t]
-        noisy = add_noise(batch.latents, noise, alpha)
-        target = training_target(batch.latents, noise, alpha, self.denoiser.prediction_type)
+        noisy = add_noise(latents, noise, alpha)
+        target = training_target(latents, noise, alpha, self.denoiser.prediction_type)
         output = self.denoiser.output(noisy, torch.tensor([t], device=noisy.device), condition)
-        return F.mse_loss(output.float(), target)
+        return F.mse_loss(output[:, window.context :].float(), target[:, window.context :])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = [p for p in self.parameters() if p.requires_grad]

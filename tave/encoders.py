@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from tave.backbone import Backbone
 from tave.config import ConditionOptions, MemoryOptions, within
 from tave.memory import at_work, in_chunks
+from tave.scratch import Scratch
 from tave.seeds import generator_for
 from tave.video.frames import to_bytes
+from tave.windows import Window
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class Condition:
     def null(self) -> Condition:
         """The unconditional condition: the negative prompt and no picture."""
         return Condition(text=self.null_text, image=self.null_image, null_text=self.null_text)
+
+    def seen(self, window: Window) -> Condition:
+        """The condition of the frames that a window's evaluation sees."""
+        return self if self.image.shape[1] == 1 else replace(self, image=window.of(self.image))
 
     def branches(self, first: int, count: int) -> Condition:
         """``count`` of the `b` branches from ``first`` on; a single one serves all."""
@@ -118,10 +124,10 @@ class Encoders:
         with self._working(self.backbone.vae):
             return encode(self.backbone.vae, frames, self.memory.chunk).to(self.device)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``1 f c h w`` -> frames ``f 3 H W`` float32 in [-1, 1] on the CPU."""
+    def decode(self, latents: Tensor, scratch: Scratch = Scratch()) -> Tensor:
+        """Latents ``1 f c h w`` -> frames ``f 3 H W`` float32 in [-1, 1] on the CPU, in ``scratch``."""
         with self._working(self.backbone.vae):
-            return decode(self.backbone.vae, latents, self.memory.chunk).cpu()
+            return decode(self.backbone.vae, latents, self.memory.chunk, scratch)
 
     def condition(self, prompt: str, pictures: Sequence[Tensor] = ()) -> Condition:
         """Prompt and pictures -> condition, b = 1.
@@ -132,7 +138,7 @@ class Encoders:
         with self._working(self.backbone.text_encoder, self.backbone.image_encoder):
             text, null_text = encode_text(self.backbone, [prompt, self.options.negative_prompt]).split(1)
             if pictures:
-                embeds = [image_embedding(self.backbone, picture) for picture in pictures]
+                embeds = [self._embeddings(picture) for picture in pictures]
                 mean = torch.stack(torch.broadcast_tensors(*embeds)).mean(0)
                 image = noise_embedding(self.backbone, mean, self.options.noise_level, self.noise.to(mean.device))
             else:
@@ -142,8 +148,10 @@ class Encoders:
     def embed(self, frames: Tensor) -> Tensor:
         """The image embedding of each frame: `f 3 H W` -> `f e`."""
         with self._working(self.backbone.image_encoder):
-            found = in_chunks(lambda part: image_embedding(self.backbone, part), frames, self.memory.chunk)
-        return found.to(self.device)
+            return self._embeddings(frames)
+
+    def _embeddings(self, frames: Tensor) -> Tensor:
+        return in_chunks(lambda part: image_embedding(self.backbone, part), frames, self.memory.chunk).to(self.device)
 
     def image_vector(self, embeds: Tensor, level: int, noise: Tensor) -> Tensor:
         """Embeddings `n e` noised at ``level`` -> the UNet's image vectors `n d`; see :func:`noise_embedding`."""
@@ -173,18 +181,21 @@ def encode(vae: AutoencoderKL, frames: Tensor, chunk: int = 8) -> Tensor:
     height, width = frames.shape[-2:]
     if height % factor or width % factor:
         raise EncoderError(f"frames of {width}x{height}: make both sides multiples of {factor}")
-    means = in_chunks(lambda part: vae.encode(_moved(vae, part)).latent_dist.mode(), frames, chunk)  # type: ignore[union-attr]
-    return (means.float() * vae.config["scaling_factor"]).unsqueeze(0)
+    means = in_chunks(lambda part: vae.encode(_moved(vae, part)).latent_dist.mode().float(), frames, chunk)  # type: ignore[union-attr]
+    return (means * vae.config["scaling_factor"]).unsqueeze(0)
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor, chunk: int = 8) -> Tensor:
+def decode(vae: AutoencoderKL, latents: Tensor, chunk: int = 8, scratch: Scratch = Scratch()) -> Tensor:
     """Latents `1 f c h w` -> frames `f 3 H W` float32, clamped to [-1, 1]. Raises :class:`EncoderError` for b > 1."""
     if latents.ndim != 5 or len(latents) != 1:
         raise EncoderError(f"latents of shape {tuple(latents.shape)}: give one clip, `1 f c h w`")
     scaled = latents[0] / vae.config["scaling_factor"]
-    frames = in_chunks(lambda part: vae.decode(_moved(vae, part)).sample, scaled, chunk)  # type: ignore[union-attr]
-    return frames.float().clamp(-1, 1)
+
+    def decoded(part: Tensor) -> Tensor:
+        return vae.decode(_moved(vae, part)).sample.float().clamp(-1, 1)  # type: ignore[union-attr]
+
+    return in_chunks(decoded, scaled, chunk, scratch)
 
 
 def _moved(vae: AutoencoderKL, pictures: Tensor) -> Tensor:

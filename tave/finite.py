@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+PART = 2**20  # values that are checked at once: a check takes several times their memory
 EVERY = 16  # values of an accelerator between two readings: for each the host waits, and launches nothing meanwhile
 PRECISION = "set trainer.precision=32-true and memory=full, or fetch the weights again"  # where nothing is tuned yet
 REMEDY = "set trainer.precision=32-true and memory=full, or tune again with a lower tuning.lr"
@@ -43,5 +44,5 @@ class Watch:
 def check_finite(stage: str, tensors: Mapping[str, Tensor], remedy: str = REMEDY) -> None:
     """Raise :class:`NonFiniteError`, which names ``stage`` and the tensor, if one holds NaN or infinity."""
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not all(torch.isfinite(part).all() for part in tensor.reshape(-1).split(PART)):
             raise NonFiniteError(f"{stage}: the {name} is not finite; {remedy}")

@@ -12,9 +12,7 @@ from itertools import product
 
 from tave.cli import Context, compose_options, entry_point
 from tave.config import FootprintOptions, MemoryOptions, OptionError
-
-GIB = 2**30
-LIBRARIES = 1.5 * GIB  # upper bound of what is not counted: context, workspaces, fragmentation
+from tave.fitting import GIB
 
 
 def preset(name: str) -> tuple[MemoryOptions, str]:

@@ -13,6 +13,7 @@ from tave.denoiser import NoisePredictor
 from tave.encoders import Condition
 from tave.finite import Watch
 from tave.schedule import Schedule, ddim_step
+from tave.scratch import Scratch
 
 GATE_DB = 3.0  # docs/method.md, section 4: further below the autoencoder's round trip an edit loses the source
 
@@ -23,13 +24,17 @@ class InversionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """latents: `T+1 b f c h w`; the index is the level, so 0 is the clean latent that was inverted, bit for bit."""
+    """latents: `T+1 b f c h w`; the index is the level, so 0 is the clean latent that was inverted, bit for bit.
+
+    They may lie in a mapped file; a level of them is read onto ``device`` (None: where they are) as it is asked for.
+    """
 
     latents: Tensor
+    device: torch.device | None = None
 
     def level(self, k: int) -> Tensor:
-        """`b f c h w` at level ``k``."""
-        return self.latents[k]
+        """A copy of level ``k``, `b f c h w`."""
+        return self.latents[k].to(self.device or self.latents.device, copy=True)
 
 
 def inversion_condition(source: Condition, kind: str) -> Condition:
@@ -50,8 +55,9 @@ def invert(
     condition: Condition,
     refine: int = 3,
     on_step: Callable[[int, int], None] | None = None,
+    scratch: Scratch = Scratch(),
 ) -> Trajectory:
-    """Invert clean ``latents`` `b f c h w` up to noise with guidance 1, in their own dtype.
+    """Invert clean ``latents`` `b f c h w` up to noise with guidance 1, in their own dtype; kept in ``scratch``.
 
     Each step looks for the noisier latent from which a sampling step returns: a fixed point, approached by evaluating
     the model at the upper timestep 1 + ``refine`` times, each time at the last estimate. A v output is converted with
@@ -60,18 +66,19 @@ def invert(
     """
     if latents.ndim != 5:
         raise InversionError(f"latents of shape {tuple(latents.shape)}: give them as `b f c h w`")
-    levels, watch = [latents], Watch("inversion")
+    levels, watch = scratch.empty(schedule.steps + 1, *latents.shape, dtype=latents.dtype), Watch("inversion")
+    levels[0] = guess = latents
     for upper in range(1, schedule.steps + 1):
-        lower, guess = levels[-1], levels[-1]
+        lower = guess
         for _ in range(1 + refine):
             noise = denoiser(guess, schedule.timesteps[upper], condition).noise
             guess = ddim_step(lower, noise, schedule.alphas[upper - 1], schedule.alphas[upper])
-        levels.append(guess)
+        levels[upper] = guess
         watch.add(upper, "latent", guess)
         if on_step is not None:
             on_step(upper, schedule.steps)
     watch.read()
-    return Trajectory(torch.stack(levels))
+    return Trajectory(levels, latents.device)
 
 
 @torch.no_grad()

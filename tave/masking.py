@@ -18,6 +18,7 @@ from tave.finite import Watch
 from tave.inversion import Trajectory
 from tave.regions import long_pieces, pieces_over_time, without_specks
 from tave.schedule import Schedule, ddim_step
+from tave.scratch import spans
 
 # A step whose mean disagreement is below this share of mean |eps_src| is rounding (docs/method.md, section 5).
 ROUNDING = 1e-3
@@ -328,6 +329,9 @@ def drop_unchanged(mask: Tensor, edited: Tensor, unedited: Tensor, least: float)
         return mask
     h, w = mask.shape[-2:]
     cell = min(edited.shape[-2] / h, edited.shape[-1] / w)
-    changed = ((edited - unedited.to(edited)).abs().amax(1) > 2 * least).cpu().numpy()
-    kept = torch.from_numpy(np.stack([long_pieces(plane, SHORTEST * cell) for plane in changed]))
-    return mask * to_cells(kept[:, None].float(), h, w).to(mask)
+    cells = []
+    for span in spans(len(edited)):
+        changed = ((edited[span] - unedited[span].to(edited)).abs().amax(1) > 2 * least).cpu().numpy()
+        kept = torch.from_numpy(np.stack([long_pieces(plane, SHORTEST * cell) for plane in changed]))
+        cells.append(to_cells(kept[:, None].float(), h, w))
+    return mask * torch.cat(cells, dim=1).to(mask)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from tave.config import MemoryOptions, OptionError
+from tave.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,11 @@ def at_work(part: nn.Module, device: torch.device, offload: bool = False) -> Ite
             part.to("cpu")
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], pictures: Tensor, chunk: int) -> Tensor:
-    """Apply ``function`` to `n ...`, ``chunk`` of them at a time, and concatenate the results along `n`."""
-    return torch.cat([function(part) for part in pictures.split(chunk)])
+def in_chunks(
+    function: Callable[[Tensor], Tensor], pictures: Tensor, chunk: int, scratch: Scratch = Scratch()
+) -> Tensor:
+    """Apply ``function`` to `n ...`, ``chunk`` of them at a time; the results `n ...`, on the CPU."""
+    return scratch.of(lambda span: function(pictures[span]), len(pictures), chunk)
 
 
 def use_tiles(vae: AutoencoderKL, side: int | None) -> None:

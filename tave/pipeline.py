@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -36,6 +37,7 @@ from tave.progress import Progress
 from tave.reference import Reference, TargetImage, find_place, first_pass, second_pass, source_frames
 from tave.sampling import composite, composite_alpha, resize_mask, sample, start_latents
 from tave.schedule import Schedule
+from tave.scratch import spans
 from tave.seeds import generator_for
 from tave.video import Clip
 
@@ -132,7 +134,7 @@ class Pipeline:
         with self.progress.stage("encoding", "encoding the clip", steps=False):
             latents = self.encoders.encode(clip.frames)
             condition = self.encoders.condition(prompt, [source_frames(clip.frames, self.options.reference.frame)])
-            source = Source(clip, latents, self.encoders.decode(latents), condition)
+            source = Source(clip, latents, self.encoders.decode(latents, self.cache.scratch), condition)
         values = {"latent": latents, "round trip": source.round_trip}
         check_finite("encoding", values | {"text vector": condition.text, "image vector": condition.image}, PRECISION)
         return source
@@ -144,7 +146,7 @@ class Pipeline:
         form = form | dict.fromkeys(RECONSTRUCTION[2:], ((len(source.clip.frames),), torch.float32))
         found = self.cache.tensors("trajectory", [self.options.inversion], lambda: self._inverted(source), form)
         psnrs = (round(float(found[name]), 4) for name in RECONSTRUCTION[:2])
-        inversion = Inversion(Trajectory(found["latents"].to(self.encoders.device)), *psnrs)
+        inversion = Inversion(Trajectory(found["latents"], self.encoders.device), *psnrs)
         note = reconstruction_note(
             inversion.reconstruction_psnr, inversion.autoencoder_psnr, self.options.inversion.gate
         )
@@ -156,12 +158,11 @@ class Pipeline:
         options = self.options.inversion
         condition = inversion_condition(source.condition, options.condition)
         with self.progress.stage("inversion", "inverting the clip") as on_step:
-            trajectory = invert(
-                self.denoiser, self.schedule, source.latents, condition, options.refine, on_step=on_step
-            )
+            parts = source.latents, condition, options.refine
+            trajectory = invert(self.denoiser, self.schedule, *parts, on_step=on_step, scratch=self.cache.scratch)
         with self.progress.stage("reconstruction", "sampling the clip back") as on_step:
             back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
-            frames = self.encoders.decode(back)
+            frames = self.encoders.decode(back, self.cache.scratch)
             check_finite("reconstruction", {"decoded clip": frames}, PRECISION)
         truth, clips = source.clip.frames, (frames, source.round_trip)
         values = [psnr(clip, truth) for clip in clips]
@@ -192,14 +193,15 @@ class Pipeline:
                 on_step=on_step,
             )
         with self.progress.stage("decoding", f"decoding {target.name}", steps=False):
-            frames = self.encoders.decode(latents)
+            frames = self.encoders.decode(latents, self.cache.scratch)
             check_finite("decoding", {f"edit {target.name}": frames}, PRECISION)
         if target.region is None and options.mask.region == "found":  # a given region stays as it was given
             kept = drop_unchanged(mask.mask, frames, source.round_trip, options.mask.drop_unchanged)
             mask = replace(mask, mask=kept)
-        alpha = composite_alpha(resize_mask(mask.mask, *frames.shape[-2:]).to(frames), options.sampler.feather)
-        if options.sampler.composite:
-            frames = composite(frames, source.clip.frames.to(frames), alpha)
+        opacity = partial(_opacity, mask.mask.cpu(), frames.shape[-2:], options.sampler.feather)
+        alpha = self.cache.scratch.of(opacity, len(frames))
+        for span in spans(len(frames)) if options.sampler.composite else ():
+            frames[span] = composite(frames[span], source.clip.frames[span].to(frames), alpha[span])
         field = inter_frame.field if inter_frame else None
         return Edit(target, source.clip, frames, alpha, mask, references, inversion, field)
 
@@ -213,16 +215,20 @@ class Pipeline:
         condition = self._condition(target, references)
         if options.mode not in ("in_context", "joint") or self.options.mask.region == "whole":
             return condition, references, self._mask(source, trajectory, target, condition, self.options.mask)
-        # The old object's place is read off at the default threshold, so that the picture in its place, and with it the
-        # comparison, do not depend on the threshold of the mask.
+        # The old object's place is read off at the default threshold where that finds one, so that the picture in its
+        # place, and with it the comparison, do not depend on the threshold of the mask.
         fixed = {name: getattr(MaskOptions(), name) for name in ("threshold", "fixed", "quantile")}
-        mask = self._mask(source, trajectory, target, condition, replace(self.options.mask, **fixed))
-        place = find_place(source.clip.frames, resize_mask(mask.source_object, *size).cpu())
+        for choices in (replace(self.options.mask, **fixed), self.options.mask):
+            mask = self._mask(source, trajectory, target, condition, choices)
+            found = resize_mask(mask.source_object, *size).cpu()
+            if place := find_place(source.clip.frames, found, self.cache.scratch):
+                break
         if place is None:
             note = "the first pass found nothing to edit, so the target is shown on grey"
             return condition, [replace(reference, note=reference.note or note) for reference in references], mask
         references = [
-            second_pass(first, image, place, options) for first, image in zip(references, target.images, strict=True)
+            second_pass(first, image, place, options, self.cache.scratch)
+            for first, image in zip(references, target.images, strict=True)
         ]
         # The mask is computed again from the object in its place: a picture on grey differs from the source frame
         # everywhere. `joint` samples with the picture as it is too, whose own background must not reach the mask.
@@ -256,10 +262,17 @@ class Pipeline:
         each = ((count, frames, *grid), torch.promote_types(latents.dtype, torch.float32))
         form: Form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
         maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make, form)
-        return make_mask(Disagreement(**{name: tensor.to(latents.device) for name, tensor in maps.items()}), options)
+        here = {name: tensor.to(latents.device, copy=True) for name, tensor in maps.items()}
+        return make_mask(Disagreement(**here), options)
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of `... 3 H W` in [-1, 1], capped at 100: JSON has no infinity."""
-    error = (frames.double().cpu() - truth.double().cpu()).square().mean() / 4
+    """Peak signal-to-noise ratio in dB of ``f 3 H W`` or one frame in [-1, 1], capped at 100: JSON has no infinity."""
+    errors = [(frames[span].double().cpu() - truth[span].double().cpu()).square().sum() for span in spans(len(frames))]
+    error = torch.stack(errors).sum() / (4 * frames.numel())
     return min(100.0, float(-10 * torch.log10(error.clamp(min=1e-10))))
+
+
+def _opacity(mask: Tensor, size: torch.Size, feather: float, span: slice) -> Tensor:
+    """The opacity `n 1 H W` of the edit in some frames, of its mask `1 f 1 h w`."""
+    return composite_alpha(resize_mask(mask[:, span], *size), feather)

@@ -211,6 +211,7 @@ TAKEN: dict[str, type] = {
     "condition": config.ConditionOptions,
     "reference": config.ReferenceOptions,
     "inflation": config.InflationOptions,
+    "window": config.WindowOptions,
     "tuning": config.TuningOptions,
     "inversion": config.InversionOptions,
     "mask": config.MaskOptions,

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tave.config import EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.editor import UNET
 from tave.files import FileError, prepare, whole_file, write_json
+from tave.fitting import fit
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.locks import claimed
@@ -43,6 +44,7 @@ from tave.origin import origin
 from tave.pipeline import RECONSTRUCTION, Target
 from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
+from tave.scratch import Scratch
 from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter
@@ -78,6 +80,12 @@ class Run:
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
+        height, width = clip.frames.shape[-2:]
+        seen = min(len(clip.frames), options.window.frames)
+        memory, note = fit(options.memory, options.precision, self.backbone, seen, (height, width), device)
+        if note:
+            progress.note(note)
+        options = replace(options, memory=memory)
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
         pipeline = self.editor.pipeline
         self.data = VideoData(pipeline, clip, options.video.source_prompt, steps=options.tuning.steps)
@@ -88,6 +96,7 @@ class Run:
                 *(dict(self.backbone.hashes), self.backbone.name, self.editor.denoiser.prediction_type),
                 *(options.inflation, options.tuning, clip.frames, options.video.source_prompt, options.seed),
                 rounding(options.memory, options.precision),
+                *([options.window] if len(clip.frames) > options.window.frames else []),
             )
         levels = (pipeline.schedule.timesteps, pipeline.schedule.alphas)
         self.key = key_of(
@@ -109,7 +118,7 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
-        run = cls(options, folder, read_clip(options.video.path, options.video), progress)
+        run = cls(options, folder, read_clip(options.video.path, options.video, Scratch(Path(options.cache))), progress)
         run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
@@ -221,7 +230,7 @@ class Run:
     ) -> None:
         self._drop_figures([target.name for target in due])
         self.data.targets = due
-        write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
+        write_video(self.folder / "round_trip.mp4", self.data.source.round_trip, self.clip.fps, lossless=True)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         common = {
             "source_prompt": self.options.video.source_prompt,
@@ -328,6 +337,7 @@ class Run:
             "seed": self.options.seed,
             "fps": self.clip.fps,
             "size": list(self.clip.frames.shape),
+            "windows": [[w.start, w.stop] for w in self.editor.denoiser.windows(len(self.clip.frames))],
             **origin(),
             "weights": dict(self.backbone.hashes),
             "weights_unverified": list(self.backbone.unverified),

@@ -87,8 +87,8 @@ def sample(
     for index in reversed(range(total)):
         level = Level(index, total, schedule.alphas[index + 1], schedule.alphas[index])
         tap = tap_of(corrections, index, total)
-        noise, features = denoiser(latents, schedule.timesteps[index + 1], condition, guidance_scale, tap)
-        step = Step(level, latents, noise, ddim_step(latents, noise, level.alpha_from, level.alpha_to), features)
+        noise = denoiser(latents, schedule.timesteps[index + 1], condition, guidance_scale, tap).noise
+        step = Step(level, latents, noise, ddim_step(latents, noise, level.alpha_from, level.alpha_to))
         for correction in corrections:
             step = replace(step, latents=correction(step))
         latents = step.latents

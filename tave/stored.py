@@ -90,7 +90,7 @@ def verify(folder: Path) -> Iterator[str]:
 
                     CheckpointFile().load_checkpoint(checkpoint)
             elif path.suffix == ".safetensors":
-                read_tensors(path)
+                read_tensors(path, mapped=True)
         except StoredError as error:
             yield str(error)
     try:

@@ -20,9 +20,12 @@ from tave.pipeline import Edit
 from tave.progress import Progress
 from tave.record import write_record
 from tave.sampling import resize_mask
+from tave.scratch import spans
 from tave.video import contact_sheet, mask_frames, shaded, side_by_side, write_image, write_mask_video, write_video
 
 log = logging.getLogger(__name__)
+
+SHOWN = 8  # frames in side_by_side.png
 
 
 class RunWriter(BasePredictionWriter):
@@ -68,12 +71,26 @@ def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | 
 
 
 def _write_clips(folder: Path, edit: Edit) -> None:
-    source, edited, fps = edit.clip.frames.cpu(), edit.frames.cpu(), edit.clip.fps
-    mask, soft = (resize_mask(plane, *source.shape[-2:]).cpu() for plane in (edit.mask.mask, edit.mask.soft))
+    source, edited, fps = edit.clip.frames, edit.frames, edit.clip.fps
+
+    def resized(plane: Tensor, frames: slice | Sequence[int]) -> Tensor:
+        return resize_mask(plane[:, frames], *source.shape[-2:]).cpu()
+
     write_video(folder / "edited.mp4", edited, fps)
-    write_mask_video(folder / "mask.mp4", mask, fps)
-    write_video(folder / "side_by_side.mp4", side_by_side([source, shaded(source, mask), edited]), fps)
-    write_image(folder / "side_by_side.png", contact_sheet([source, mask_frames(soft), shaded(source, mask), edited]))
+    masks = (mask for span in spans(len(source)) for mask in resized(edit.mask.mask, span))
+    write_mask_video(folder / "mask.mp4", masks, fps)
+    write_video(
+        folder / "side_by_side.mp4",
+        (
+            side_by_side([here[None], shaded(here[None], resized(edit.mask.mask, [i])), there[None]])[0]
+            for i, (here, there) in enumerate(zip(source, edited, strict=True))
+        ),
+        fps,
+    )
+    shown = np.linspace(0, len(source) - 1, min(SHOWN, len(source))).round().astype(int).tolist()
+    soft, mask = resized(edit.mask.soft, shown), resized(edit.mask.mask, shown)
+    rows = [source[shown], mask_frames(soft), shaded(source[shown], mask), edited[shown]]
+    write_image(folder / "side_by_side.png", contact_sheet(rows, SHOWN))
     for number, reference in enumerate(edit.references, 1):
         if reference.pictures:
             shown = reference.pictures[0]
@@ -89,7 +106,7 @@ def _write_arrays(folder: Path, edit: Edit) -> None:
         binary=mask.binary[0, :, 0].cpu().numpy().astype(np.uint8),
         mask=mask.mask[0, :, 0].cpu().numpy().astype(np.uint8),
         per_step=mask.per_step.cpu().numpy().astype(np.float16),
-        alpha=opacity_bytes(edit.alpha.cpu()[:, 0]),
+        alpha=np.concatenate([opacity_bytes(edit.alpha[span, 0]) for span in spans(len(edit.alpha))]),
     )
     if edit.field is not None:
         grid = edit.field.following.shape[1:]

@@ -8,6 +8,7 @@ from torch import Tensor
 from tave.denoiser import Prediction
 from tave.encoders import Condition
 from tave.schedule import Schedule
+from tave.windows import Window
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -33,6 +34,8 @@ class Fixed:
     def __call__(self, latents, t, condition, guidance_scale=1.0, tap=None) -> Prediction:
         b, f, _, h, w = latents.shape
         features = draw(b, f, 6, h // 2, w // 2, seed=t + 1)
+        if tap is not None and tap.read is not None:
+            tap.read(features, Window(0, f, torch.ones(f)))
         return Prediction(draw(*latents.shape, seed=t), None if tap is None else features)
 
 

@@ -184,7 +184,7 @@ def test_backbones_set_only_the_documented_keys() -> None:
 
 
 def test_a_memory_preset_sets_the_precision_and_is_known_to_the_footprint() -> None:
-    assert sorted(config.PRESETS) == keys.choices_of("memory")
+    assert sorted(["auto", *config.PRESETS]) == keys.choices_of("memory")
     assert all(loaded(f"memory/{name}.yaml").trainer.precision in config.PRECISIONS for name in config.PRESETS)
 
 

@@ -16,6 +16,7 @@ from tave.correction import Background, InterFrame, Level, Step, tap_of
 from tave.correspondence import Field, agreeing, blend, correspond, upsample
 from tave.inversion import Trajectory
 from tave.schedule import ddim_step
+from tave.windows import Window
 
 F, C, H, W = 4, 4, 8, 8
 WEIGHTS = (0.25, 0.5, 0.25)
@@ -47,26 +48,32 @@ def inter_frame(mask: Tensor, **options: Any) -> InterFrame:
     return InterFrame(mask, CorrectionOptions(**PLAIN | options))
 
 
-def make_step(features: Tensor | None = None, index: int = 4, total: int = 10) -> Step:
-    """A DDIM step; with independent features, so that cells are matched at random."""
+def corrected(correction: InterFrame, step: Step, features: Tensor = draw(1, F, 6, H, W, seed=2)) -> Tensor:
+    """The correction of a step whose features it read; independent ones match cells at random."""
+    tap = correction.tap(step.level.index, step.level.total)
+    if tap is not None and tap.read is not None:
+        tap.read(features, Window(0, features.shape[1], torch.ones(features.shape[1])))
+    return correction(step)
+
+
+def make_step(index: int = 4, total: int = 10) -> Step:
+    """A DDIM step."""
     level = Level(index, total, torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.45, dtype=torch.float64))
     noisy, noise = draw(1, F, C, H, W), draw(1, F, C, H, W, seed=1)
-    features = draw(1, F, 6, H, W, seed=2) if features is None else features
-    return Step(level, noisy, noise, ddim_step(noisy, noise, level.alpha_from, level.alpha_to), features)
+    return Step(level, noisy, noise, ddim_step(noisy, noise, level.alpha_from, level.alpha_to))
 
 
-def mixed(values: Tensor, step: Step) -> Tensor:
+def mixed(values: Tensor) -> Tensor:
     """``values`` blended in the hole along the features' field."""
-    assert step.features is not None
-    return blend(values, HOLE[0, :, 0], correspond(step.features[0]), WEIGHTS)
+    return blend(values, HOLE[0, :, 0], correspond(draw(F, 6, H, W, seed=2)), WEIGHTS)
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_own_weight_alone_outside_the_mask_and_an_empty_mask_change_no_bit(switches: dict[str, Any]) -> None:
     step, outside = make_step(), (HOLE == 0).expand(1, F, C, H, W)
     own = CorrectionOptions(weights=[0.0, 1.0, 0.0], **switches)
-    assert torch.equal(InterFrame(FULL, own)(step), step.latents)
-    after = InterFrame(HOLE, CorrectionOptions(**switches))(step)
+    assert torch.equal(corrected(InterFrame(FULL, own), step), step.latents)
+    after = corrected(InterFrame(HOLE, CorrectionOptions(**switches)), step)
     assert torch.equal(after[outside], step.latents[outside])
     assert torch.equal(after, step.latents) == (switches["space"] == "features")  # those act within the forward
     empty = InterFrame(torch.zeros_like(FULL), CorrectionOptions(**switches))
@@ -77,16 +84,16 @@ def test_own_weight_alone_outside_the_mask_and_an_empty_mask_change_no_bit(switc
 def test_forms_equal_a_ddim_step_and_keep_what_earlier_corrections_did(form: str) -> None:
     step = make_step()
     a, b = float(step.level.alpha_from), float(step.level.alpha_to)
-    noisy = mixed(step.noisy, step) if form == "before_step" else step.noisy
-    noise = mixed(step.noise, step) if form == "noise" else step.noise
+    noisy = mixed(step.noisy) if form == "before_step" else step.noisy
+    noise = mixed(step.noise) if form == "noise" else step.noise
     clean = (noisy - (1 - a) ** 0.5 * noise) / a**0.5
-    clean = mixed(clean, step) if form == "x0" else clean
+    clean = mixed(clean) if form == "x0" else clean
     expected = b**0.5 * clean + (1 - b) ** 0.5 * noise
-    expected = mixed(step.latents, step) if form == "latent" else expected
+    expected = mixed(step.latents) if form == "latent" else expected
     options = {"when": form} if form == "before_step" else {"space": form}
     correction = inter_frame(HOLE, **options)
-    torch.testing.assert_close(correction(step), expected)
-    torch.testing.assert_close(correction(replace(step, latents=step.latents + 7)), expected + 7)
+    torch.testing.assert_close(corrected(correction, step), expected)
+    torch.testing.assert_close(corrected(correction, replace(step, latents=step.latents + 7)), expected + 7)
 
 
 def test_features_are_rewritten_in_the_forward_with_the_conditional_branchs_field() -> None:
@@ -94,7 +101,7 @@ def test_features_are_rewritten_in_the_forward_with_the_conditional_branchs_fiel
     assert tap is not None and tap.block == -1 and tap.rewrite is not None
     both = draw(2, F, 6, H, W)
     expected = blend(both, HOLE[0, :, 0], correspond(both[1]), WEIGHTS)
-    assert torch.equal(tap.rewrite(both[1:], both), expected)
+    assert torch.equal(tap.rewrite(both[1:], both, Window(0, F, torch.ones(F))), expected)
 
 
 @pytest.mark.parametrize("when", ["after_step", "before_step"])
@@ -104,14 +111,14 @@ def test_blending_independent_noise_shrinks_it_unless_its_variance_is_restored(w
     alpha = torch.tensor(0.02, dtype=torch.float64)
     noise, features = draw(*shape), draw(1, 8, 6, 32, 32, seed=4)
     latents = (1 - alpha).sqrt() * noise  # no signal
-    step = Step(Level(4, 10, alpha, alpha), latents, noise, latents, features)
+    step = Step(Level(4, 10, alpha, alpha), latents, noise, latents)
     shrunk, restored = (inter_frame(ones, when=when, restore_variance=restore) for restore in (False, True))
-    assert abs(float(shrunk(step)[0, 1:-1].std() / latents.std()) - 0.61) < 0.03
-    deviations = restored(step)[0].std(dim=(1, 2, 3)) / latents[0].std(dim=(1, 2, 3))
+    assert abs(float(corrected(shrunk, step, features)[0, 1:-1].std() / latents.std()) - 0.61) < 0.03
+    deviations = corrected(restored, step, features)[0].std(dim=(1, 2, 3)) / latents[0].std(dim=(1, 2, 3))
     torch.testing.assert_close(deviations, torch.ones(8, dtype=torch.float64), rtol=0.01, atol=0)
     still, alike = (part[:, :1].expand(-1, 8, -1, -1, -1) for part in (noise, features))
-    step = replace(step, noisy=still, noise=still, latents=still, features=alike)
-    torch.testing.assert_close(restored(step), still)
+    step = replace(step, noisy=still, noise=still, latents=still)
+    torch.testing.assert_close(corrected(restored, step, alike), still)
 
 
 @pytest.mark.parametrize("side", [8, 16])
@@ -119,8 +126,8 @@ def test_agreement_is_a_share_of_the_grid(side: int) -> None:
     features = draw(1, F, 6, side, side, seed=5)
     field = correspond(features[0])
     correction = inter_frame(torch.ones(1, F, 1, 16, 16), agreement=0.25)
-    step = replace(make_step(features), latents=draw(1, F, C, 16, 16))
-    after, expected = correction(step), agreeing(field, side // 4)
+    step = replace(make_step(), latents=draw(1, F, C, 16, 16))
+    after, expected = corrected(correction, step, features), agreeing(field, side // 4)
     assert isinstance(correction.field, Field) and torch.equal(correction.field.following, expected.following)
     assert (expected.following != field.following).any() and (expected.following[:-1] >= 0).any()
     torch.testing.assert_close(after, blend(step.latents, torch.ones(F, 16, 16), upsample(expected, 16, 16), WEIGHTS))
@@ -130,7 +137,8 @@ def test_a_correction_acts_in_its_part_of_the_schedule() -> None:
     correction = InterFrame(HOLE, CorrectionOptions(steps=[0.0, 0.5]))
     assert [index for index in reversed(range(10)) if correction.tap(index, 10) is not None] == [9, 8, 7, 6, 5]
     late, early = make_step(index=4), make_step(index=5)
-    assert torch.equal(correction(late), late.latents) and not torch.equal(correction(early), early.latents)
+    assert torch.equal(corrected(correction, late), late.latents)
+    assert not torch.equal(corrected(correction, early), early.latents)
 
 
 def test_the_background_is_the_trajectory_at_the_steps_level() -> None:
@@ -147,8 +155,8 @@ def test_unfit_input_is_refused() -> None:
         tap_of([InterFrame(HOLE), InterFrame(HOLE)], 4, 10)
     assert tap_of([Background(HOLE, Trajectory(torch.zeros(1)))], 4, 10) is None
     with pytest.raises(ValueError, match="answer the tap"):
-        InterFrame(HOLE)(replace(make_step(), features=None))
+        InterFrame(HOLE)(make_step())
     with pytest.raises(ValueError, match="one clip"):
-        InterFrame(HOLE)(make_step(draw(2, F, 6, H, W)))
+        corrected(InterFrame(HOLE), make_step(), draw(2, F, 6, H, W))
     with pytest.raises(ValueError, match="1 f 1 h w"):
         InterFrame(HOLE[0])

@@ -15,6 +15,7 @@ from tave.denoiser import Denoiser, DenoiserError, Tap
 from tave.encoders import Condition, stack
 from tave.inflate import inflate
 from tave.schedule import to_noise
+from tave.windows import Window
 
 FRAMES, T = 3, 500
 LATENTS = draw(1, FRAMES, 4, 8, 8, seed=3, dtype=torch.float32)
@@ -80,11 +81,11 @@ def test_a_tap_reads_the_conditional_branch_and_changes_nothing(clip: Denoiser, 
 def test_a_rewrite_continues_in_the_same_forward(clip: Denoiser, condition: Condition):
     calls = []
 
-    def rewrite(conditional: Tensor, whole: Tensor) -> Tensor:
+    def rewrite(conditional: Tensor, whole: Tensor, window: Window) -> Tensor:
         calls.append((conditional, whole))
         return torch.zeros_like(whole)
 
-    prediction = clip(LATENTS, T, condition, 3.0, Tap(-1, rewrite))
+    prediction = clip(LATENTS, T, condition, 3.0, Tap(-1, rewrite=rewrite))
     ((conditional, whole),) = calls
     assert whole.shape == (2, FRAMES, 16, 8, 8) and torch.equal(conditional, whole[1:])
     assert prediction.features is not None and torch.equal(prediction.features, conditional)  # before the rewrite
@@ -93,7 +94,7 @@ def test_a_rewrite_continues_in_the_same_forward(clip: Denoiser, condition: Cond
     expected = to_noise(output[None], LATENTS, clip.alphas_cumprod[T], "v_prediction")
     assert torch.allclose(prediction.noise, expected, atol=1e-5)
     with pytest.raises(DenoiserError, match="keep the shape"):
-        clip(LATENTS, T, condition, 1.0, Tap(-1, lambda conditional, whole: whole[:, :1]))
+        clip(LATENTS, T, condition, 1.0, Tap(-1, rewrite=lambda conditional, whole, window: whole[:, :1]))
     assert not any(block._forward_hooks for block in clip.unet.up_blocks)
 
 

@@ -43,7 +43,7 @@ def test_the_correction(tiny: Backbone, condition: Condition) -> None:
     given = {"schedule": schedule, "denoiser": denoiser, "condition": condition, "mask": mask}
     made = run_blocks("A correction", given | {"trajectory": invert(denoiser, schedule, latents, condition)})
     assert torch.equal(made["latents"] * (1 - mask), latents * (1 - mask))
-    step = Step(Level(0, 3, *schedule.alphas[[1, 0]]), latents, latents, latents, None)
+    step = Step(Level(0, 3, *schedule.alphas[[1, 0]]), latents, latents, latents)
     means = made["SteadyMean"](mask, share=1.0)(step)[:, :, :, 2:5, 2:5].mean((3, 4))
     assert torch.allclose(means[:, 0], means[:, 1], atol=1e-6)
 

@@ -113,7 +113,7 @@ def test_five_files_from_run_folders_alone(runs: Path, tmp_path: Path) -> None:
 def test_figures_that_matter_come_first_and_what_is_missing_is_folded_below_the_cases(tmp_path: Path) -> None:
     names = ("mask_recall", "background_psnr", "residue", "judge_vehicle_accuracy", "clip_text")
     facts = {name: {"id": f"{name}/v1", "higher_is_better": name != "residue", "unit": "share"} for name in names}
-    figures = dict.fromkeys(names, 0.5)
+    figures: dict[str, float] = dict.fromkeys(names, 0.5)
     make_run(tmp_path / "a", "a", {"tave": figures, "patent": figures}, facts)
     make_run(tmp_path / "b", "b", {"tave": figures}, facts)
     page, board = show(tmp_path, tmp_path / "out")

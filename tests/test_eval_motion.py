@@ -9,7 +9,17 @@ from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.classification import binary_jaccard_index
 
 from eval import EvalError
-from eval.motion import Motion, gradient_energy, optical_flow, still, temporal_iou, track_motion, warp_error
+from eval.motion import (
+    Motion,
+    gradient_energy,
+    object_drift,
+    optical_flow,
+    seam_ratio,
+    still,
+    temporal_iou,
+    track_motion,
+    warp_error,
+)
 from tave.roadside.cases import NAMED, track_of
 from tave.roadside.draw import silhouette, vehicle_layer
 
@@ -122,3 +132,37 @@ def test_a_mask_that_moves_with_the_object_is_steady() -> None:
     assert temporal_iou(masks, still(3, HEIGHT, WIDTH)) == pytest.approx(8 / 16)
     assert temporal_iou(torch.zeros_like(masks), still(3, HEIGHT, WIDTH)) is None
     assert temporal_iou(everywhere(3), still(3, HEIGHT, WIDTH)) == 1
+
+
+WINDOWS = ((0, 6), (4, 10))
+
+
+def test_a_jump_where_a_window_ends_raises_the_seam_ratio_and_one_elsewhere_lowers_it() -> None:
+    frames = sliding((1, 0), 10)
+    noisy = frames + 0.01 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
+
+    def ratio(first: int) -> float:
+        """With a jump of brightness before frame ``first``."""
+        jumped = noisy.clone()
+        jumped[first:] += 0.1
+        found = seam_ratio(jumped, moving((1, 0), 10), everywhere(10), WINDOWS)
+        assert found is not None
+        return found
+
+    assert ratio(4) > 2 and ratio(6) > 2 and ratio(5) < 0.5 and ratio(8) < 0.5
+    steady = seam_ratio(noisy, moving((1, 0), 10), everywhere(10), WINDOWS)
+    assert steady == pytest.approx(1, abs=0.1)
+    assert seam_ratio(noisy, moving((1, 0), 10), everywhere(10), ((0, 10),)) is None
+
+
+def test_drift_is_the_change_of_the_objects_mean_colour_from_the_first_to_the_last_window() -> None:
+    region = everywhere(10)
+    region[:, :20] = False
+    frames = torch.zeros(10, 3, HEIGHT, WIDTH)
+    frames[:, :, :20] = torch.linspace(-1, 1, 10)[:, None, None, None]  # outside
+    assert object_drift(frames, region, WINDOWS) == 0
+    frames[6:, 0, 20:] += 0.2  # of two thirds of the last window
+    assert object_drift(frames, region, WINDOWS) == pytest.approx(127.5 * 0.2 * 2 / 3 / 3**0.5, rel=1e-4)
+    assert object_drift(frames, region, WINDOWS[:1]) is None
+    region[4:] = False
+    assert object_drift(frames, region, WINDOWS) is None

@@ -11,19 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("config", "interrupts", "files", "keys", "seeds", "locks", "progress", "finite", "memory", "video"),
-    *("backbone", "schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions", "masking"),
-    *("correspondence", "correction", "sampling", "cache", "checkpoints", "reference", "pipeline", "editor", "data"),
-    *("build", "inputs", "record", "findings", "origin", "space", "writer", "loggers", "run", "sweep", "cli", "train"),
-    *("edit", "api", "listing", "controls", "benchmark", "counting", "footprint", "doctor", "stored", "remake"),
-    *("verify", "app"),
+    *("config", "interrupts", "files", "keys", "seeds", "locks", "progress", "finite", "scratch", "memory", "video"),
+    *("windows", "backbone", "schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions"),
+    *("masking", "correspondence", "correction", "sampling", "cache", "checkpoints", "reference", "pipeline", "editor"),
+    *("data", "counting", "fitting", "build", "inputs", "record", "findings", "origin", "space", "writer", "loggers"),
+    *("run", "sweep", "cli", "train", "edit", "api", "listing", "controls", "benchmark", "footprint", "doctor"),
+    *("stored", "remake", "verify", "app"),
 ]
 LIGHTNING = {"checkpoints", "editor", "data", "build", "writer", "loggers", "run"}
 HYDRA = {"sweep", "cli", "loggers", "edit"}
 DRAWN = {"cli", "controls", "benchmark"}  # modules that may import the drawn world
 # Imported for --help and refused values, so without torch; what they need for the work they import when it begins.
 LIGHT = ("config", "interrupts", "files", "locks", "keys", "record", "sweep", "cli", "train", "edit", "api", "listing")
-LIGHT += ("benchmark", "footprint", "doctor", "stored", "findings", "verify")
+LIGHT += ("benchmark", "fitting", "footprint", "doctor", "stored", "findings", "verify")
 LIGHT_LIBRARIES = {*sys.stdlib_module_names, "hydra", "omegaconf", "yaml"}
 
 

@@ -23,6 +23,7 @@ from tave.inflate import inflate, select_trainables, tuned_state
 from tave.memory import adamw, at_work, held, hold, preset_note, rounding, use_tiles
 from tave.schedule import to_noise
 from tave.train import train
+from tave.windows import Window
 
 FRAMES, T = 3, 500
 
@@ -76,12 +77,12 @@ def test_a_rewrite_gets_all_branches_even_if_they_run_alone(
 ):
     seen: list[int] = []
 
-    def rewrite(conditional: Tensor, whole: Tensor) -> Tensor:
+    def rewrite(conditional: Tensor, whole: Tensor, window: Window) -> Tensor:
         seen.append(len(whole))
         return whole
 
     with torch.no_grad():
-        Denoiser(inflated, tiny.scheduler, "alone")(latents, T, condition, 3.0, Tap(-1, rewrite))
+        Denoiser(inflated, tiny.scheduler, "alone")(latents, T, condition, 3.0, Tap(-1, rewrite=rewrite))
     assert seen == [2]
 
 

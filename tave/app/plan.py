@@ -115,7 +115,7 @@ def planned(
 def counted(options: TrainOptions, shape: tuple[int, ...]) -> float | None:
     """Peak in MB of a full-size model, counted from its shapes (:mod:`tave.counting`); None for others."""
     from tave.config import FULL_SIZE
-    from tave.footprint import LIBRARIES
+    from tave.fitting import LIBRARIES
 
     if options.backbone.name not in FULL_SIZE:
         return None

@@ -18,6 +18,7 @@ from torch.nn import functional
 from tave.config import ReferenceOptions, choice
 from tave.reference.cutout import matte
 from tave.regions import box_of, grown
+from tave.scratch import Scratch
 from tave.video.frames import from_pixels, to_pixels
 
 MARGIN = 0.1  # grey around the object in `neutral`, as a share of its longer side
@@ -81,14 +82,17 @@ def first_pass(image: TargetImage, options: ReferenceOptions) -> Reference:
     return Reference((neutral(image.rgb, cut)[None],), cut, note if whole else "")
 
 
-def second_pass(first: Reference, image: TargetImage, place: Place, options: ReferenceOptions) -> Reference:
-    """``in_context``: the object in the old one's place; ``joint``: that and the picture as it is."""
+def second_pass(
+    first: Reference, image: TargetImage, place: Place, options: ReferenceOptions, scratch: Scratch = Scratch()
+) -> Reference:
+    """``in_context``: the object in the old one's place; ``joint``: that and the picture as it is. In ``scratch``."""
     assert first.matte is not None
     rgb, cut = image.rgb, first.matte
     if options.heading == "mirrored":
         rgb, cut = rgb.flip(-1), cut.flip(-1)
     indices = frame_indices(len(place.frames), options.frame)
-    shown = torch.stack([put(place, i, rgb, cut, options.height_scale, options.feather) for i in indices])
+    looks = options.height_scale, options.feather
+    shown = scratch.of(lambda span: torch.stack([put(place, i, rgb, cut, *looks) for i in indices[span]]), len(indices))
     return replace(first, pictures=(shown, image.rgb[None]) if options.mode == "joint" else (shown,))
 
 
@@ -106,7 +110,7 @@ def neutral(rgb: Tensor, cut: Tensor) -> Tensor:
     return functional.pad(rgb * cut, (-left, left + side - width, -top, top + side - height))
 
 
-def find_place(frames: Tensor, region: Tensor) -> Place | None:
+def find_place(frames: Tensor, region: Tensor, scratch: Scratch = Scratch()) -> Place | None:
     """The box of ``region`` in each frame, and the frames without what is in it; None for an empty region.
 
     Boxes follow the region frame by frame, smoothed by a running median of three; frames without a region take the
@@ -115,6 +119,7 @@ def find_place(frames: Tensor, region: Tensor) -> Place | None:
 
     Args:
         frames: the clip `f 3 H W` in [-1, 1]. region: the source object `f 1 H W`, 1 = object.
+        scratch: where the filled frames are kept.
     """
     masks = region[:, 0].cpu().numpy() > 0.5
     times = np.nonzero(masks.any((1, 2)))[0]
@@ -125,11 +130,13 @@ def find_place(frames: Tensor, region: Tensor) -> Place | None:
     padded = np.concatenate([boxes[:1], boxes, boxes[-1:]])
     smoothed = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
     reach = max(1, round(RIM * masks.shape[1]))
-    filled = [
-        from_pixels(cv2.inpaint(to_pixels(frame), hole.astype(np.uint8), reach + 1, cv2.INPAINT_TELEA))
-        for frame, hole in zip(frames, grown(masks, reach), strict=True)
-    ]
-    return Place(torch.stack(filled), torch.from_numpy(smoothed))
+
+    def filled(span: slice) -> Tensor:
+        holes = grown(masks[span], reach).astype(np.uint8)
+        pictures = zip(to_pixels(frames[span]), holes, strict=True)
+        return torch.stack([from_pixels(cv2.inpaint(*each, reach + 1, cv2.INPAINT_TELEA)) for each in pictures])
+
+    return Place(scratch.of(filled, len(frames)), torch.from_numpy(smoothed))
 
 
 def put(place: Place, index: int, rgb: Tensor, cut: Tensor, height_scale: float, feather: float) -> Tensor:

@@ -17,6 +17,7 @@ from av.stream import Disposition
 from torch import Tensor
 
 from tave.config import ReadOptions
+from tave.scratch import Scratch, Spool
 from tave.video.frames import Clip, VideoError, centre, fit_frames, from_bytes, to_bytes, to_pixels
 from tave.video.image import read_image, refuse_missing
 
@@ -26,7 +27,7 @@ _TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")  # FFmpeg renders any text fil
 
 
 class _Decoded(NamedTuple):
-    frames: list[Tensor]  # uint8 `3 H W`, only the requested ones
+    frames: Spool  # uint8 `3 H W`, only the requested ones
     fps: float
     seen: int  # frames met in the file; all of them if it has fewer than requested
 
@@ -34,8 +35,8 @@ class _Decoded(NamedTuple):
 _Keep = Callable[[np.ndarray], Tensor]  # `H W 3` uint8 as decoded -> `3 H W` uint8 at its final size
 
 
-def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
-    """Read a video file, or a folder of numbered pictures, as frames of one size.
+def read_clip(path: str | Path, options: ReadOptions | None = None, scratch: Scratch = Scratch()) -> Clip:
+    """Read a video file, or a folder of numbered pictures, as frames of one size, which lie in ``scratch``.
 
     Frame i is the i-th picture shown, also where the frame rate varies; ``fps`` is the file's average rate divided by
     the stride. Rotation tags (phones) are applied.
@@ -51,15 +52,16 @@ def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
         return _sized(frame, path, options)
 
     if path.is_dir():
-        decoded = _read_folder(path, options, keep)
+        decoded = _read_folder(path, options, keep, Spool(scratch))
     else:
         refuse_missing(path)
-        decoded = _read_file(path, options, keep)
+        decoded = _read_file(path, options, keep, scratch)
     _refuse_short(path, options, decoded)
-    sizes = {f"{frame.shape[2]}x{frame.shape[1]}" for frame in decoded.frames}
+    sizes = {f"{width}x{height}" for _, height, width in decoded.frames.shapes}
     if len(sizes) > 1:
         raise VideoError(f"{path}: its frames differ in size ({', '.join(sorted(sizes))}); set width and height")
-    return Clip(from_bytes(torch.stack(decoded.frames)), decoded.fps / options.stride)
+    pixels = decoded.frames.tensor()
+    return Clip(scratch.of(lambda span: from_bytes(pixels[span]), len(pixels)), decoded.fps / options.stride)
 
 
 def _refuse_short(path: Path, options: ReadOptions, decoded: _Decoded) -> None:
@@ -80,16 +82,16 @@ def _refuse_short(path: Path, options: ReadOptions, decoded: _Decoded) -> None:
     )
 
 
-def _read_file(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
+def _read_file(path: Path, options: ReadOptions, keep: _Keep, scratch: Scratch) -> _Decoded:
     """Frames of one file: PyAV checks it, decord reads it if it can, else PyAV."""
     seen = 0
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)
-            if decoded := _read_decord(path, options, keep):
+            if decoded := _read_decord(path, options, keep, Spool(scratch)):
                 return decoded
             fps = float(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
-            frames: list[Tensor] = []
+            frames = Spool(scratch)
             for frame in container.decode(stream):
                 if options.wants(seen):
                     image = frame.to_ndarray(format="rgb24")
@@ -122,7 +124,7 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
     return streams[0]
 
 
-def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | None:
+def _read_decord(path: Path, options: ReadOptions, keep: _Keep, frames: Spool) -> _Decoded | None:
     """Frames by decord, or None where it is missing or fails (AV1, GIF, damage: its error doesn't distinguish them)."""
     try:
         import decord
@@ -131,7 +133,6 @@ def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | No
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(str(path), num_threads=1)  # str: a Path is refused
-        frames = []
         for index in filter(options.wants, range(len(reader))):
             image = reader[index].asnumpy()
             # At widths 8, 12, 16, 24, 48 and 72 it silently takes the stride for the channels.
@@ -143,7 +144,7 @@ def _read_decord(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded | No
         return None
 
 
-def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
+def _read_folder(path: Path, options: ReadOptions, keep: _Keep, frames: Spool) -> _Decoded:
     files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
     if not files:
         raise VideoError(f"{path}: is a folder without pictures; give a video file or a folder of numbered pictures")
@@ -155,7 +156,9 @@ def _read_folder(path: Path, options: ReadOptions, keep: _Keep) -> _Decoded:
         if numbers[one] == numbers[other]:
             raise VideoError(f"{path}: {one.name} and {other.name} have the same number; keep one picture per frame")
     chosen = [file for index, file in enumerate(files) if options.wants(index)]
-    return _Decoded([keep(to_pixels(read_image(file).rgb)) for file in chosen], FOLDER_FPS, len(files))
+    for file in chosen:
+        frames.append(keep(to_pixels(read_image(file).rgb)))
+    return _Decoded(frames, FOLDER_FPS, len(files))
 
 
 def _sized(frame: Tensor, path: Path, options: ReadOptions) -> Tensor:

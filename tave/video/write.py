@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -23,7 +25,7 @@ CHROMA = ("444", "420")
 
 def write_video(
     path: str | Path,
-    frames: Tensor,
+    frames: Iterable[Tensor],
     fps: float,
     *,
     crf: int = 8,
@@ -31,7 +33,7 @@ def write_video(
     lossless: bool = False,
     comment: str = GENERATED,
 ) -> None:
-    """Write ``frames`` `f 3 H W` in [-1, 1] as H.264 mp4.
+    """Write ``frames``, each `3 H W` in [-1, 1], as H.264 mp4, one after another.
 
     Args:
         chroma: 444 | 420. Halving the colour resolution costs 25 dB on saturated thin lines at any ``crf``, so only
@@ -49,8 +51,12 @@ def write_video(
     within("crf", crf, 0, 51)
     if not (math.isfinite(fps) and fps > 0):
         raise VideoError(f"{path}: fps={fps} is not a frame rate; give a positive number")
-    _refuse_shape(path, frames)
-    odd = frames.shape[-1] % 2 or frames.shape[-2] % 2
+    if isinstance(frames, Tensor):
+        _refuse_shape(path, frames.shape)
+    coming = iter(frames)
+    first = next(coming)
+    _refuse_shape(path, first[None].shape)
+    odd = first.shape[-1] % 2 or first.shape[-2] % 2
     pixel_format = "rgb24" if lossless else "yuv420p" if chroma == "420" and not odd else "yuv444p"
     with (
         whole_file(path) as temporary,
@@ -58,7 +64,7 @@ def write_video(
     ):
         rate = Fraction(fps).limit_denominator(65_535)
         stream = file.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
-        stream.height, stream.width = frames.shape[-2:]
+        stream.height, stream.width = first.shape[-2:]
         stream.pix_fmt = pixel_format
         # mbtree: its bytes differ from one writing to the next
         stream.options = {"qp": "0"} if lossless else {"crf": str(crf), "x264-params": "mbtree=0"}
@@ -67,7 +73,8 @@ def write_video(
         if not lossless:  # declares what the conversion below does, or players guess: 601 matrix, sRGB
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = 6, 1, 1, 13
         file.metadata["comment"] = comment
-        for frame in frames:
+        for frame in chain([first], coming):
+            _refuse_non_finite(path, frame)
             picture = av.VideoFrame.from_ndarray(to_pixels(frame), "rgb24")
             if not lossless:
                 picture = picture.reformat(format=pixel_format, dst_colorspace=6, interpolation="LANCZOS")
@@ -75,15 +82,16 @@ def write_video(
         file.mux(stream.encode(None))
 
 
-def write_mask_video(path: str | Path, masks: Tensor, fps: float) -> None:
-    """Write ``masks`` `f 1 H W` in [0, 1] as a grey mp4 (1 = white); thresholding restores a binary mask exactly."""
-    write_video(path, mask_frames(masks), fps, crf=4, chroma="420")
+def write_mask_video(path: str | Path, masks: Iterable[Tensor], fps: float) -> None:
+    """Write ``masks``, each `1 H W` in [0, 1], as a grey mp4 (1 = white), from which a threshold restores them."""
+    write_video(path, (mask_frames(mask[None])[0] for mask in masks), fps, crf=4, chroma="420")
 
 
 def write_image(path: str | Path, frame: Tensor, *, comment: str = GENERATED) -> None:
     """Write ``frame`` `3 H W` in [-1, 1] as an 8-bit PNG."""
     path = _named(path, ".png")
-    _refuse_shape(path, frame[None])
+    _refuse_shape(path, frame[None].shape)
+    _refuse_non_finite(path, frame)
     text = PngInfo()
     text.add_text("Comment", comment)
     with whole_file(path) as temporary:
@@ -97,10 +105,13 @@ def _named(path: str | Path, suffix: str) -> Path:
     return path
 
 
-def _refuse_shape(path: Path, frames: Tensor) -> None:
-    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
-        raise VideoError(f"{path}: got pixels of shape {tuple(frames.shape)}; give at least one frame as `f 3 H W`")
-    if not bool(torch.isfinite(frames).all()):
+def _refuse_shape(path: Path, shape: torch.Size) -> None:
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise VideoError(f"{path}: got pixels of shape {tuple(shape)}; give at least one frame as `f 3 H W`")
+
+
+def _refuse_non_finite(path: Path, frame: Tensor) -> None:
+    if not bool(torch.isfinite(frame).all()):
         raise VideoError(
             f"{path}: the pixels contain NaN or infinity, so nothing was written; find the stage that made them"
         )
