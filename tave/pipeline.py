@@ -254,10 +254,8 @@ class Pipeline:
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of ``f 3 H W`` in [-1, 1], capped at 100: JSON has no infinity."""
-    total = sum(
-        (frames[span].double().cpu() - truth[span].double().cpu()).square().sum() for span in spans(len(frames))
-    )
-    return min(100.0, float(-10 * torch.log10((total / (4 * frames.numel())).clamp(min=1e-10))))
+    errors = ((frames[span].double().cpu() - truth[span].double().cpu()).square().sum() for span in spans(len(frames)))
+    return min(100.0, float(-10 * torch.log10((torch.stack([*errors]).sum() / (4 * frames.numel())).clamp(min=1e-10))))
 
 
 def _opacity(mask: Tensor, size: torch.Size, feather: float, span: slice) -> Tensor:
