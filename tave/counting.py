@@ -76,7 +76,7 @@ SHAPES = {
 
 def shapes_of(unet: nn.Module) -> Shapes:
     """The full-size checkpoint of :data:`SHAPES` whose UNet has the widths of ``unet``, else the largest."""
-    config, keys = unet.config, ("cross_attention_dim", "projection_class_embeddings_input_dim")  # type: ignore[union-attr]
+    config, keys = cast(Any, unet).config, ("cross_attention_dim", "projection_class_embeddings_input_dim")
     widths = [config.get(key) for key in keys]
     alike = (shapes for shapes in SHAPES.values() if [shapes.unet.get(key) for key in keys] == widths)
     return next(alike, SHAPES["sd21_unclip"])

@@ -44,7 +44,7 @@ class Tap:
     """
 
     block: int
-    read: Callable[[Tensor, Window], None] | None = None
+    read: Callable[[Tensor, Window], object] | None = None
     rewrite: Callable[[Tensor, Tensor, Window], Tensor] | None = None
 
 

@@ -132,7 +132,7 @@ def _keep_one_attention(unet: nn.Module) -> None:
     """Leave ST-Attn its effect in the last transformer block alone."""
     blocks = [module for module in unet.modules() if hasattr(module, "attn1")]
     for block in blocks[:-1]:
-        for parameter in block.attn1.to_out[0].parameters():
+        for parameter in block.get_submodule("attn1.to_out.0").parameters():
             nn.init.zeros_(parameter)
 
 
