@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tave.inversion import GATE_DB
+from tave.config import GATE_DB
 
 from .records import is_number
 from .tables import HEADLINE

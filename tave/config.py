@@ -26,6 +26,7 @@ EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger"
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
 EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "report", "quiet", "json", "run")
 
+GATE_DB = 3.0  # docs/method.md, section 4: further below the autoencoder's round trip an edit loses the source
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
 KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")

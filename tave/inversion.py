@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tave.config import choice
+from tave.config import GATE_DB, choice
 from tave.denoiser import NoisePredictor
 from tave.encoders import Condition
 from tave.finite import Watch
 from tave.schedule import Schedule, ddim_step
 from tave.scratch import Scratch
-
-GATE_DB = 3.0  # docs/method.md, section 4: further below the autoencoder's round trip an edit loses the source
 
 
 class InversionError(ValueError):

@@ -34,7 +34,7 @@ from tave.masking import (
     to_cells,
 )
 from tave.progress import Progress
-from tave.reference import Reference, TargetImage, find_place, first_pass, second_pass, source_frames
+from tave.reference import Place, Reference, TargetImage, find_place, first_pass, second_pass, source_frames
 from tave.sampling import composite, composite_alpha, resize_mask, sample, start_latents
 from tave.schedule import Schedule
 from tave.scratch import spans
@@ -217,13 +217,14 @@ class Pipeline:
             return condition, references, self._mask(source, trajectory, target, condition, self.options.mask)
         # The old object's place is read off at the default threshold where that finds one, so that the picture in its
         # place, and with it the comparison, do not depend on the threshold of the mask.
-        fixed = {name: getattr(MaskOptions(), name) for name in ("threshold", "fixed", "quantile")}
-        for choices in (replace(self.options.mask, **fixed), self.options.mask):
+        usual = {name: getattr(MaskOptions(), name) for name in ("threshold", "fixed", "quantile")}
+        places: list[Place | None] = []
+        for choices in (replace(self.options.mask, **usual), self.options.mask):
             mask = self._mask(source, trajectory, target, condition, choices)
             found = resize_mask(mask.source_object, *size).cpu()
-            if place := find_place(source.clip.frames, found, self.cache.scratch):
-                break
-        if place is None:
+            places.append(find_place(source.clip.frames, found, self.cache.scratch))
+        place = places[0] or places[1]
+        if place is None or places[1] is None:
             note = "the first pass found nothing to edit, so the target is shown on grey"
             return condition, [replace(reference, note=reference.note or note) for reference in references], mask
         references = [
