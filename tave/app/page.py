@@ -50,7 +50,7 @@ def _again_settings() -> list[Any]:
         quantile = gr.Slider(0, 1, 0.8, step=0.01, label="quantile: share outside")
     with gr.Row():
         correction = gr.Checkbox(True, label="Inter-frame correction")
-        guidance = gr.Number(None, label="Guidance", placeholder="default")
+        guidance = gr.Textbox(label="Guidance", placeholder="default")
     return [kind, fixed, quantile, correction, guidance]
 
 
@@ -61,11 +61,10 @@ def _first_settings(desk: Desk) -> list[Any]:
     with gr.Row():
         backbone = gr.Dropdown(backbones, value=backbones[0], label="Model")
         preset = gr.Dropdown(memory, value=memory[0], label="Memory")
-        seed = gr.Number(33, precision=0, label="Seed")
+        seed = gr.Textbox("33", label="Seed")
     with gr.Row():
         numbers = [
-            gr.Number(None, precision=0, label=label, placeholder="default")
-            for label in ("Frames", "Tuning steps", "Sampling steps")
+            gr.Textbox(label=label, placeholder="default") for label in ("Frames", "Tuning steps", "Sampling steps")
         ]
     return [backbone, preset, seed, *numbers]
 
