@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tave.app.check import Checker, Prepared, _answered
@@ -160,6 +161,33 @@ def test_what_a_job_took_is_expected_of_the_next(tmp_path: Path) -> None:
     rate, peak = measured(tmp_path, "model")["sampling"]
     assert rate * 10 * 4 * 0.005 == pytest.approx(2.0) and peak == 300.0
     assert measured(tmp_path, "other") == {}
+
+
+def test_the_pages_settings_become_keys_and_what_is_empty_its_default() -> None:
+    pytest.importorskip("gradio", reason="the app's packages: pip install -e '.[app]'")
+    from tave.app.events import AGAIN, SETTINGS, chosen, outline_of
+
+    empty = dict.fromkeys((*SETTINGS, *AGAIN), "") | {
+        "mask.threshold": "default",
+        "mask.fixed": 0.5,
+        "mask.quantile": 0.8,
+    }
+    assert chosen(empty) == {}
+    given = chosen(
+        empty | {"seed": " 7 ", "sampler.guidance_scale": "2.5", "mask.threshold": "fixed", "video.frames": "x"}
+    )
+    assert given == {
+        "seed": 7,
+        "sampler.guidance_scale": 2.5,
+        "mask.threshold": "fixed",
+        "mask.fixed": 0.5,
+        "video.frames": "x",
+    }
+    assert outline_of(None) is None and outline_of({"layers": [np.zeros((4, 4, 4), np.uint8)]}) is None
+    drawn = np.zeros((4, 4, 4), np.uint8)
+    drawn[1:3, 1:3] = 255
+    region = outline_of({"layers": [drawn]})
+    assert region is not None and region.sum() == 4
 
 
 # ---- a server whose jobs are fakes -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tave.config import OptionError
 # The page's settings by the key of a job, in the order of the components.
 SETTINGS = ("backbone", "memory", "seed", "video.frames", "tuning.steps", "inversion.steps")
 AGAIN = ("mask.threshold", "mask.fixed", "mask.quantile", "correction.enabled", "sampler.guidance_scale")
+# Typed, and empty for the default: Gradio's own field of numbers makes 0 of an empty one.
+NUMBERS = ("seed", "video.frames", "tuning.steps", "inversion.steps", "sampler.guidance_scale")
 FIXED = {"mask.fixed": "fixed", "mask.quantile": "quantile"}  # the kind of threshold that a level belongs to
 
 
@@ -49,9 +52,18 @@ def shown_example(name: str) -> str:
 
 def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were set, as keys of a job; a level without its kind of threshold is left out."""
-    found = {key: value for key, value in values.items() if value not in (None, "", "default")}
+    found = {key: number(value) if key in NUMBERS else value for key, value in values.items()}
+    found = {key: value for key, value in found.items() if value not in (None, "", "default")}
     kind = found.get("mask.threshold")
     return {key: value for key, value in found.items() if FIXED.get(key) in (None, kind)}
+
+
+def number(text: str) -> int | float | str:
+    """A number as it was typed; what is none stays, so that the job is refused with it."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text.strip()
 
 
 def outline_of(drawn: Mapping[str, Any] | None) -> np.ndarray | None:

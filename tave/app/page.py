@@ -32,14 +32,11 @@ OUTLINED = (
 )
 
 
-class Picture(gr.Image):
-    """An image input that passes the file as it was given: its alpha stays, and it is read elsewhere."""
-
-    is_template = True  # the front end's part is gr.Image's
-
-    def preprocess(self, payload: Any) -> Any:
-        """The path of Gradio's copy."""
-        return payload.path if payload else None
+def _picture(label: str, **given: Any) -> gr.Image:
+    """An image input that passes Gradio's copy of the file as it was given: its alpha stays, and it is read elsewhere."""
+    made = gr.Image(label=label, sources=["upload", "clipboard"], **given)
+    made.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    return made
 
 
 def _again_settings() -> list[Any]:
@@ -50,7 +47,7 @@ def _again_settings() -> list[Any]:
         quantile = gr.Slider(0, 1, 0.8, step=0.01, label="quantile: share outside")
     with gr.Row():
         correction = gr.Checkbox(True, label="Inter-frame correction")
-        guidance = gr.Number(None, label="Guidance", placeholder="default")
+        guidance = gr.Textbox(label="Guidance", placeholder="default")
     return [kind, fixed, quantile, correction, guidance]
 
 
@@ -61,11 +58,10 @@ def _first_settings(desk: Desk) -> list[Any]:
     with gr.Row():
         backbone = gr.Dropdown(backbones, value=backbones[0], label="Model")
         preset = gr.Dropdown(memory, value=memory[0], label="Memory")
-        seed = gr.Number(33, precision=0, label="Seed")
+        seed = gr.Textbox("33", label="Seed")
     with gr.Row():
         numbers = [
-            gr.Number(None, precision=0, label=label, placeholder="default")
-            for label in ("Frames", "Tuning steps", "Sampling steps")
+            gr.Textbox(label=label, placeholder="default") for label in ("Frames", "Tuning steps", "Sampling steps")
         ]
     return [backbone, preset, seed, *numbers]
 
@@ -102,7 +98,7 @@ def build_page(desk: Desk) -> gr.Blocks:
                 with gr.Accordion("Again on this tuned clip", open=False, elem_id="again"):
                     gr.Markdown("Only what depends on the change runs again; the clip is not tuned anew.")
                     retry = _again_settings()
-                    new = Picture(label="Another target", sources=["upload", "clipboard"], height=160)
+                    new = _picture("Another target", height=160)
                     note = gr.HTML("")
                     words = gr.Textbox(label="What the edited clip shows then", max_length=500)
                     go_again = gr.Button("Edit again", variant="primary", elem_id="go-again")
@@ -131,7 +127,7 @@ def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -
                 elem_id="prompt",
             )
         with gr.Column(min_width=200):
-            image = Picture(label="Target", sources=["upload", "clipboard"], height=220, elem_id="target")
+            image = _picture("Target", height=220, elem_id="target")
             image_note = gr.HTML("", elem_id="target-note")
             target = gr.Textbox(
                 label="What the edited clip shows",
