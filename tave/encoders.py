@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tave.backbone import Backbone
 from tave.config import ConditionOptions, MemoryOptions, within
 from tave.memory import at_work, in_chunks
-from tave.scratch import Scratch
+from tave.scratch import STEP, Scratch
 from tave.seeds import generator_for
 from tave.video.frames import to_bytes
 from tave.windows import Window
@@ -138,7 +138,7 @@ class Encoders:
         with self._working(self.backbone.text_encoder, self.backbone.image_encoder):
             text, null_text = encode_text(self.backbone, [prompt, self.options.negative_prompt]).split(1)
             if pictures:
-                embeds = [self._embeddings(picture) for picture in pictures]
+                embeds = [self._embeddings(picture, STEP) for picture in pictures]
                 mean = torch.stack(torch.broadcast_tensors(*embeds)).mean(0)
                 image = noise_embedding(self.backbone, mean, self.options.noise_level, self.noise.to(mean.device))
             else:
@@ -148,10 +148,10 @@ class Encoders:
     def embed(self, frames: Tensor) -> Tensor:
         """The image embedding of each frame: `f 3 H W` -> `f e`."""
         with self._working(self.backbone.image_encoder):
-            return self._embeddings(frames)
+            return self._embeddings(frames, self.memory.chunk)
 
-    def _embeddings(self, frames: Tensor) -> Tensor:
-        return in_chunks(lambda part: image_embedding(self.backbone, part), frames, self.memory.chunk).to(self.device)
+    def _embeddings(self, frames: Tensor, chunk: int) -> Tensor:
+        return in_chunks(lambda part: image_embedding(self.backbone, part), frames, chunk).to(self.device)
 
     def image_vector(self, embeds: Tensor, level: int, noise: Tensor) -> Tensor:
         """Embeddings `n e` noised at ``level`` -> the UNet's image vectors `n d`; see :func:`noise_embedding`."""

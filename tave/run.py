@@ -148,6 +148,7 @@ class Run:
             self.folder / "trajectory.safetensors": trajectory,
             cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
             here: tuned,
+            cache / "temporary files": trajectory + 5 * frames.nbytes,  # tave.scratch
         }
 
     # ---- the two loops -----------------------------------------------------------------------------------------------

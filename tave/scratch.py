@@ -42,7 +42,9 @@ class Scratch:
             return torch.empty(shape, dtype=dtype, device="cpu")
         place = next(each for each in (self.folder, *self.folder.absolute().parents) if each.is_dir())
         with writing(place / "a temporary file"), tempfile.TemporaryFile(dir=place) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a signal when it is filled
+            if reserve := getattr(os, "posix_fallocate", None):  # not on macOS
+                reserve(file.fileno(), 0, size)  # a full disk is an error here, and a signal when it is filled
+            file.truncate(size)
             return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
 
     def of(self, make: Callable[[slice], Tensor], frames: int, step: int = STEP) -> Tensor:

@@ -1,9 +1,10 @@
 """Memory and time of runs by the length of the clip: anonymous memory of a child process, sampled while it runs.
 
 python -m tests.reliability.long_clips                       # 32, 64, 128 and 256 frames of a drawn clip
-python -m tests.reliability.long_clips frames=32,256 out=FOLDER backbone=roadside inversion.steps=8
+python -m tests.reliability.long_clips frames=32,256 out=FOLDER figure=FILE.png inversion.steps=8
 
-What isn't one of the keys below is passed to tave.train. Pages of mapped files don't count: the system may drop them.
+Other keys are tave.train's. What the folder has is not measured again. Pages of mapped files don't count: the system
+may drop them.
 """
 
 from __future__ import annotations
@@ -75,27 +76,57 @@ def measured(out: Path, frames: int, words: list[str]) -> dict[str, Any]:
     }
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Growth of memory, its slope, and how far time is from linear, over all lengths."""
+    frames, memory, seconds = (
+        np.array([row[key] for row in rows], float) for key in ("frames", "peak_anonymous_kib", "processor_seconds")
+    )
+    slope, line = np.polyfit(frames, memory, 1)[0], np.polyfit(frames, seconds, 1)
+    off = np.abs(np.polyval(line, frames) / seconds - 1).max()
+    return (
+        f"memory: {memory[-1] / memory[0] - 1:+.1%} from {rows[0]['frames']} to {rows[-1]['frames']} frames, "
+        f"{slope:.1f} KiB a frame\ntime: {line[0]:.2f} s a frame, {off:.0%} from a straight line at most"
+    )
+
+
+def draw(out: Path, rows: list[dict[str, Any]], path: Path) -> None:
+    """Anonymous memory over each run, and processor time by length, as a picture with a palette."""
+    import io
+
+    from matplotlib import pyplot
+    from PIL import Image
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), width_ratios=(3, 2))
+    for row in rows:
+        samples = np.load(out / f"samples_{row['frames']}.npz")["samples"]
+        share = np.linspace(0, 1, 400)
+        memory = np.interp(share, samples[:, 0] / samples[-1, 0], samples[:, 1]) / 1024
+        left.plot(share, memory, label=f"{row['frames']} frames", linewidth=1)
+    left.set(xlabel="share of the run's time", ylabel="anonymous memory, MiB", ylim=(0, None))
+    left.legend()
+    right.plot([row["frames"] for row in rows], [row["processor_seconds"] for row in rows], "o-")
+    right.set(xlabel="frames", ylabel="processor time, s", ylim=(0, None), xlim=(0, None))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, bbox_inches="tight")
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
-    out = Path(given.pop("out", "outputs/long_clips")).absolute()
+    out, figure = Path(given.pop("out", "outputs/long_clips")).absolute(), given.pop("figure", None)
     counts = [int(count) for count in given.pop("frames", "32,64,128,256").split(",")]
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for count in counts:
+    table = out / "long_clips.json"
+    rows = json.loads(table.read_text()) if table.is_file() else []
+    for count in set(counts) - {row["frames"] for row in rows}:
         rows.append(measured(out, count, [f"{key}={value}" for key, value in given.items()]))
-        (out / "long_clips.json").write_text(json.dumps(rows, indent=2) + "\n")
-        row = rows[-1]
-        print(
-            f"{count} frames: {row['peak_anonymous_kib'] / 1024:.0f} MiB, {row['processor_seconds']:.0f} s", flush=True
-        )
-    if len(rows) > 1:
-        x, memory, seconds = (np.array([row[key] for row in rows], float) for key in
-                              ("frames", "peak_anonymous_kib", "processor_seconds"))  # fmt: skip
-        slope, (per_frame, _) = np.polyfit(x, memory, 1)[0], np.polyfit(x, seconds, 1)
-        print(
-            f"memory: {memory[-1] / memory[0] - 1:+.1%} from {counts[0]} to {counts[-1]} frames, {slope:.1f} KiB each"
-        )
-        print(f"time: {per_frame:.2f} s a frame")
+        rows.sort(key=lambda row: row["frames"])
+        table.write_text(json.dumps(rows, indent=2) + "\n")
+    for row in rows:
+        print(f"{row['frames']} frames: {row['peak_anonymous_kib'] / 1024:.0f} MiB, {row['processor_seconds']:.0f} s")
+    print(summary(rows))
+    if figure:
+        draw(out, rows, Path(figure))
 
 
 if __name__ == "__main__":
