@@ -33,7 +33,7 @@ OUTLINED = (
 
 
 def _picture(label: str, **given: Any) -> gr.Image:
-    """An image input that passes Gradio's copy of the file as it was given: its alpha stays, and it is read elsewhere."""
+    """An image input that passes the file as it was given: its alpha stays, and it is read elsewhere."""
     made = gr.Image(label=label, sources=["upload", "clipboard"], **given)
     made.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
     return made
