@@ -173,6 +173,7 @@ def test_the_pages_settings_become_keys_and_what_is_empty_its_default() -> None:
         "mask.quantile": 0.8,
     }
     assert chosen(empty) == {}
+    assert chosen(dict.fromkeys(empty)) == {}  # fields that were never shown
     given = chosen(
         empty | {"seed": " 7 ", "sampler.guidance_scale": "2.5", "mask.threshold": "fixed", "video.frames": "x"}
     )

@@ -58,8 +58,9 @@ def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if FIXED.get(key) in (None, kind)}
 
 
-def number(text: str) -> int | float | str:
-    """A number as it was typed; what is none stays, so that the job is refused with it."""
+def number(text: str | None) -> int | float | str:
+    """A number as it was typed, "" where the field was never shown; what is none stays, and is refused later."""
+    text = text or ""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -135,9 +136,9 @@ class Page:
         *settings: Any,
     ) -> tuple[str | None, str, str]:
         """Queue an edit of the user's own clip."""
-        given = {"video.path": clip, "video.source_prompt": prompt.strip(), "video.target_image": picture}
+        given = {"video.path": clip, "video.source_prompt": (prompt or "").strip(), "video.target_image": picture}
         job: dict[str, Any] = {key: value for key, value in given.items() if value}
-        job |= {"video.target_prompt": target.strip()} if target.strip() else {}
+        job |= {"video.target_prompt": target.strip()} if (target or "").strip() else {}
         job |= {"video.mask": mask} if mask else {}
         region = outline_of(drawn) if stays else None
         try:
@@ -163,7 +164,7 @@ class Page:
             return None, panel(None), failure(OptionError("make an edit first"))
         job: dict[str, Any] = {"tuned": key} | chosen(dict(zip(AGAIN, settings, strict=True)))
         job |= {"video.target_image": picture} if picture else {}
-        job |= {"video.target_prompt": target.strip()} if target.strip() else {}
+        job |= {"video.target_prompt": target.strip()} if (target or "").strip() else {}
         made, shown, wrong = self._queued(job, request)
         return (made or key), (shown if made else panel(key)), wrong
 
