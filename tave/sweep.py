@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from tave.config import slug
 
-# What doesn't change a job's result, so that a sweep goes on in its folders under another logger.
-APART = ("experiment", "logger", "logger.wandb.mode", "logger.wandb.group", "metrics.objective")
+# What changes no result, so that a sweep goes on in its folders under another logger. An experiment sets anything.
+APART = ("logger", "logger.wandb.mode", "logger.wandb.group", "metrics.objective")
 LINE = 200  # characters of a job's values in a message
 
 

@@ -171,6 +171,8 @@ def test_every_job_has_a_folder_of_its_own_that_file_systems_take() -> None:
     folders = [
         job_folder([prompt, f"sampler.guidance_scale={scale}"]) for prompt in prompts for scale in (1, "-1", 7.5)
     ]
+    experiments = ("null", "patent", "fresh_noise", "[patent,fresh_noise]")
+    folders += [job_folder([f"experiment={name}"]) for name in experiments]
     assert len(set(folders)) == len(folders)
     assert all(len(folder.encode()) < 100 and Path(folder).name == folder for folder in folders)
 
