@@ -177,6 +177,8 @@ def score(options: ScoreOptions) -> None:
     tools = Toolbox(judge_folder(options.judge), options.clip, options.clip_sha256, options.dino, options.pickscore)
     annotations = Path(options.annotations) if options.annotations else None
     given = [key for key in FILES if getattr(options, key) is not None]
+    if options.run is not None:
+        check_links(Path(options.run))  # before anything is removed or written there
     prepare(*(Path(place) for place in (options.run, options.out and Path(options.out).parent) if place))
     if options.run is not None:
         if given:

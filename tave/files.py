@@ -35,6 +35,7 @@ REMEDIES = {
     (errno.ENOTDIR, errno.EEXIST): "a part of this path is a file: give another folder",
     (errno.ENOTEMPTY, errno.EISDIR): "a folder of this name is there: give another name",
     (errno.ENOENT,): "its folder is gone: run the same command again, or give another folder",
+    (errno.ELOOP,): "it is a symbolic link: remove it",
     (errno.EMFILE, errno.ENFILE): "too many files are open: raise ulimit -n",
 }
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)  # of writing, whatever the file
@@ -130,8 +131,9 @@ def _undo_or_complete(around: Path) -> None:
 
     The old folder was moved away only when the new one was complete.
     """
-    for old in (around / "old").glob("*"):
-        for kept in (around / "new" / old.name, old):
+    news, olds = ([each for half in _inside(around, name) for each in _inside(half)] for name in ("new", "old"))
+    for old in olds:
+        for kept in (*(new for new in news if new.name == old.name), old):
             with suppress(OSError):  # the first of them to succeed; the next one finds the place taken
                 kept.rename(around.parent / old.name)
         if not (around.parent / old.name).exists():
@@ -142,25 +144,32 @@ def _undo_or_complete(around: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporaries of processes that no longer live from ``folder``; an exchange of folders is completed.
 
-    Those of another host go after a day. Claims that nobody holds go too.
+    Those of another host go after a day. Claims that nobody holds go too. Symbolic links and what is named otherwise
+    stay, for the folder may be another's.
     """
     with deferred():
-        for left in folder.glob(f"{LOCK}*"):
+        for left in _inside(folder, rf"{re.escape(LOCK)}[0-9a-f]{{16}}"):
             with suppress(OSError):
                 if (handle := hold(left)) is not None:
                     left.unlink()
                     os.close(handle)
-        for left in folder.glob(f"{PART}*"):
-            _, host, number, token, *_ = [*left.name.split("-"), "", "", ""]
+        for left in _inside(folder, rf"{re.escape(PART)}\w+-\d+-\w+-\d+"):
+            host, number, token, _ = left.name.removeprefix(PART).split("-")
             with suppress(OSError):
                 if host == HOST:
-                    dead = number.isdigit() and not _lives(int(number), token)
+                    dead = not _lives(int(number), token)
                 else:
                     dead = time.time() - left.stat().st_mtime > STALE
                 if dead and left.is_dir():
                     _undo_or_complete(left)
                 elif dead:
                     left.unlink()
+
+
+def _inside(folder: Path, pattern: str = ".*") -> list[Path]:
+    """What ``folder`` holds under such names, symbolic links left out."""
+    names = re.compile(pattern, re.DOTALL)
+    return [path for path in folder.glob("*") if names.fullmatch(path.name) and not path.is_symlink()]
 
 
 def _lives(number: int, token: str) -> bool:
@@ -278,9 +287,10 @@ def made_folder(folder: Path) -> Iterator[None]:
 def hold(place: Path) -> int | None:
     """Lock the file ``place``, made if need be, until its handle is closed or this process ends.
 
-    Returns the handle, or None if another process has it. A file system without locks refuses nobody.
+    Returns the handle, or None if another process has it. A file system without locks refuses nobody. Raises OSError
+    for a symbolic link, which may lead to another's file.
     """
-    handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

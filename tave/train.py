@@ -19,7 +19,7 @@ from tave.cli import Context, entry_point
 from tave.config import OptionError, TrainOptions
 from tave.files import content_digest, naming
 from tave.locks import all_claimed, claimed
-from tave.record import changed_metrics, read_edit, read_metrics
+from tave.record import changed_metrics, check_links, read_edit, read_metrics
 
 if TYPE_CHECKING:
     from tave.run import Run
@@ -39,6 +39,7 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
     requests = options.video.requests()
     if (name := options.metrics.objective) and not (requests and options.metrics.enabled):
         raise OptionError(f"metrics.objective={name}, but nothing is measured: request an edit and metrics, or drop it")
+    check_links(folder)  # before anything is written there
     # a second process in this folder waits, and then finds everything made
     with (
         naming(folder),

@@ -15,6 +15,7 @@ import pytest
 from tave import files
 from tave.files import (
     HOST,
+    LOCK,
     PART,
     FileError,
     check_writable,
@@ -126,6 +127,27 @@ def test_leftovers_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path)
     os.utime(tmp_path / gone[-1], (0, 0))  # of another host, and so old that it wrote nothing that long
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_is_no_leftover_of_this_program_stays_and_no_link_is_followed(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "folder"
+    for name in ("new", "old"):
+        (mine / name).mkdir(parents=True)
+        (mine / name / "thesis.txt").write_text("the only copy")
+    (folder / f"{PART}elsewhere-1-0-2").mkdir(parents=True)
+    places = (f"{PART}elsewhere-1-0-1", f"{PART}elsewhere-1-0-2/old", f"{PART}elsewhere-1-0-2/new")
+    for name, target in zip(places, (mine, mine / "old", mine / "new"), strict=True):
+        (folder / name).symlink_to(target)
+    (folder / f"{LOCK}0123456789abcdef").symlink_to(mine / "created")
+    others = [f"{PART}video.mp4", f"{PART}a-b", f"{LOCK}mine", f"{PART}elsewhere-1-0-3.mp4"]
+    for name in others:
+        (folder / name).touch()
+    for path in (mine, *folder.iterdir()):
+        os.utime(path, (0, 0), follow_symlinks=path == mine)
+    remove_leftovers(folder)
+    kept = [places[0], f"{LOCK}0123456789abcdef", *others]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+    assert sorted(path.name for path in mine.rglob("*")) == ["new", "old", "thesis.txt", "thesis.txt"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import held_elsewhere
 
-from tave.files import remove_leftovers
+from tave.files import FileError, remove_leftovers
 from tave.locks import ClaimedError, all_claimed, claimed
 
 
@@ -42,6 +42,16 @@ def test_what_a_dead_process_left_goes_and_what_is_held_stays(tmp_path: Path) ->
         assert len(list(tmp_path.iterdir())) == 1
         with pytest.raises(ClaimedError), claimed(tmp_path / "mine"):
             raise AssertionError
+
+
+def test_a_claim_writes_through_no_link(tmp_path: Path) -> None:
+    with claimed(tmp_path / "edit"):
+        (place,) = tmp_path.iterdir()
+    (tmp_path / "letter").write_text("the user's own")
+    place.symlink_to(tmp_path / "letter")
+    with pytest.raises(FileError, match=rf"{place}: can't be written .*: it is a symbolic link: remove it$"):
+        claimed(tmp_path / "edit").__enter__()
+    assert (tmp_path / "letter").read_text() == "the user's own"
 
 
 def test_the_second_process_waits_and_says_so(tmp_path: Path) -> None:

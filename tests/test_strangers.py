@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import tave.edit
 import tave.verify
 from tave.cli import typed
 from tave.edit import options_of
-from tave.files import file_digest, read_json, write_json
+from tave.files import FileError, file_digest, read_json, write_json
+from tave.locks import claimed
 from tave.record import SUMS, read_sums
 from tave.train import train
 
@@ -214,6 +216,34 @@ def test_links_out_of_the_folder_are_refused(
     assert f"{link} is a link to {there}, outside of the run folder" in capsys.readouterr().err
     assert call(tave.verify.main, str(world / "run")) == 1
     assert outside(world) == before
+
+
+@pytest.mark.parametrize("command", ["train", "edit", "score"])
+def test_links_named_as_claims_and_temporaries_lead_nowhere(
+    world: Path, clip: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tave.eval.score  # pyright: ignore[reportMissingImports]
+
+    there, run = world / "there", world / "run"
+    (there / "old").mkdir(parents=True)
+    (there / "old/thesis.txt").write_text("the only copy")
+    os.utime(there, (0, 0))
+    if command != "train":
+        (run / ".part-elsewhere-1-0-1").symlink_to(there)
+    for name in ("run.json", "metrics.json", SUMS):
+        with claimed(run / name):
+            (place,) = run.glob(".lock-*")
+        place.symlink_to(there / "old/thesis.txt")
+        before = outside(world)
+        if command == "train":
+            with pytest.raises(FileError, match=r"is a link to .*thesis\.txt, outside of the run folder"):
+                train(options(clip, world / "cache"), run, show=False)
+        else:
+            score = partial(call, tave.eval.score.main, f"run={run}", "judge=null")
+            assert (ask(world, clip) if command == "edit" else score()) == 1
+            assert "outside of the run folder" in capsys.readouterr().err
+        place.unlink()
+        assert outside(world) == before
 
 
 def test_a_pipe_in_the_folder_does_not_hang(world: Path, clip: Path) -> None:
