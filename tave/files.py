@@ -156,10 +156,7 @@ def remove_leftovers(folder: Path) -> None:
         for left in _inside(folder, rf"{re.escape(PART)}\w+-\d+-\w+-\d+"):
             host, number, token, _ = left.name.removeprefix(PART).split("-")
             with suppress(OSError):
-                if host == HOST:
-                    dead = not _lives(int(number), token)
-                else:
-                    dead = time.time() - left.stat().st_mtime > STALE
+                dead = not _lives(int(number), token) if host == HOST else time.time() - left.stat().st_mtime > STALE
                 if dead and left.is_dir():
                     _undo_or_complete(left)
                 elif dead:
