@@ -156,7 +156,7 @@ def remove_leftovers(folder: Path) -> None:
         for left in _inside(folder, rf"{re.escape(PART)}\w+-\d+-\w+-\d+"):
             host, number, token, _ = left.name.removeprefix(PART).split("-")
             with suppress(OSError):
-                if host == HOST:
+                if host == HOST:  # noqa: SIM108 - longer than a line
                     dead = not _lives(int(number), token)
                 else:
                     dead = time.time() - left.stat().st_mtime > STALE
