@@ -34,8 +34,8 @@ from .shared import (
 SCALES = (1, 2, 4, 5)  # guidance scales of four different edits of one name
 LONG = "a red suv driving right, größer als das alte, along the road by the river in the evening light, " * 2
 PROMPTS = ",".join(f'"{LONG}{end}"' for end in (".", "!"))  # beyond a name's length, and of signs that names drop
-SWEEP = ["-m", *TINY, *SUV[:1], SUV[2], "cache=cache", "hydra.sweep.dir=sweep", "experiment=null,patent"]
-SWEEP += [f"video.target_prompt={PROMPTS}"]
+SWEEP = ["-m", *TINY, *SUV[:1], SUV[2], "cache=cache", "hydra.sweep.dir=sweep"]
+SWEEP += [f"video.target_prompt={PROMPTS}", "experiment=patent,fresh_noise", "hydra.sweeper.params=null"]
 JOBS = 4
 ROUNDS = 8
 
