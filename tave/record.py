@@ -66,8 +66,11 @@ def check_record(folder: Path, names: Iterable[str] | None = None) -> None:
     """
     sums = read_sums(folder)
     for name in sums if names is None else [name for name in names if name in sums]:
-        if (wrong := _compare(folder, name, sums[name])) and (names is None or (folder / name).exists()):
-            raise FileError(wrong)
+        digest: str | None = sums[name]
+        while digest and (wrong := _compare(folder, name, digest)) and (names is None or (folder / name).exists()):
+            before, digest = digest, read_sums(folder).get(name)
+            if digest == before:  # else another process has written the file in the meantime
+                raise FileError(wrong)
 
 
 def differences(folder: Path) -> list[str]:
