@@ -160,7 +160,10 @@ def check_links(folder: Path) -> None:
     root = os.path.realpath(folder)
     for place, folders, files in os.walk(root):
         for path in (os.path.join(place, name) for name in (*folders, *files)):  # noqa: PTH118 - faster, and no object
-            mode = os.lstat(path).st_mode
+            try:
+                mode = os.lstat(path).st_mode
+            except FileNotFoundError:  # another process's temporary, gone in the meantime
+                continue
             target = os.path.realpath(path) if stat.S_ISLNK(mode) else path
             wandb = place.startswith(os.path.join(root, "logs", "wandb", "")) and os.path.isfile(path)  # noqa: PTH113, PTH118
             if not wandb and os.path.commonpath([root, target]) != root:
