@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -113,14 +113,14 @@ def rewriting(folder: Path, *names: str) -> Iterator[None]:
     if not (folder / SUMS).is_file():
         yield
         return
-    _update(folder, dict.fromkeys(names))
+    _update(folder, lambda: dict.fromkeys(names))
     try:
         yield
     except BaseException:
         with suppress(FileError):
-            _update(folder, _digests(folder, names))
+            _update(folder, lambda: _digests(folder, names))
         raise
-    _update(folder, _digests(folder, names))
+    _update(folder, lambda: _digests(folder, names))
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
@@ -138,10 +138,11 @@ def _products(folder: Path) -> set[str]:
     return edits | {name for name in PRODUCTS if (folder / name).is_file()}
 
 
-def _update(folder: Path, changes: Mapping[str, str | None]) -> None:
+def _update(folder: Path, changes: Callable[[], Mapping[str, str | None]]) -> None:
+    """Digests are taken by ``changes`` under the claim: older than another process's, they would replace those."""
     with claimed(folder / SUMS, UPDATE):
         before = read_sums(folder)
-        after = {name: digest for name, digest in {**before, **changes}.items() if digest is not None}
+        after = {name: digest for name, digest in {**before, **changes()}.items() if digest is not None}
         if after != before:
             _write(folder, after)
 
