@@ -68,6 +68,11 @@ def key_of(*parts: Any) -> str:
     return sha.hexdigest()[:12]
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """:func:`key_of` names and tensors, whatever their order."""
+    return key_of(*(part for each in sorted(tensors.items()) for part in each))
+
+
 def _plain(value: Any) -> str:
     if hasattr(value, "shape"):
         raise TypeError("an array inside a part would be abbreviated: pass tensors as parts of their own")
@@ -234,9 +239,11 @@ class Cache:
         folder: where they are stored; None: nothing is, and every stage is computed.
         scope: a key that all results depend on, for instance that of the inverted clip.
         progress: gets the seconds that a stored result took when it was computed.
-        copies: stage name -> a second place for its result, with a run's other files; read and written alike.
+        copies: stage name -> a second place for its result, with a run's other files. What is read there is not stored
+            in ``folder``: a run folder may be a stranger's, and its files claim any key.
 
-    ``scratch``: room on the disk of ``folder`` for what a stage makes.
+    ``taken``: digests of what was read in a run folder (:meth:`take`), on which every later result in ``folder``
+    depends; ``scratch``: room on the disk of ``folder`` for what a stage makes.
     """
 
     def __init__(
@@ -248,6 +255,7 @@ class Cache:
     ) -> None:
         self.folder, self.scope, self.progress = folder, scope, progress or Progress(show=False)
         self.copies = dict(copies or {})
+        self.taken: list[str] = []
         self.scratch = Scratch(folder)
 
     def tensors(
@@ -261,10 +269,10 @@ class Cache:
         """
         if self.folder is None:
             return make()
-        key = key_of(self.scope, *parts)
-        entry = self.folder / f"{name}-{key}.safetensors"
-        places = [entry, *([self.copies[name]] if name in self.copies else [])]
-        found = {path: stored for path in places if (stored := find_tensors(path, key, form, True)) is not None}
+        claim, key = key_of(self.scope, *parts), key_of(self.scope, *parts, *self.taken)
+        entry, copy = self.folder / f"{name}-{key}.safetensors", self.copies.get(name)
+        places = {entry: key} | ({copy: claim} if copy else {})
+        found = {path: stored for path in places if (stored := find_tensors(path, places[path], form, True))}
         if found:
             path, (tensors, about) = next(iter(found.items()))
             self.progress.note(f"{name}: reused from {path.parent}")
@@ -278,9 +286,15 @@ class Cache:
             seconds = {stage: round(took, 3) for stage, took in spent.items() if took > 0}
             about = {"key": key, "scope": self.scope, "seconds": seconds, **numbers}
         for path in places:
-            if path not in found:
-                write_tensors(path, tensors, about)
+            if path not in found and (path == copy or copy not in found):
+                write_tensors(path, tensors, about | {"key": places[path]})
+        if copy in found and entry not in found:
+            self.take(tensors)
         return tensors
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have every later result that is stored depend on ``tensors``, which were read in a run folder."""
+        self.taken.append(digest_of(tensors))
 
 
 def mark_used(entry: Path) -> None:

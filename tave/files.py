@@ -26,6 +26,7 @@ TOKEN = secrets.token_hex(4)  # tells this process from an earlier one of the sa
 LOCK = ".lock-"  # a file that a process holds locked while it claims another (tave/locks.py)
 PATH_LENGTH = 3500  # bytes of a folder's path: Linux takes 4096, and what a run writes lies three folders deeper
 STALE = 24 * 3600.0  # seconds after which another host's temporary counts as left behind
+ATTEMPTS = 20  # at a folder that other processes make and remove at the same time
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)  # of a file system without locks
 WRITING = ("FFmpegError", "SafetensorError")  # errors of libraries that write, which aren't imported for their names
 REMEDIES = {
@@ -248,9 +249,17 @@ def naming(folder: Path) -> Iterator[None]:
 
 def check_writable(folder: Path) -> None:
     """Raise :class:`FileError` if nothing can be written into ``folder``, which may still be to be made."""
-    with deferred(), writing(folder), made_folder(folder):
+    with deferred(), writing(folder):
         if len(os.fsencode(folder.absolute())) > PATH_LENGTH:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        for _ in range(ATTEMPTS - 1):
+            with suppress(FileNotFoundError):  # another process made the folder for its own check, and removed it
+                return _probe(folder)
+        return _probe(folder)
+
+
+def _probe(folder: Path) -> None:
+    with made_folder(folder):
         probe = _beside(folder / "probe")
         try:
             probe.write_bytes(bytes(4096))

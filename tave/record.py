@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -66,8 +66,11 @@ def check_record(folder: Path, names: Iterable[str] | None = None) -> None:
     """
     sums = read_sums(folder)
     for name in sums if names is None else [name for name in names if name in sums]:
-        if (wrong := _compare(folder, name, sums[name])) and (names is None or (folder / name).exists()):
-            raise FileError(wrong)
+        digest: str | None = sums[name]
+        while digest and (wrong := _compare(folder, name, digest)) and (names is None or (folder / name).exists()):
+            before, digest = digest, read_sums(folder).get(name)
+            if digest == before:  # else another process has written the file in the meantime
+                raise FileError(wrong)
 
 
 def differences(folder: Path) -> list[str]:
@@ -110,14 +113,14 @@ def rewriting(folder: Path, *names: str) -> Iterator[None]:
     if not (folder / SUMS).is_file():
         yield
         return
-    _update(folder, dict.fromkeys(names))
+    _update(folder, lambda: dict.fromkeys(names))
     try:
         yield
     except BaseException:
         with suppress(FileError):
-            _update(folder, _digests(folder, names))
+            _update(folder, lambda: _digests(folder, names))
         raise
-    _update(folder, _digests(folder, names))
+    _update(folder, lambda: _digests(folder, names))
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
@@ -135,10 +138,11 @@ def _products(folder: Path) -> set[str]:
     return edits | {name for name in PRODUCTS if (folder / name).is_file()}
 
 
-def _update(folder: Path, changes: Mapping[str, str | None]) -> None:
+def _update(folder: Path, changes: Callable[[], Mapping[str, str | None]]) -> None:
+    """Digests are taken by ``changes`` under the claim: older than another process's, they would replace those."""
     with claimed(folder / SUMS, UPDATE):
         before = read_sums(folder)
-        after = {name: digest for name, digest in {**before, **changes}.items() if digest is not None}
+        after = {name: digest for name, digest in {**before, **changes()}.items() if digest is not None}
         if after != before:
             _write(folder, after)
 
@@ -157,7 +161,10 @@ def check_links(folder: Path) -> None:
     root = os.path.realpath(folder)
     for place, folders, files in os.walk(root):
         for path in (os.path.join(place, name) for name in (*folders, *files)):  # noqa: PTH118 - faster, and no object
-            mode = os.lstat(path).st_mode
+            try:
+                mode = os.lstat(path).st_mode
+            except FileNotFoundError:  # another process's temporary, gone in the meantime
+                continue
             target = os.path.realpath(path) if stat.S_ISLNK(mode) else path
             wandb = place.startswith(os.path.join(root, "logs", "wandb", "")) and os.path.isfile(path)  # noqa: PTH113, PTH118
             if not wandb and os.path.commonpath([root, target]) != root:

@@ -19,6 +19,7 @@ from tave.build import Tick, build_editor, build_trainer, without_advice
 from tave.cache import (
     Cache,
     StoredError,
+    digest_of,
     find_tensors,
     form_of,
     is_made,
@@ -106,6 +107,8 @@ class Run:
         pipeline.cache = Cache(
             Path(options.cache), self.key, progress, {"trajectory": folder / "trajectory.safetensors"}
         )
+        if tuned is not None:
+            pipeline.cache.take(tuned_state(self.editor.denoiser.unet) | {"clip": clip.frames})
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
         self.losses: list[float] = []  # of the tuning's steps
 
@@ -158,7 +161,11 @@ class Run:
         here, unet = self.folder / "tuned.safetensors", self.editor.denoiser.unet
         stored = Path(self.options.cache) / f"tuned-{self.tuned_key}.safetensors"
         trained = any(parameter.requires_grad for parameter in unet.parameters())
-        if not self._found(here):
+        if self._found(here):
+            state, known = tuned_state(unet), find_tensors(stored, self.tuned_key, mapped=True)
+            if known is None or digest_of(state) != digest_of(known[0]):  # made elsewhere, by whoever wrote their key
+                self.editor.pipeline.cache.take(state)
+        else:
             if not self._found(stored) and trained and self.options.tuning.steps:
                 damaged = stored.is_file()
                 with claimed(stored.with_suffix(""), math.inf, self.progress.note):

@@ -18,6 +18,7 @@ from tave.cli import Context, entry_point
 from tave.config import SIZES, TIMES, CacheOptions, OptionError
 from tave.files import FileError, read_json, remove_leftovers
 
+CHECKPOINT = re.compile(r"[\w-]+\.ckpt(\.damaged)?\Z|\.(part|lock)-")  # and what is being written beside it
 UNFINISHED = "tuning"  # the kind of a tuning that was stopped, or is running: a folder of checkpoints
 
 
@@ -41,9 +42,19 @@ def entries(folder: Path) -> list[Entry]:
     """What the cache in ``folder`` holds, the least recently used first."""
     groups: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if re.fullmatch(r"[a-z_]+-[0-9a-f]{12}(\.safetensors|\.json)?", path.name):
+        if _stored(path):
             groups.setdefault(path.name.partition(".")[0], []).append(path)
     return sorted((_entry(name, paths) for name, paths in groups.items()), key=lambda entry: (entry.used, entry.name))
+
+
+def _stored(path: Path) -> bool:
+    """Whether the cache wrote ``path``: a product, or a folder of a tuning's checkpoints and nothing else."""
+    if path.is_symlink():
+        return False
+    if path.is_file():
+        return bool(re.fullmatch(r"(tuned|trajectory|maps)-[0-9a-f]{12}\.safetensors", path.name))
+    inside = [CHECKPOINT.match(each.name) and not each.is_symlink() for each in path.glob("*")]
+    return bool(re.fullmatch(r"tuned-[0-9a-f]{12}", path.name)) and all(inside)
 
 
 def _entry(name: str, paths: list[Path]) -> Entry:

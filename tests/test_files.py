@@ -176,6 +176,21 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
         check_writable(tmp_path / "file" / "b")
 
 
+def test_a_folder_that_another_process_removes_after_its_own_check_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, times = Path.write_bytes, iter(range(3))
+
+    def late(path: Path, content: bytes) -> int:
+        if next(times, None) is not None:
+            path.parent.rmdir()
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", late)
+    check_writable(tmp_path / "outputs/cache")
+    assert next(times, None) is None and not list(tmp_path.iterdir())
+
+
 def test_a_folders_digest_depends_on_names_and_contents_not_on_its_place(tmp_path: Path) -> None:
     digests = []
     for place, name, text in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2")):

@@ -13,6 +13,7 @@ import pytest
 from runs import call, evaluations, figures_of, options
 
 import tave.edit
+import tave.record
 from tave.api import EditedClip, TunedClip
 from tave.cli import typed
 from tave.config import CorrectionOptions
@@ -123,6 +124,52 @@ def test_a_kill_between_a_file_and_its_digest_leaves_a_run_that_goes_on(run: Pat
     assert not unlisted(run)
     check_record(run)
     assert name.endswith(".json") or (run / name).read_bytes() == content
+
+
+def test_of_two_processes_neither_records_what_the_other_has_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends its own file also records products that the record lacks, here the one that the other is writing."""
+    (tmp_path / "metrics.json").write_text("{}")
+    begin_record(tmp_path)
+    other, claim = rewriting(tmp_path, "metrics.json"), tave.record.claimed
+    other.__enter__()
+
+    def last(*given: Any) -> Any:
+        monkeypatch.setattr(tave.record, "claimed", claim)
+        (tmp_path / "metrics.json").write_text('{"edits": {}}')
+        other.__exit__(None, None, None)
+        return claim(*given)
+
+    with rewriting(tmp_path, "run.json"):
+        (tmp_path / "run.json").write_text("{}")
+        monkeypatch.setattr(tave.record, "claimed", last)
+    check_record(tmp_path)
+    assert read_sums(tmp_path).keys() == {"metrics.json", "run.json"}
+
+
+def test_a_file_that_another_process_writes_under_a_check_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests were read before, the content is read after another process wrote both."""
+    (tmp_path / "metrics.json").write_text("{}")
+    begin_record(tmp_path)
+    digest, times = tave.record.file_digest, iter(range(3))
+
+    def late(path: Path) -> str:
+        if (number := next(times, None)) is not None:
+            with monkeypatch.context() as whole:
+                whole.setattr(tave.record, "file_digest", digest)
+                with rewriting(tmp_path, path.name):
+                    path.write_text(f'{{"edits": {{"a": {{"b": {number}}}}}}}')
+        return digest(path)
+
+    monkeypatch.setattr(tave.record, "file_digest", late)
+    check_record(tmp_path)
+    assert next(times, None) is None
+    (tmp_path / "metrics.json").write_text('{"edits": {}}')
+    with pytest.raises(FileError, match="has changed since it was made"):
+        check_record(tmp_path)
 
 
 def test_a_kill_between_an_edit_and_its_digest_costs_nothing(run: Path, clip: Path) -> None:

@@ -109,6 +109,24 @@ def test_nothing_goes_unless_it_is_asked_for(cache: Path, capsys: pytest.Capture
     assert names(cache) == {"weights.json"} and all(line.startswith("removed: ") for line in lines)
 
 
+def test_what_the_cache_did_not_write_is_neither_listed_nor_removed(cache: Path) -> None:
+    key, mine = KEYS["used"], cache.parent / "mine"
+    known = {entry.name for entry in stored.entries(cache)}
+    for name in ("backup-202401011200", f"tuned-{KEYS['maps']}", f"maps-{KEYS['used']}"):
+        (cache / name).mkdir()
+        (cache / name / "thesis.tex").touch()
+    for name in (f"photos-{key}.safetensors", f"photos-{key}.json", f"maps-{key}.json", f"trajectory-{key}"):
+        (cache / name).touch()
+    mine.mkdir()
+    (mine / "last.ckpt").touch()
+    (cache / f"tuned-{KEYS['clip']}").symlink_to(mine)
+    assert {entry.name for entry in stored.entries(cache)} == known
+    before = names(cache)
+    assert call(stored.main, "action=prune", f"cache={cache}", "keep=0B", "delete=true") == 0
+    gone = before - names(cache)
+    assert len(gone) == 5 and {name.partition(".")[0] for name in gone} == known
+
+
 def test_what_another_process_writes_stays(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"tuned-{KEYS['stopped']}"
     with claimed(cache / name):

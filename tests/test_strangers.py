@@ -21,6 +21,7 @@ from runs import call, options
 import tave.benchmark
 import tave.edit
 import tave.verify
+from tave.cache import read_tensors, write_tensors
 from tave.cli import typed
 from tave.edit import options_of
 from tave.files import FileError, file_digest, read_json, write_json
@@ -258,6 +259,22 @@ def test_pickles_by_another_name_are_not_read(world: Path, clip: Path, name: str
     sign(world / "run")
     ask(world, clip)
     assert not (world / "ran").exists()
+
+
+@pytest.mark.parametrize("forged", ["trajectory", "tuned"])
+def test_an_edit_of_a_forged_run_leaves_the_cache_of_honest_ones_as_it_is(
+    world: Path, made: Path, clip: Path, forged: str
+) -> None:
+    path = world / f"run/{forged}.safetensors"
+    tensors, about = read_tensors(path)
+    write_tensors(path, {name: each + 0.7 if each.dim() else each for name, each in tensors.items()}, about)
+    sign(world / "run")
+    assert ask(world, clip, "mask.region=found", "video.target_prompt=a red suv") == 0
+    honest = {path.name for path in (made.parent / "cache").glob("*.safetensors")}
+    left = {path.name for path in (world / "cache").glob("*.safetensors")}
+    assert left and not left & honest
+    assert ask(world, clip, "mask.region=found", "video.target_prompt=a red suv", "mask.dilate=0.2") == 0
+    assert {path.name for path in (world / "cache").glob("*.safetensors")} == left  # its own maps serve it again
 
 
 @pytest.mark.parametrize("name", ["soft_mask.npz", "truth/truth.npz"])

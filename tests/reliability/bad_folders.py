@@ -13,7 +13,7 @@ from . import strangers
 from .bad_inputs import CHEAP, World, judged, seen
 from .mutations import changed_tree, leaves, spoil, write_tree
 from .report import Seen
-from .shared import EDIT, SUV, TINY, TRAIN, Outcome, call, contents, differing
+from .shared import EDIT, SUV, TINY, TRAIN, Outcome, call, contents, differing, start
 
 MARK = "<img src=x onerror=alert(7261)>"
 
@@ -70,6 +70,22 @@ def stranger(world: World, home: Path, draw: random.Random) -> Seen:
     secret = [p for p in home.rglob("*.*") if p.is_file() and strangers.SECRET.encode() in p.read_bytes()]
     wrong = wrong or (f"an environment variable is written to {secret[0].name}" if secret else "")
     return seen(wrong or judged(home, done, places=True), done, f"{entry}: {about}")
+
+
+def forged(world: World, home: Path, draw: random.Random) -> Seen:
+    """An edit of a run whose tensors are others than their keys claim: a run of the user's own is as without it."""
+    shutil.copytree(world.done, home)
+    known = contents(home / "run")
+    shutil.rmtree(home / "cache")
+    name = draw.choice(["tuned", "trajectory"])
+    start(lambda: strangers.forge(home / "run", name), home, ["forge"]).wait(60)
+    done = call("edit", [*EDIT, "cache=cache"], home, limit=60)
+    shutil.move(home / "run", home / "theirs")
+    mine = call("train", TRAIN, home, limit=60)
+    wrong = judged(home, done) or ("" if mine.code == 0 else f"the user's own run fails: {mine.last}")
+    if not wrong and (names := differing(contents(home / "run"), known)):
+        wrong = f"the user's own run is another: {', '.join(names[:3])} differ"
+    return seen(wrong, done, f"{name}.safetensors")
 
 
 def _outside(home: Path) -> dict[str, int]:

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[int, Callable[[World, Path, random.Random], Seen]]] = {
     "run folders, damaged": (240, bad_folders.damaged_run),
     "caches, damaged": (90, bad_folders.damaged_cache),
     "run folders of strangers": (170, bad_folders.stranger),
+    "run folders, forged": (4, bad_folders.forged),
     "weights folders": (200, bad_folders.weights),
     "listings of cases": (120, bad_folders.listing),
     "leaderboards and studies": (220, bad_folders.board),

@@ -318,9 +318,8 @@ def hidden(folder: Path, resumable: bool = False) -> list[str]:
 
     ``resumable``: a checkpoint that the same command will continue from is none of them.
     """
-    left = [
-        path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix in (".part", ".tmp", ".lock")
-    ]
+    named = [path for path in folder.rglob("*") if path.name[0] == "." or path.suffix in (".part", ".tmp", ".lock")]
+    left = [path for path in named if not path.is_symlink()]  # links are a stranger's
     tunings = [path for path in folder.glob("cache/tuned-*") if path.is_dir() and not path.suffix]
     left += [path for path in tunings if not (resumable and [each.name for each in path.iterdir()] == ["last.ckpt"])]
     return sorted(str(path.relative_to(folder)) for path in left)

@@ -67,7 +67,10 @@ def plant(home: Path, draw: random.Random) -> str:
     """
     outer, run = home.parent, home / "run"
     (outer / "victim").mkdir()
-    (outer / "victim/file").write_text("the user's own")
+    (outer / "victim/old").mkdir()
+    for name in ("file", "old/file"):
+        (outer / "victim" / name).write_text("the user's own")
+    os.utime(outer / "victim", (0, 0))  # as what another host left behind long ago
     _lay_out(run, home, outer / "pwned")
     record = json.loads((run / "run.json").read_text())
     tries = draw.choice([_target, _target, _target, _place, _place, _link, _weights, _secret, _pickle])
@@ -107,13 +110,25 @@ def _place(home: Path, record: dict[str, Any], draw: random.Random) -> str:
 
 def _link(home: Path, record: dict[str, Any], draw: random.Random) -> str:
     run, victim = home / "run", home.parent / "victim"
-    name = draw.choice(["edits", "edits/van", "logs", "metrics.json", "round_trip.mp4", "trajectory.safetensors"])
+    locks = [f".lock-{hashlib.sha256(name.encode()).hexdigest()[:16]}" for name in ("metrics.json", "SHA256SUMS")]
+    names = ["edits", "edits/van", "logs", "metrics.json", "round_trip.mp4", "trajectory.safetensors"]
+    name = draw.choice([*names, *locks, ".part-elsewhere-1-0-1"])
     at = run / name
     if at.is_dir():
         at.rename(run / "old")
     at.unlink(missing_ok=True)
-    at.symlink_to(victim if not at.suffix else victim / "file")
+    at.symlink_to(victim / "file" if at.suffix or name in locks else victim)
     return f"{name} is a link to a folder or file outside"
+
+
+def forge(run: Path, name: str) -> None:
+    """Change the tensors of ``name`` of a run, with digests that fit and under the key that they had."""
+    from tave.cache import read_tensors, write_tensors
+
+    path = run / f"{name}.safetensors"
+    tensors, about = read_tensors(path)
+    write_tensors(path, {key: each + 0.7 if each.dim() else each for key, each in tensors.items()}, about)
+    reseal(run)
 
 
 def _weights(home: Path, record: dict[str, Any], draw: random.Random) -> str:

@@ -32,7 +32,11 @@ from .shared import (
 )
 
 SCALES = (1, 2, 4, 5)  # guidance scales of four different edits of one name
-SWEEP = ["-m", *TINY, *SUV, "cache=cache", "hydra.sweep.dir=sweep", "mask.dilate=0,0.1,0.2"]
+LONG = "a red suv driving right, größer als das alte, along the road by the river in the evening light, " * 2
+PROMPTS = ",".join(f'"{LONG}{end}"' for end in (".", "!"))  # beyond a name's length, and of signs that names drop
+SWEEP = ["-m", *TINY, *SUV[:1], SUV[2], "cache=cache", "hydra.sweep.dir=sweep"]
+SWEEP += [f"video.target_prompt={PROMPTS}", "experiment=patent,fresh_noise", "hydra.sweeper.params=null"]
+JOBS = 4
 ROUNDS = 8
 
 
@@ -91,11 +95,11 @@ def one_cache(world: World, home: Path, draw: random.Random) -> Seen:
 
 
 def one_name(world: World, home: Path, draw: random.Random) -> Seen:
-    """Four different edits of one name: who succeeds has a folder of its own with its edit."""
+    """Four different edits of one name: each has a folder of its own with its edit."""
     shutil.copytree(world.done, home)
     words = list(world.edits)
     ended = at_once([("edit", [*EDIT, word]) for word in words], home, draw)
-    wrong, folders = _ended(ended, 1), []
+    wrong, folders = _ended(ended, len(words)), []
     for word, each in zip(words, ended, strict=True):
         if each.code or wrong:
             continue
@@ -103,7 +107,7 @@ def one_name(world: World, home: Path, draw: random.Random) -> Seen:
         found = _edit(home, Path(folder).name)
         if names := differing(found, world.edits[word]):
             wrong = f"{word}: {folder} is another edit or half of one ({', '.join(names[:3])})"
-    if not wrong and len(set(folders)) != len(folders):
+    if not wrong and {Path(each).name for each in folders} != {"van", *(f"van-{n}" for n in range(2, len(words) + 1))}:
         wrong = f"an edit is lost: {', '.join(folders)}"
     if not wrong and (left := hidden(home)):
         wrong = f"left behind: {', '.join(left[:3])}"
@@ -111,13 +115,17 @@ def one_name(world: World, home: Path, draw: random.Random) -> Seen:
 
 
 def one_edit(world: World, home: Path, draw: random.Random) -> Seen:
-    """Four times the same edit: it is there once, whole."""
+    """Four times the same edit: each is there, whole, and the same command again makes none."""
     shutil.copytree(world.done, home)
     word, known = next(iter(world.edits.items()))
     ended = at_once([("edit", [*EDIT, word])] * 4, home, draw)
-    wrong = _ended(ended, 1)
+    wrong, made = _ended(ended, len(ended)), {path.name for path in home.glob("run/edits/van*")}
+    if not wrong and {Path(each.out.split()[-1]).name for each in ended} != made:
+        wrong = f"told of others than there are: {', '.join(sorted(made))}"
     again = call("edit", [*EDIT, word], home)
     wrong = wrong or fault_of(again, (0,))
+    if not wrong and {path.name for path in home.glob("run/edits/van*")} != made:
+        wrong = "the same command again makes another edit"
     for folder in sorted(path.name for path in home.glob("run/edits/van*")):
         if not wrong and (names := differing(_edit(home, folder), known)):
             wrong = f"{folder} differs in {', '.join(names[:3])}"
@@ -127,14 +135,10 @@ def one_edit(world: World, home: Path, draw: random.Random) -> Seen:
 
 
 def one_sweep(world: World, home: Path, draw: random.Random) -> Seen:
-    """Two sweeps with the same jobs into one folder; the same command again completes what is not there."""
+    """Two sweeps with the same jobs into one folder: both succeed, each job has a folder, nothing is left to make."""
     shutil.copytree(world.fresh, home)
     ended = at_once([("train", SWEEP)] * 2, home, draw)
-    wrong = ""
-    for each in ended:
-        errors = [line for line in each.err.splitlines() if line.startswith("error: ")]
-        if each.code not in (0, 1) or "Traceback" in each.err or (each.code == 1 and not errors):
-            wrong = fault_of(each) or "no line says why"
+    wrong = _ended(ended, len(ended))
     again = call("train", SWEEP, home, limit=240)
     wrong = wrong or (f"the same command again: {fault_of(again, (0,))}" if again.code else "")
     found = {path.parent.name: contents(path.parent) for path in home.glob("sweep/*/run.json")}
@@ -211,6 +215,8 @@ def make(where: Path) -> World:
         word = f"sampler.guidance_scale={scale}"
         edits[word] = _edit(alone(done, f"edit-{scale}", "edit", [*EDIT, word]), "van")
     jobs = {path.parent.name: contents(path.parent) for path in swept.glob("sweep/*/run.json")}
+    if len(jobs) != JOBS:
+        raise SystemExit(f"{len(jobs)} of {JOBS} jobs of a sweep have a folder")
     return World(fresh, done, contents(done / "run"), contents(other / "run"), edits, jobs)
 
 
