@@ -199,7 +199,7 @@ def interrupted() -> BaseException:
     ("error", "code", "line"),
     [
         (ValueError("no edit: give one"), 1, "error: no edit: give one"),
-        (FileNotFoundError(2, "No such file", "a.mp4"), 1, "error: [Errno 2] No such file: 'a.mp4'"),
+        (FileNotFoundError(2, "No such file", "a.mp4"), 1, "error: a.mp4: can't be used (No such file or directory)"),
         (OutOfMemoryError(), 1, "error: the GPU's memory is full: set memory="),
         (KeyboardInterrupt(), 130, "stopped"),
         (interrupted(), 130, "stopped"),

@@ -214,7 +214,7 @@ def test_made_again_a_run_has_the_same_bits(home: Path) -> None:
     for name in ("suv", "car"):
         assert re.search(rf"[1-9]\d* files of \S*edits/{name}, made again", lines)
         assert re.search(rf"[1-9]\d* figures of {name}, made again", lines)
-    assert "2 figures of the inversion, made again" in lines
+    assert re.search(r"[1-9]\d* figures of the inversion, made again", lines)
 
 
 @pytest.mark.slow
