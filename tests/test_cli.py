@@ -81,6 +81,8 @@ def test_arguments_of_trainer_and_loggers_need_no_plus() -> None:
         ("trainer.precison=x", "unknown option trainer.precison: did you mean precision?"),
         ("backbone=folder", "backbone.path not set"),
         ("mask.dilate=(3", "mask.dilate=(3 can't be read"),
+        ("experiment=null,patent", "experiment=null,patent: none can't be one of several choices"),
+        ("video.source_prompt=\udcff", "video.source_prompt is no text in UTF-8"),
         ("mask.steps=0,1", "mask.steps=0,1 has several values: add -m"),
     ],
 )
