@@ -27,7 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
 from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
-from tave.files import FileError, naming, refusal
+from tave.files import REFUSED, FileError, naming, refusal
 from tave.findings import printable
 from tave.interrupts import Interrupted, handled
 from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, quoted, shown, unknown
@@ -304,13 +304,16 @@ def entry_point(
     return main
 
 
-def _lost_output() -> OSError | None:
-    """Why the standard output takes nothing more, which it doesn't name itself; what waits for it is thrown away."""
+def _output_refused(error: BaseException) -> OSError | None:
+    """The error of a standard output that takes nothing more, if ``error`` comes from it: the system names no file."""
+    cause = error.__cause__ or error
+    if not isinstance(cause, OSError) or cause.filename or cause.errno not in (errno.EPIPE, *REFUSED):
+        return None
     try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter tries again as it ends
-        return error
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter tries again as it ends
+        return cause
     return None
 
 
@@ -326,8 +329,7 @@ def _expected(error: BaseException) -> bool:
 
 def _leave(error: BaseException, root: Root, *, as_json: bool = False) -> NoReturn:
     """Exit in one line: 1 for user errors, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
-    lost, cause = _lost_output(), error.__cause__ or error
-    if lost and isinstance(cause, OSError) and cause.errno == lost.errno:
+    if lost := _output_refused(error):
         if lost.errno == errno.EPIPE:
             raise SystemExit(128 + signal.SIGPIPE)  # its reader, as `| head`, has had enough
         line, code = f"error: {refusal(lost, 'the standard output')}", 1

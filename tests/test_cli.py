@@ -218,6 +218,20 @@ def test_what_a_user_can_mend_ends_in_one_line(
     assert [each[: len(line)] for each in rest] == [line]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing_more_is_named_or_has_had_enough(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "tave.train", "--help"]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: the standard output: can't be written (No space")
+    reading, closed = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(closed)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="a bug"):
         called(monkeypatch, failing(TypeError("a bug")), "video=bus_to_suv")
