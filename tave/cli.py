@@ -292,10 +292,9 @@ def entry_point(
         except (Exception, KeyboardInterrupt, SystemExit, Interrupted) as error:
             jobs.report(stopped=isinstance(error, Interrupted | KeyboardInterrupt))
             NewFolders.clear(begun=jobs.begun)
-            if isinstance(error, OSError) and not isinstance(
-                error, BrokenPipeError
-            ):  # Hydra could not make the output folder
-                error = FileError(refusal(error))
+            if isinstance(error, OSError):  # Hydra could not make the output folder
+                cause, error = error, FileError(refusal(error))
+                error.__cause__ = cause
             _leave(error, root, as_json=_asked("json", words))
         finally:
             if not TRACEBACKS:
