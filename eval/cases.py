@@ -6,6 +6,7 @@ A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/edite
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from tave.config import WHOLE, ReadOptions
@@ -26,6 +28,8 @@ from tave.video.frames import from_pixels
 from . import EvalError
 from .ideal import IdealLayers
 from .records import mapping_in, text_in
+
+PACKED = 1100  # deflate makes nothing smaller than by this factor
 
 
 class Track(NamedTuple):
@@ -280,12 +284,26 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         # np.load leaves a damaged archive open when it opens the file itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in names if name in archive}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+            members = {name: f"{name}.npy" for name in names if f"{name}.npy" in archive.zip.namelist()}
+            for member in members.values():
+                _check_size(archive.zip, member, PACKED * path.stat().st_size)
+            found = {name: archive[member] for name, member in members.items()}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
     if missing := set(names) - set(found):
         raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
     return found
+
+
+def _check_size(archive: zipfile.ZipFile, name: str, most: int) -> None:
+    """Raise ValueError for an array that is larger, by its header, than what can be in the archive."""
+    with archive.open(name) as member:
+        read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(member))
+        if read is None:
+            raise ValueError(f"{name} has an unknown version")
+        shape, _, kind = read(member)
+    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > min(most, archive.getinfo(name).file_size):
+        raise ValueError(f"{name} is shorter than its shape {shape}")
 
 
 def _size(shape: tuple[int, ...]) -> str:

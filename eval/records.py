@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from tave.findings import printable
 from tave.record import read_metrics as metrics_of
 
 from . import EvalError
 
 LONGEST = 300  # characters of a name in a table
 LARGEST = 1e30  # of a figure: sums and means of smaller ones are finite
-
-
-def printable(text: str) -> str:
-    """``text`` with what a terminal or a table would obey as an escape: line ends, control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def name_in(record: Mapping[str, Any], key: str, path: Path) -> str:

@@ -14,11 +14,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from tave.cli import entry_point
 from tave.config import CONF, StudyOptions
 from tave.files import whole_file, write_json
+from tave.plain_yaml import read_yaml
 from tave.record import read_run
 
 from . import EvalError
@@ -151,16 +150,18 @@ def _tables(found: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> tu
 def _question(folder: Path) -> tuple[str, list[str], str]:
     """The study's name, the comment of its file and the command, from the sweep's ``multirun.yaml``."""
     try:
-        record = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
+        record = read_yaml(folder / "multirun.yaml")
         name = record["hydra"]["runtime"]["choices"].get("experiment") or folder.name
-        words = [str(word) for word in record["hydra"]["overrides"]["task"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+        words = list(record["hydra"]["overrides"]["task"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return folder.name, [], "unknown"
+    if not all(isinstance(word, str) for word in (name, *words)):
         return folder.name, [], "unknown"
     file = CONF / "experiment" / f"{name}.yaml"
     known = file.parent == CONF / "experiment" and file.is_file()
     lines = file.read_text(encoding="utf-8").splitlines() if known else []
     comment = [line.removeprefix("#").strip() for line in lines if line.startswith("# ") and "@package" not in line]
-    return str(name), comment, " ".join(["python -m tave.train -m", *map(shlex.quote, words)])
+    return name, comment, " ".join(["python -m tave.train -m", *map(shlex.quote, words)])
 
 
 def _readme(sweep: Sweep, found: list[dict[str, Any]], metrics: list[str], folder: Path, findings: str) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tave.findings import printable
+
 if TYPE_CHECKING:
     from .runs import Result, Results
 
@@ -157,10 +159,10 @@ def escape(text: str) -> str:
     """``text`` as Markdown shows it unchanged, in a table, a list or a heading."""
     for character, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\n", " "), ("\r", " ")):
         text = text.replace(character, escaped)
-    text = re.sub(r"[\\`*|~]|\](?=[(\[:])|\b_|_\b|^[-+#=\[]", r"\\\g<0>", text)
+    text = re.sub(r"[\\`*|~]|\](?=[(\[:])|\b_|_\b|^[-+#=\[]", r"\\\g<0>", printable(text))
     return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)
 
 
 def code(text: str) -> str:
     """``text`` as a code span of Markdown, in which nothing else is Markdown."""
-    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+    return f"`{printable(' '.join(text.replace('`', chr(39)).split()))}`"

@@ -9,6 +9,7 @@ Axes, everywhere: ``b`` batch or guidance branch, ``f`` frame, ``c`` channel, ``
 ``f 3 H W`` float32 in [-1, 1], masks 1 where the edit goes.
 """
 
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +65,13 @@ _ROOT = Path(__file__).parent.parent
 _AS_MODULE = sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").split(".")[0] == "tave" for word in sys.orig_argv)
 if _AS_MODULE and sys.path[0] in ("", str(Path.cwd())):
     del sys.path[0]
+
+# As a command: until its main handles signals, packages are imported and nothing is lost.
+_AS_SCRIPT = re.fullmatch(r"(.*/)?tave-[a-z]+", "".join(sys.argv[:1]), re.DOTALL) is not None
+if (_AS_MODULE or _AS_SCRIPT) and "--multiprocessing-fork" not in sys.orig_argv:  # a worker has its parent's argv
+    from tave.interrupts import end_at_once
+
+    end_at_once()
 
 # In a checkout the package tave.eval is the folder eval/ beside tave/; a wheel carries it inside.
 if (_ROOT / "eval").is_dir() and (_ROOT / "pyproject.toml").is_file():

@@ -144,12 +144,19 @@ def find_tensors(
         tensors, about = read_tensors(path, mapped)
         if about.get("key") != key:
             return None
+        seconds = about.setdefault("seconds", {})
+        if not isinstance(seconds, dict) or not all(map(_is_time, seconds.values())):
+            raise DamagedError(path, "its seconds are no numbers")
         if form is not None and (strange := _differing(form_of(tensors), form)):
             raise DamagedError(path, strange)
     except StoredError as error:
         log.warning("%s: making it again", error.fault if isinstance(error, DamagedError) else error)
         return None
     return tensors, about
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9
 
 
 def peek(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -26,7 +27,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
 from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
-from tave.files import FileError, naming, refusal
+from tave.files import REFUSED, FileError, naming, refusal
+from tave.findings import printable
 from tave.interrupts import Interrupted, handled
 from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, quoted, shown, unknown
 from tave.sweep import Jobs, NewFolders, job_folder
@@ -150,6 +152,10 @@ def one_line(error: BaseException, root: Root) -> str:
     """An error as one line; for Hydra's and OmegaConf's errors, the key and the remedy."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
         return OUT_OF_MEMORY
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:60]!r} is no text in UTF-8: give other characters, or mend the file that holds it"
+    if isinstance(error, OSError) and error.errno:
+        return refusal(error, fault="can't be used")
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).lstrip("+").partition("=")
         remedy = f"quote it as {shown(key, quoted(value))} if it is a text" if equals else "give KEY=VALUE"
@@ -282,17 +288,32 @@ def entry_point(
                 run()
             if jobs.report():
                 raise SystemExit(1)
+            sys.stdout.flush()
         except (Exception, KeyboardInterrupt, SystemExit, Interrupted) as error:
             jobs.report(stopped=isinstance(error, Interrupted | KeyboardInterrupt))
             NewFolders.clear(begun=jobs.begun)
             if isinstance(error, OSError):  # Hydra could not make the output folder
-                error = FileError(refusal(error))
+                cause, error = error, FileError(refusal(error))
+                error.__cause__ = cause
             _leave(error, root, as_json=_asked("json", words))
         finally:
             if not TRACEBACKS:
                 del os.environ[FULL_ERROR]
 
     return main
+
+
+def _output_refused(error: BaseException) -> OSError | None:
+    """The error of a standard output that takes nothing more, if ``error`` comes from it: the system names no file."""
+    cause = error.__cause__ or error
+    if not isinstance(cause, OSError) or cause.filename or cause.errno not in (errno.EPIPE, *REFUSED):
+        return None
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter tries again as it ends
+        return cause
+    return None
 
 
 def _asked(key: str, words: Sequence[str]) -> bool:
@@ -307,13 +328,17 @@ def _expected(error: BaseException) -> bool:
 
 def _leave(error: BaseException, root: Root, *, as_json: bool = False) -> NoReturn:
     """Exit in one line: 1 for user errors, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
-    if stop := _signal_of(error):
+    if lost := _output_refused(error):
+        if lost.errno == errno.EPIPE:
+            raise SystemExit(128 + signal.SIGPIPE)  # its reader, as `| head`, has had enough
+        line, code = f"error: {refusal(lost, 'the standard output')}", 1
+    elif stop := _signal_of(error):
         line, code = str(stop), stop.code
     elif _expected(error):
         line, code = f"error: {one_line(error, root)}", 1
     else:
         raise error
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     if as_json:
         print(json.dumps({"error": line.removeprefix("error: "), "code": code}))
     raise SystemExit(code)

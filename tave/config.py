@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NAME_LENGTH = 100  # of a folder that is named by a user: file systems take 255 bytes, and files beside it add to it
+MOST_FRAMES = 10_000
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 PACKAGE = Path(__file__).parent
 # A checkout keeps conf/ beside the package, a wheel inside it.
@@ -149,6 +150,8 @@ def check_option(name: str, value: Any, entry: Field[Any]) -> None:
     if value is None or value == MISSING:
         return
     for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, str):
+            check_text(name, each)
         if about["choices"] is not None:
             choice(name, each, about["choices"])
         low, high = about["low"], about["high"]
@@ -156,6 +159,14 @@ def check_option(name: str, value: Any, entry: Field[Any]) -> None:
             within(name, each, -math.inf if low is None else low, math.inf if high is None else high)
         if about["above"] is not None and not each > about["above"]:
             raise OptionError(f"{name}={each} is out of range: set it above {about['above']}")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise :class:`OptionError` for a text that can't be written: bytes that are no UTF-8, half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OptionError(f"{name} is no text in UTF-8: give other characters, or rename the file") from None
 
 
 def _check_steps(name: str, steps: Sequence[float]) -> None:
@@ -193,7 +204,7 @@ def check_name(what: str, name: str) -> None:
 class ReadOptions(Options, group="video"):
     """Which frames of a clip to read, and at what size."""
 
-    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000)
+    frames: int | None = option(8, "number of frames; null: all", low=1, high=MOST_FRAMES)
     start: int = option(0, "index of the first frame", low=0, high=10_000_000)
     stride: int = option(1, "take every n-th frame", low=1, high=10_000)
     width: int | None = option(None, "width in px; null: by height and aspect, or the clip's own", low=1, high=16_384)

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -40,6 +40,7 @@ REMEDIES = {
     (errno.EMFILE, errno.ENFILE): "too many files are open: raise ulimit -n",
 }
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EIO)  # of writing, whatever the file
+DEEPEST = 100  # levels of JSON: what walks through it by recursion ends
 _numbers = count(1)
 
 
@@ -319,12 +320,32 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, 
     """Read the JSON object in ``path``; a :class:`FileError` names the file and ends with ``remedy``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        level, depth = [content], 0
+        while level := [child for node in level for child in _children(node)]:
+            if (depth := depth + 1) > DEEPEST:
+                raise RecursionError
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
-        raise FileError(f"{path} can't be read ({reason}): {remedy}") from error
+        raise FileError(f"{path} can't be read ({unreadable(error)}): {remedy}") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} contains no JSON object: {remedy}")
     return content
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
+def unreadable(error: Exception) -> str:
+    """Why a text file can't be read, from what the system or a parser raised."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "not UTF-8"
+    if "integer string conversion" in str(error):
+        return "a number of thousands of digits"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tave.files import content_digest
+
+MOST = 100_000  # files of a clip that is a folder of pictures
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal or a table would obey as an escape: line ends, control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,8 @@ class Finding:
     line: str
 
     def __str__(self) -> str:
-        return f"{ {True: 'as made', False: 'CHANGED', None: 'unchecked'}[self.ok]:<10}{self.line}"
+        line = f"{ {True: 'as made', False: 'CHANGED', None: 'unchecked'}[self.ok]:<10}{self.line}"
+        return printable(line)  # a record's texts are anybody's
 
 
 def inputs_of(record: Mapping[str, Any]) -> dict[str, str]:
@@ -35,4 +45,20 @@ def inputs_of(record: Mapping[str, Any]) -> dict[str, str]:
 def find_input(path: str, digest: Any, moved: str | None = None) -> Path | None:
     """Where the input ``path`` lies with this SHA-256: there, or by its name in the folder ``moved``."""
     places = [Path(path), *([Path(moved).expanduser() / Path(path).name] if moved else [])]
-    return next((place for place in places if place.exists() and content_digest(place) == digest), None)
+    return next((place for place in places if is_input(place) and content_digest(place) == digest), None)
+
+
+def is_input(place: Path) -> bool:
+    """Whether a path that a record names can be hashed: a file, or a folder of files as of pictures, on a disk.
+
+    Not a device, which may have no end, nor a tree of folders, nor what the kernel makes up as it is read.
+    """
+    try:
+        if place.resolve().is_relative_to("/proc") or place.resolve().is_relative_to("/sys"):
+            return False
+        if not place.is_dir():
+            return place.is_file() and os.access(place, os.R_OK)
+        files = list(islice(place.iterdir(), MOST + 1))
+        return 0 < len(files) <= MOST and all(file.is_file() for file in files)
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -97,16 +98,22 @@ def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapp
 def request_record(entry: EditEntry) -> dict[str, Any]:
     """What ``edit.json`` records of the files of a request."""
     images = [
-        {"target_image": path, "sha256": file_digest(path), "matte": m, "matte_sha256": m and file_digest(m)}
+        {"target_image": _whole(path), "sha256": file_digest(path)}
+        | {"matte": m and _whole(m), "matte_sha256": m and file_digest(m)}
         for path, m in entry.images
     ]
-    masks = {"mask": entry.mask, "mask_sha256": entry.mask and content_digest(entry.mask)}
+    masks = {"mask": entry.mask and _whole(entry.mask), "mask_sha256": entry.mask and content_digest(entry.mask)}
     return {**images[0], "more_images": images[1:], **masks}  # the metrics compare with the first
 
 
 def input_digests(options: TrainOptions) -> dict[str, str]:
-    """SHA-256 of the input files by path: clip, target images, mattes and masks, as far as they exist."""
+    """SHA-256 of the input files by absolute path: the clip first, target images, mattes and masks that exist."""
     entries = options.video.requests().values()
     pictures = [path for entry in entries for pair in entry.images for path in pair]
     paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
-    return {path: content_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}
+    return {_whole(path): content_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}
+
+
+def _whole(path: str) -> str:
+    """The path as a record keeps it, so that it is found from any folder."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - Path.absolute keeps ".."

@@ -85,6 +85,18 @@ def handled() -> Iterator[None]:
         _State.depth, _State.received = 0, None
 
 
+def end_at_once() -> None:
+    """Let signals end this process in one line as long as nothing can be lost, until :func:`handled` takes over."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        os.write(2, f"{Interrupted(signum)}\n".encode())
+        os._exit(128 + signum)
+
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, end)
+
+
 def follow_parent() -> None:
     """Prepare a worker process: it ends with its parent, which alone answers Ctrl-C and sends SIGTERM on.
 

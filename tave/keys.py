@@ -185,6 +185,8 @@ def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> li
             raise OptionError(unknown(key, root))
         if at and at.entry.metadata["text"] and equals:
             value = text_value(key, at.entry, value, sweep=sweep)
+        if key in root.groups and "null" in (values := [part for _, part, _ in parts_of(value)]) and values[1:]:
+            raise OptionError(f"{key}={value}: none can't be one of several choices: give null in a command of its own")
         if not plus and (key == "video" or (at and at.dict_depth)):
             plus = "+" if key == "video" else "++"  # Hydra's, for what the configuration doesn't hold before
         if at and at.named and equals:  # OmegaConf makes options by name from a dict of them alone

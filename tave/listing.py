@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tave.config import NAME_LENGTH, OptionError, check_name
+from tave.config import MOST_FRAMES, NAME_LENGTH, OptionError, check_name, check_text
+from tave.plain_yaml import read_yaml
 
 NAMES = ("cases.json", "cases.yaml", "cases.yml")
 PATHS = ("path", "target_image", "matte", "annotations", "truth")
@@ -47,11 +46,8 @@ def listing_of(folder: str | Path) -> Path:
 
 
 def read_listing(listing: Path) -> list[ListedCase]:
-    """The cases of a set. Raises :class:`OptionError` with one line that names the entry and the mistake."""
-    try:
-        content = yaml.safe_load(listing.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise OptionError(f"{listing} can't be read: {' '.join(str(error).split())}") from error
+    """The cases of a set. Raises ValueError with one line that names the entry and the mistake."""
+    content = read_yaml(listing)  # JSON is YAML too
     entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise OptionError(f"{listing} has no list of cases: see docs/external_sets.md")
@@ -63,11 +59,14 @@ def read_listing(listing: Path) -> list[ListedCase]:
 
 
 def _case(entry: dict[Any, Any], listing: Path) -> ListedCase:
-    where = f"{listing}: case {str(entry.get('name', '?'))[:NAME_LENGTH]!r}"
+    name = entry.get("name")
+    where = f"{listing}: case {name[:NAME_LENGTH] if isinstance(name, str) else '?'!r}"
     if lacking := [key for key in NEEDED if entry.get(key) in (None, "")]:
         raise OptionError(f"{where} lacks {', '.join(lacking)}: complete its entry")
     known = {field.name for field in fields(ListedCase)}
-    if strange := sorted(str(key) for key in set(entry) - known):
+    if strange := sorted(
+        key if isinstance(key, str) else f"{type(key).__name__} (no text)" for key in set(entry) - known
+    ):
         raise OptionError(f"{where} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
     groups, frames = entry.get("groups") or (), entry.get("frames")
     found = {**entry, "groups": (groups,) if isinstance(groups, str) else groups}
@@ -76,8 +75,10 @@ def _case(entry: dict[Any, Any], listing: Path) -> ListedCase:
         raise OptionError(f"{where}: {odd[0]} is no text: put it in quotes")
     if not isinstance(found["groups"], list | tuple) or not all(isinstance(group, str) for group in found["groups"]):
         raise OptionError(f"{where}: groups is no list of names: give one, or several as [a, b]")
-    if frames is not None and (type(frames) is not int or frames < 1):
-        raise OptionError(f"{where}: frames={str(frames)[:20]!r} is no number of frames: give a whole number from 1 on")
+    for key, value in (*texts.items(), *(("groups", group) for group in found["groups"])):
+        check_text(f"{where}: {key}", value)
+    if frames is not None and (type(frames) is not int or not 1 <= frames <= MOST_FRAMES):
+        raise OptionError(f"{where}: frames is no number of frames: give a whole number from 1 to {MOST_FRAMES}")
     check_name(where, entry["name"])
     found["groups"] = tuple(found["groups"])
     for key in PATHS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import re
 import stat
@@ -179,13 +180,15 @@ def check_links(folder: Path) -> None:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The ``metrics.json`` of a run folder, empty if there is none; its edits, metrics, keys and stages are dicts.
 
-    Raises :class:`FileError` if it has changed, and for the name of an edit that is no folder name.
+    Raises :class:`FileError` if it has changed, for NaN and infinity, and for an edit's name that is no folder name.
     """
     path, again = folder / "metrics.json", "delete it and score again with python -m tave.eval.score run=FOLDER"
     if not path.is_file():
         return {}
     check_record(folder, [path.name])
     found = read_json(path, again)
+    if odd := [key for key, value in _entries(found) if isinstance(value, float) and not math.isfinite(value)]:
+        raise FileError(f"{path}: {odd[0]} is not finite: {again}")
     for part in ("edits", "metrics", "keys", "stages"):
         entries = found.get(part, {})
         if not isinstance(entries, dict) or (
@@ -313,15 +316,18 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _classes(tree: Any) -> list[str]:
     """The keys of Hydra's in a tree of plain values, by which it would make objects: ``_target_`` and its like."""
-    found, waiting = [], [("", tree)]
+    return [key for key, _ in _entries(tree) if key.rpartition(".")[2].startswith("_")]
+
+
+def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every value in a tree of dicts and lists by its dotted key."""
+    waiting = [("", tree)]
     while waiting:
         prefix, node = waiting.pop()
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if str(key).startswith("_"):
-                found.append(f"{prefix}{key}")
+            yield f"{prefix}{key}", value
             if isinstance(value, dict | list):
                 waiting.append((f"{prefix}{key}.", value))
-    return found
 
 
 def _measuring(path: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:

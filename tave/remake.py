@@ -11,18 +11,20 @@ from typing import Any, get_type_hints
 
 import torch
 
-from tave.cache import read_tensors
+from tave.cache import read_about, read_tensors
 from tave.cli import typed
 from tave.config import WHOLE, EditEntry, EditingOptions, ReadOptions, TrainOptions, VerifyOptions
 from tave.edit import edit, options_of
 from tave.files import FileError
 from tave.findings import Finding, find_input
 from tave.origin import origin
+from tave.pipeline import RECONSTRUCTION
 from tave.progress import Progress
 from tave.record import keep_places, read_edit, read_metrics, read_run, recorded, taken
 from tave.run import Run
 from tave.video import Clip, read_clip, write_video
 
+COMPARED = (".mp4", ".png", ".npz")
 THREADS = 256  # more than that no run has
 PLATFORM = {"versions": ("torch", "diffusers", "transformers"), "hardware": ("machine", "gpu")}
 
@@ -38,6 +40,7 @@ def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
             yield from _tuning(run, again, base, options)
             for folder in sorted(path for path in run.glob("edits/[!.]*") if path.is_dir()):
                 yield from _edit(folder, again, base, options)
+            yield from _figures(run, again)
             if (run / "trajectory.safetensors").is_file() and (again / "trajectory.safetensors").is_file():
                 yield _same_tensors(run, again, "trajectory.safetensors")
         except ValueError as error:
@@ -50,7 +53,7 @@ def _platform(record: Mapping[str, Any]) -> Iterator[Finding]:
     """What of this machine differs from the run's, so that bits may; the number of threads is made the same."""
     here, was = origin(), {key: value if isinstance(value := record.get(key), dict) else {} for key in PLATFORM}
     other = [
-        f"{name} {was[part][name]}, here {here[part][name]}"
+        f"{name} {was[part].get(name)}, here {here[part][name]}"
         for part, names in PLATFORM.items()
         for name in names
         if was[part].get(name) != here[part][name]
@@ -71,7 +74,10 @@ def _options(run: Path, options: VerifyOptions, place: Path) -> TrainOptions:
 def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
     """Tune again on the original clip if it is here, else on ``source.mp4``."""
     shown = read_clip(run / "source.mp4", WHOLE)
-    clip = _original(run, options) or shown
+    clip = _original(run, options)
+    if clip is None:
+        yield Finding(None, f"{run / 'source.mp4'}: the original clip isn't recorded or not here: made again from this")
+        clip = shown
     if not torch.equal(clip.frames, shown.frames):
         yield Finding(False, f"{run / 'source.mp4'} doesn't show the frames that are read from the original clip")
     again.mkdir(parents=True)
@@ -83,19 +89,19 @@ def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) 
 
 
 def _original(run: Path, options: VerifyOptions) -> Clip | None:
-    record = read_run(run)
-    path, inputs = record["config"]["video"].get("path"), record.get("inputs")
-    if not isinstance(path, str) or not isinstance(inputs, dict):
+    inputs = read_run(run).get("inputs")
+    if not isinstance(inputs, dict) or not inputs:
         return None
-    found = find_input(path, inputs.get(path), options.inputs)
+    path, digest = next(iter(inputs.items()))  # the clip is the first
+    found = find_input(path, digest, options.inputs)
     return None if found is None else read_clip(found, ReadOptions.recorded(recorded(run)["video"]))
 
 
 def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
-    """Make one edit again, and compare its files and figures."""
+    """Make one edit again, and compare its files."""
     record, name = read_edit(folder), folder.name
-    if record.get("control"):
-        yield Finding(None, f"{folder}: a control of a benchmark, which tave.benchmark makes")
+    if record.get("control") and isinstance(record.get("benchmark"), dict):
+        yield Finding(None, f"{folder}: labelled as a control, which tave.benchmark makes: not made again")
         return
     try:
         entry = _entry(folder, record, options)
@@ -105,12 +111,30 @@ def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions)
         yield Finding(False, f"{folder} can't be made again: {error}")
         return
     made = again / "edits" / name
-    files = sorted(path.name for path in made.iterdir() if path.suffix in (".mp4", ".png", ".npz"))
-    other = [file for file in files if not (folder / file).is_file() or _bytes(folder / file) != _bytes(made / file)]
-    figures = [read_metrics(each).get("edits", {}).get(name, {}) for each in (folder.parents[1], again)]
-    other += [key for key in sorted(figures[0].keys() & figures[1].keys()) if figures[0][key] != figures[1][key]]
-    same = f"{len(files)} files and {len(figures[0].keys() & figures[1].keys())} figures of {folder}, made again"
-    yield Finding(not other, f"{folder}: made again, {', '.join(other)} differ" if other else same)
+    files = sorted({path.name for each in (folder, made) for path in each.iterdir() if path.suffix in COMPARED})
+    other = [file for file in files if _bytes(folder / file) != _bytes(made / file)]
+    yield Finding(
+        not other,
+        f"{folder}: made again, {', '.join(other)} differ" if other else f"{len(files)} files of {folder}, made again",
+    )
+
+
+def _figures(run: Path, again: Path) -> Iterator[Finding]:
+    """The figures in ``metrics.json``, of each edit and of the inversion, against those made again."""
+    path = run / "metrics.json"
+    was, made = (read_metrics(folder) for folder in (run, again))
+    trajectory = again / "trajectory.safetensors"
+    about = read_about(trajectory) if trajectory.is_file() else {}
+    pairs = {"the inversion": ({key: was[key] for key in RECONSTRUCTION if key in was}, about)}
+    pairs |= {name: (each, made.get("edits", {}).get(name, {})) for name, each in was.get("edits", {}).items()}
+    for name, (before, now) in pairs.items():
+        wrong = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
+        if wrong:
+            yield Finding(False, f"{path}: {', '.join(wrong)} of {name} differ, made again")
+        elif same := before.keys() & now.keys():
+            yield Finding(True, f"{path}: {len(same)} figures of {name}, made again")
+        if left := sorted(before.keys() - now.keys()):
+            yield Finding(None, f"{path}: {', '.join(left)} of {name} are not measured here: not checked")
 
 
 def _entry(folder: Path, record: Mapping[str, Any], options: VerifyOptions) -> EditEntry:
@@ -153,5 +177,5 @@ def _same_tensors(run: Path, again: Path, name: str) -> Finding:
     return Finding(same, f"{run / name}: made again, {'the same bits' if same else 'it differs'}")
 
 
-def _bytes(path: Path) -> bytes:
-    return path.read_bytes()
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

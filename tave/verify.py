@@ -14,7 +14,7 @@ from typing import Any
 from tave.cli import Context, entry_point
 from tave.config import BackboneOptions, VerifyOptions
 from tave.files import FileError, file_digest
-from tave.findings import Finding, find_input, inputs_of
+from tave.findings import Finding, find_input, inputs_of, is_input
 from tave.record import SUMS, check_links, differences, read_edit, read_run, read_sums, recorded, unlisted
 
 
@@ -63,7 +63,7 @@ def _inputs(run: Path, moved: str | None) -> Iterator[Finding]:
     for path, digest in known.items():
         if (here := find_input(path, digest, moved)) is not None:
             yield Finding(True, f"the input {here}")
-        elif Path(path).exists():
+        elif is_input(Path(path)):
             yield Finding(False, f"the input {path} has changed since the run: its SHA-256 is not the recorded one")
         else:
             yield Finding(None, f"the input {path} is not here: give inputs=FOLDER, which holds it")
@@ -113,12 +113,14 @@ def _digests(backbone: BackboneOptions, options: VerifyOptions, name: str) -> It
 
 
 def _work(options: VerifyOptions, _: Context) -> None:
-    count = failed = 0
+    found: list[bool | None] = []
     for finding in verify(options):
         print(finding, flush=True)
-        count, failed = count + 1, failed + (finding.ok is False)
-    if failed:
-        raise FileError(f"{options.run}: {failed} of {count} lines above say what is no longer as it was made")
+        found.append(finding.ok)
+    if unchecked := found.count(None):
+        print(f"{unchecked} of {len(found)} lines above say what was not checked", flush=True)
+    if failed := found.count(False):
+        raise FileError(f"{options.run}: {failed} of {len(found)} lines above say what is no longer as it was made")
 
 
 _main = entry_point("verify a run folder", "verify", _work)

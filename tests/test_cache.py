@@ -118,6 +118,17 @@ def test_seconds_of_a_stored_result_are_remembered(tmp_path: Path) -> None:
     assert later.record["masking"]["remembered"] == first.record["masking"]["seconds"]
 
 
+@pytest.mark.parametrize("seconds", [None, [1], {"masking": "x"}, {"masking": math.nan}, {"masking": [1]}])
+def test_a_result_that_records_odd_seconds_ends_no_command(tmp_path: Path, seconds: Any) -> None:
+    """As in the trajectory of a stranger's run."""
+    cache = Cache(tmp_path, progress=Progress(show=False))
+    key = key_of("", 1)
+    about = {"key": key} | ({} if seconds is None else {"seconds": seconds})
+    write_tensors(tmp_path / f"maps-{key}.safetensors", TENSORS, about)
+    found = cache.tensors("maps", [1], lambda: TENSORS)
+    assert all(torch.equal(found[part], TENSORS[part]) for part in TENSORS)
+
+
 @pytest.mark.parametrize("lost", ["cache", "copy"])
 def test_a_copy_is_written_beside_the_run_and_read_back(tmp_path: Path, lost: str) -> None:
     """What is read there is not stored in the cache, for whoever made the run wrote the key of its files."""

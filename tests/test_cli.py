@@ -81,6 +81,8 @@ def test_arguments_of_trainer_and_loggers_need_no_plus() -> None:
         ("trainer.precison=x", "unknown option trainer.precison: did you mean precision?"),
         ("backbone=folder", "backbone.path not set"),
         ("mask.dilate=(3", "mask.dilate=(3 can't be read"),
+        ("experiment=null,patent", "experiment=null,patent: none can't be one of several choices"),
+        ("video.source_prompt=\udcff", "video.source_prompt is no text in UTF-8"),
         ("mask.steps=0,1", "mask.steps=0,1 has several values: add -m"),
     ],
 )
@@ -199,7 +201,7 @@ def interrupted() -> BaseException:
     ("error", "code", "line"),
     [
         (ValueError("no edit: give one"), 1, "error: no edit: give one"),
-        (FileNotFoundError(2, "No such file", "a.mp4"), 1, "error: [Errno 2] No such file: 'a.mp4'"),
+        (FileNotFoundError(2, "No such file", "a.mp4"), 1, "error: a.mp4: can't be used (No such file or directory)"),
         (OutOfMemoryError(), 1, "error: the GPU's memory is full: set memory="),
         (KeyboardInterrupt(), 130, "stopped"),
         (interrupted(), 130, "stopped"),
@@ -214,6 +216,20 @@ def test_what_a_user_can_mend_ends_in_one_line(
     first, *rest = capfd.readouterr().err.splitlines()
     assert first.startswith("tave 0.2.0")
     assert [each[: len(line)] for each in rest] == [line]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing_more_is_named_or_has_had_enough(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "tave.train", "--help"]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: the standard output: can't be written (No space")
+    reading, closed = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(closed)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

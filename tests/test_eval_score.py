@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,9 +126,28 @@ def resave(path: Path, **changes: np.ndarray | None) -> None:
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
 
 
+def claim(path: Path, shape: str, suffix: str = ".npy") -> None:
+    """An archive of three bytes an array, which says that each is of another shape."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("binary", "mask", "alpha"):
+            archive.writestr(f"{name}{suffix}", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + b"abc")
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no edits": (lambda run: shutil.rmtree(run / "edits"), r"has no edits/NAME folder"),
     "cut mask": (lambda run: (run / "edits/ideal/soft_mask.npz").write_bytes(b"PK\3\4cut"), r"can't be read as an npz"),
+    **{
+        f"shape {shape}": (
+            lambda run, shape=shape: claim(run / "edits/ideal/soft_mask.npz", shape),
+            r"soft_mask\.npz can't be read as an npz archive: binary\.npy is shorter than its shape",
+        )
+        for shape in (f"({10**13}, 1, 1)", f"({2**40}, {2**40}, 1)", "(-1, 2, 2)")
+    },
+    "no array": (
+        lambda run: claim(run / "edits/ideal/soft_mask.npz", "(3,)", suffix=""),
+        r"soft_mask\.npz lacks alpha, binary, mask",
+    ),
     "other size": (
         lambda run: resave(run / "edits/ideal/soft_mask.npz", alpha=np.zeros((FRAMES, 32, 32), np.uint8)),
         r"edited\.mp4 is 3 frames of 64x32, but .*soft_mask\.npz is 3 frames of 32x32",

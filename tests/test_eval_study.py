@@ -97,6 +97,7 @@ def test_two_ids_and_two_backbones_are_not_mixed_nor_edits_of_one_run(sweep: Pat
         "[]",
         "hydra: 3",
         "a: &a [*a]",
+        "a: &a {runtime: {choices: {}}, overrides: {task: [x]}}\nhydra: *a",
         "\0",
         "hydra: {runtime: {choices: {experiment: ../train}}, overrides: {task: [1]}}",
     ],
@@ -106,6 +107,13 @@ def test_hydras_record_is_data(sweep: Path, tmp_path: Path, record: str) -> None
     (sweep / "multirun.yaml").write_text(record)
     text = study(StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])).read_text()
     assert "Tune on one clip" not in text and "| guidance_scale=2.0 |" in text
+
+
+def test_a_strangers_texts_are_shown_and_not_obeyed(sweep: Path, tmp_path: Path) -> None:
+    path = sweep / "bus-1-2.0/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "x\n# Head\ud800\x1b[2J"}))
+    text = study(StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])).read_text()
+    assert r"x # Head\\ud800\\x1b[2J" in text
 
 
 def test_texts_that_are_not_utf8_are_kept(sweep: Path, tmp_path: Path) -> None:

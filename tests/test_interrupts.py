@@ -127,6 +127,31 @@ def test_a_worker_ends_with_its_parent() -> None:
         assert process.stdout.read() == b""  # ends when the last process that holds the pipe does
 
 
+IMPORTING = """
+import os, signal, sys
+import tave
+sys.meta_path.insert(0, type("Sender", (), {"find_spec": staticmethod(lambda name, *_: os.kill(os.getpid(), NUMBER))}))
+import wave
+print("imported")
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_command_that_imports_its_packages_ends_in_one_line(
+    signum: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "tave-train"  # the name of a console script
+    script.write_text(IMPORTING.replace("NUMBER", str(int(signum))))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"stopped by {signum.name}: the same command continues\n"
+
+
+def test_a_program_that_imports_tave_keeps_its_own_answer_to_signals() -> None:
+    code = "import signal\nbefore = signal.getsignal(2)\nimport tave\nassert signal.getsignal(2) is before"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # ---- in each stage ---------------------------------------------------------------------------------------------------
 
 

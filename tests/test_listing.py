@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,18 @@ def test_yaml_and_json_list_the_same_cases_by_paths_beside_the_file(home: Path) 
         ({"prompt": "a bus"}, "unknown prompt: known are .*target_prompt"),
         ({"name": "../x"}, "can't be a folder name"),
         ({"name": "other"}, "other listed twice"),
-        ({"name": 3}, "case '3': name is no text"),
+        ({"name": 3}, r"case '\?': name is no text"),
         ({"name": "x" * 101}, "can't be a folder name"),
         ({"path": ["bus.mp4"]}, "path is no text"),
         ({"path": "x" * 5000}, "is missing"),
         ({"groups": 5}, "groups is no list of names"),
         ({"groups": [["a"]]}, "groups is no list of names"),
-        ({"frames": "x"}, "frames='x' is no number of frames"),
-        ({"frames": -1}, "frames='-1' is no number of frames"),
-        ({3: "a"}, "unknown 3: known are"),
+        ({"frames": "x"}, "frames is no number of frames"),
+        ({"frames": -1}, "frames is no number of frames"),
+        ({"frames": 10**9}, "frames is no number of frames"),
+        ({"target_prompt": "\ud800"}, "target_prompt is no text in UTF-8"),
+        ({"groups": ["a\udcff"]}, "groups is no text in UTF-8"),
+        ({3: "a"}, r"unknown int \(no text\): known are"),
     ],
 )
 def test_a_wrong_entry_is_refused_in_one_line(home: Path, change: dict[Any, Any], message: str) -> None:
@@ -59,6 +63,10 @@ def test_a_wrong_entry_is_refused_in_one_line(home: Path, change: dict[Any, Any]
     (home / "cases.yaml").write_text(yaml.safe_dump(cases))
     with pytest.raises(OptionError, match=rf"^.*cases\.yaml.*{message}.*$"):
         read_listing(home / "cases.yaml")
+
+
+# Ten lines that stand for nine to the ninth power of words.
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
 
 
 @pytest.mark.parametrize(
@@ -73,11 +81,16 @@ def test_a_wrong_entry_is_refused_in_one_line(home: Path, change: dict[Any, Any]
         "[" * 5000,
         "\0",
         "!!python/name:os.system",
+        BOMB + "cases: [{name: *j}]",
+        "[{name: x, frames: " + "9" * 5000 + "}]",
+        "[{name: 0x" + "f" * 5000 + "}]",
+        "# " + "x" * 4_000_000,
     ],
 )
 def test_what_is_no_listing_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text(text)
-    with pytest.raises(OptionError, match=r"^.*cases\.json.*$"):
+    with pytest.raises(ValueError, match=r"^.*cases\.json.*$") as caught:
         read_listing(listing_of(tmp_path))
+    assert not any(word in str(caught.value) for word in ("codec", "Exceeds", "recursion"))
     with pytest.raises(OptionError, match=r"no cases\.json or cases\.yaml"):
         listing_of(tmp_path / "elsewhere")

@@ -296,6 +296,13 @@ def test_an_edit_whose_name_leaves_the_folder_is_refused(tmp_path: Path, name: s
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999"])
+def test_figures_that_are_not_finite_are_refused_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_text(f'{{"edits": {{"suv": {{"residue": {text}}}}}}}')
+    with pytest.raises(FileError, match=r"metrics\.json: edits\.suv\.residue is not finite: delete it"):
+        read_metrics(tmp_path)
+
+
 @pytest.mark.parametrize("content", [{"edits": []}, {"edits": {"suv": 3}}, {"metrics": {"residue": "id"}}])
 def test_figures_of_another_form_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     write_json(tmp_path / "metrics.json", content)

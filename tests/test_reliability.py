@@ -33,6 +33,11 @@ def test_the_short_forms_of_all_trials_survive(tmp_path: Path) -> None:
         (1, "error: a\nerror: b\n", "more than one line"),
         (1, "error: a\nmore\n", "more than one line"),
         (1, "Traceback (most recent call last):\nKeyError: 'x'\n", "traceback: KeyError: 'x'"),
+        (1, "error: [Errno 32] Broken pipe\n", "a line without input or remedy"),
+        (1, "error: 'utf-8' codec can't encode\n", "a line without input or remedy"),
+        (1, "error: Got NoneType\n", "a line without input or remedy"),
+        (1, "error: KeyError: 'seconds'\n", "a line without input or remedy"),
+        (1, "error: Error while deserializing a.safetensors: give another\n", ""),
         (2, "usage\n", "exit code 2, not 0 or 1"),
     ],
 )

@@ -7,16 +7,20 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runs import TINY, call
+from runs import TINY, call, options
 from safetensors.torch import load_file, save_file
 
 import tave.verify
+from tave import remake
 from tave.cli import compose_options, typed
-from tave.config import PlaceOptions, VerifyOptions
+from tave.config import EditEntry, PlaceOptions, TrainOptions, VerifyOptions
 from tave.edit import edit, options_of
-from tave.files import FileError, file_digest
+from tave.files import FileError, file_digest, read_json, write_json
+from tave.findings import Finding, find_input, inputs_of
+from tave.inputs import input_digests, request_record
 from tave.record import SUMS, read_sums
 from tave.train import train
 
@@ -44,13 +48,16 @@ PICTURES = {"target_image": "target.png", "truth": "truth"}
 def home(made: Path, tmp_path: Path) -> Path:
     """A copy, whose records name the copy's own inputs."""
     here = Path(shutil.copytree(made, tmp_path / "home"))
-    edits = sorted(here.glob("run/edits/*"))
-    for path in (here / "run/run.json", *(folder / "edit.json" for folder in edits)):
+    for path in (here / "run/run.json", *here.glob("run/edits/*/edit.json")):
         path.write_text(path.read_text().replace(str(made), str(here)))
-    for folder in (*edits, here / "run"):
+    reseal(here / "run")
+    return here
+
+
+def reseal(run: Path) -> None:
+    for folder in (*sorted(run.glob("edits/*")), run):
         lines = [f"{file_digest(folder / name)}  {name}\n" for name in read_sums(folder)]
         (folder / SUMS).write_text("".join(lines))
-    return here
 
 
 def faults(home: Path, **more: object) -> list[str]:
@@ -144,6 +151,59 @@ def test_moved_inputs_and_weights_are_asked_for_and_found(home: Path, tmp_path: 
     assert all(each.ok for each in tave.verify.verify(VerifyOptions(str(home / "run"), **where)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/proc/kmsg", "/usr", "\0a", "\ud800"])
+def test_what_has_no_end_is_not_read_as_an_input(path: str) -> None:
+    assert find_input(path, "0" * 64) is None
+
+
+def test_inputs_are_found_from_any_folder(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip)
+    entry = EditEntry("target.png", "a suv", mask="source.mp4")
+    asked = options(clip, tmp_path, "video.path=source.mp4")
+    known = input_digests(asked) | inputs_of(request_record(entry))
+    monkeypatch.chdir(tmp_path)
+    assert next(iter(known)) == str(clip / "source.mp4") and str(clip / "target.png") in known
+    assert all(find_input(path, digest) == Path(path) for path, digest in known.items())
+
+
+def test_what_was_not_checked_is_counted_last(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "clip").rename(home / "moved")
+    assert call(tave.verify.main, str(home / "run")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[-1] == f"{sum(line.startswith('unchecked') for line in lines)} of 6 lines above say what was not checked"
+    )
+
+
+def test_escapes_of_a_record_are_shown_and_not_obeyed() -> None:
+    assert str(Finding(True, "the input \x1b[2J\0\ud800")) == r"as made   the input \x1b[2J\x00\ud800"
+
+
+def test_figures_that_are_not_made_again_are_named(tmp_path: Path) -> None:
+    for name, figures in (("run", {"suv": {"residue": 1.5, "clip": 0.5}}), ("again", {"suv": {"residue": 1.0}})):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "metrics.json", {"edits": figures, "reconstruction_psnr": 99.0})
+    found = [(each.ok, each.line.split(": ", 1)[1]) for each in remake._figures(tmp_path / "run", tmp_path / "again")]
+    assert found == [
+        (None, "reconstruction_psnr of the inversion are not measured here: not checked"),
+        (False, "residue of suv differ, made again"),
+        (None, "clip of suv are not measured here: not checked"),
+    ]
+
+
+@pytest.mark.parametrize(("label", "ok"), [({}, False), ({"benchmark": {"case": "a"}}, None)])
+def test_an_edit_is_a_control_of_a_benchmark_alone(tmp_path: Path, label: dict[str, Any], ok: bool | None) -> None:
+    (tmp_path / "suv").mkdir()
+    write_json(tmp_path / "suv/edit.json", {"control": "copy", **label})
+    (found,) = remake._edit(tmp_path / "suv", tmp_path, TrainOptions(), VerifyOptions(str(tmp_path)))
+    assert found.ok is ok and "made again" in found.line
+
+
+def test_another_platform_may_record_nothing_of_itself() -> None:
+    (found,) = remake._platform({"hardware": {}})
+    assert found.ok is None and "torch None, here" in found.line
+
+
 @pytest.mark.slow  # two runs
 def test_made_again_a_run_has_the_same_bits(home: Path) -> None:
     found = list(tave.verify.verify(VerifyOptions(str(home / "run"), remake=True)))
@@ -152,7 +212,9 @@ def test_made_again_a_run_has_the_same_bits(home: Path) -> None:
     for made in ("tuned.safetensors: made again", "trajectory.safetensors: made again"):
         assert made in lines
     for name in ("suv", "car"):
-        assert re.search(rf"[1-9]\d* files and [1-9]\d* figures of \S*edits/{name}, made again", lines)
+        assert re.search(rf"[1-9]\d* files of \S*edits/{name}, made again", lines)
+        assert re.search(rf"[1-9]\d* figures of {name}, made again", lines)
+    assert re.search(r"[1-9]\d* figures of the inversion, made again", lines)
 
 
 @pytest.mark.slow
@@ -161,10 +223,27 @@ def test_made_again_a_forged_mask_and_figure_are_found(home: Path) -> None:
     run = home / "run"
     swap(*(home / mask for mask in MASKS))
     raise_figure(run / "metrics.json")
-    for folder in (run / "edits/suv", run / "edits/car", run):
-        lines = [f"{file_digest(folder / name)}  {name}\n" for name in read_sums(folder)]
-        (folder / SUMS).write_text("".join(lines))
+    reseal(run)
     assert not faults(home)
     found = faults(home, remake=True)
     assert any(re.search(r"edits/suv: made again, soft_mask\.npz.* differ", line) for line in found), found
     assert any("mask_recall" in line for line in found)
+
+
+@pytest.mark.slow
+def test_made_again_figures_that_are_measured_no_more_and_a_false_label_are_found(home: Path) -> None:
+    """Somebody who had the figures left out, and called the edit a control."""
+    run = home / "run"
+    raise_figure(run / "metrics.json")
+    for path, key, value in (
+        (run / "run.json", "metrics", {"enabled": False}),
+        (run / "edits/car/edit.json", "control", True),
+    ):
+        record = read_json(path)
+        (record["config"] if key == "metrics" else record)[key] = value
+        write_json(path, record)
+    swap(*(home / mask for mask in MASKS))
+    reseal(run)
+    found = list(tave.verify.verify(VerifyOptions(str(run), remake=True)))
+    assert any(each.ok is None and "mask_recall" in each.line for each in found), found
+    assert any(each.ok is False and "edits/car: made again, soft_mask.npz" in each.line for each in found), found

@@ -19,7 +19,10 @@ MARK = "<img src=x onerror=alert(7261)>"
 
 
 def damaged_run(world: World, home: Path, draw: random.Random) -> Seen:
-    """One damaged file of a run: the next edit is refused, or bit for bit that of the undamaged run."""
+    """One damaged file of a run: the next edit is refused, or bit for bit that of the undamaged run.
+
+    Half of them have the damage in their digests, so that the parsers behind these are reached.
+    """
     shutil.copytree(world.done, home)
     path = draw.choice(sorted(path for path in (home / "run").rglob("*") if path.is_file()))
     if path.suffix == ".json" and draw.random() < 0.6:
@@ -29,6 +32,11 @@ def damaged_run(world: World, home: Path, draw: random.Random) -> Seen:
         about = spoil(path, draw)
     if draw.random() < 0.5:
         shutil.rmtree(home / "cache")
+    if draw.random() < 0.5:  # by somebody who writes the digests anew: refused or taken, it ends in one line
+        strangers.reseal(home / "run")
+        entry = draw.choice(["edit", "verify", "score"])
+        done = call(entry, WORDS[entry], home, limit=60)
+        return seen(judged(home, done), done, f"{entry}, resealed {path.relative_to(home)}: {about}")
     done = call("edit", EDIT, home, limit=60)
     return seen(judged(home, done) or _silent(world, home, done), done, f"{path.relative_to(home)}: {about}")
 
@@ -59,12 +67,11 @@ def stranger(world: World, home: Path, draw: random.Random) -> Seen:
     """A stranger's run folder: nothing of it runs, nothing is written or told outside."""
     shutil.copytree(world.done, home)
     about = strangers.plant(home, draw)
-    entry = draw.choice(["edit", "edit", "edit", "score", "leaderboard"])
+    entry = draw.choice(["edit", "edit", "edit", "score", "verify", "leaderboard"])
     label(home / "run", entry)
     before = _outside(home)
     os.environ.update(RELIABILITY_SECRET=strangers.SECRET, HOME=str(home.parent / "user"))
-    words = {"edit": EDIT, "score": ["run=run", "judge=null"], "leaderboard": BOARDS["leaderboard"]}[entry]
-    done = call(entry, words, home, limit=60)
+    done = call(entry, WORDS[entry], home, limit=60)
     wrong = "code of the run folder ran" if (home.parent / "pwned").exists() else ""
     wrong = wrong or ("written outside of the run folder" if _outside(home) != before else "")
     secret = [p for p in home.rglob("*.*") if p.is_file() and strangers.SECRET.encode() in p.read_bytes()]
@@ -135,6 +142,7 @@ OVERRIDES = ["backbone=tiny", *CHEAP, "inversion.refine=0", "metrics.judge=null"
 LISTED = ["set=folder", "set.folder=.", "folder=out", "methods=[tave]"]
 LISTED += ["overrides=[" + ",".join(f'"{word}"' for word in OVERRIDES) + "]"]
 BOARDS = {"leaderboard": ["runs=run", "out=out"], "study": ["sweep=run", "out=out"]}
+WORDS = {"edit": EDIT, "verify": ["run=run"], "score": ["run=run", "judge=null"], **BOARDS}
 LABEL = {"benchmark": {"case": "one", "method": "tave", "group": ["a"], "seed": 33}}
 YAMLS = ["&a [*a, *a]", "- !!python/object/apply:os.system ['touch ../pwned']", "cases: 3", "[[]]", "- 1", "{",
          "a: &x [*x]", "&a [x,x,x,x,x]", "- name: one\n  name: two", "\t- x", "\x00",

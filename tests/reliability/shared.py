@@ -26,14 +26,17 @@ from .faults import Fault, install
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-MODULES = {name: f"tave.{name}" for name in ("train", "edit", "benchmark", "doctor")}
+MODULES = {name: f"tave.{name}" for name in ("train", "edit", "verify", "benchmark", "doctor")}
 MODULES |= {name: f"tave.eval.{name}" for name in ("score", "leaderboard", "study")}
+MODULES["cache"] = "tave.stored"
 TINY = ["video=custom", "video.path=clip/source.mp4", "video.source_prompt=a white bus driving right", "backbone=tiny"]
 TINY += ["tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null", "logger=none"]
 SUV = ["video.target_image=clip/target.png", "video.target_prompt=a red suv driving right", "video.edit=suv"]
 VAN = ["video.target_image=other.png", "video.target_prompt=a blue van driving right", "video.edit=van"]
 TRAIN = [*TINY, *SUV, "cache=cache", "hydra.run.dir=run"]
 EDIT = ["run=run", *VAN]
+# A line that only a programmer can read: the name of an exception, or the words of one that nobody caught.
+JARGON = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|\bcodec\b|\[Errno|NoneType")
 VOLATILE = re.compile(r"seconds|peak|memory|\btime\b")
 
 
@@ -346,4 +349,6 @@ def fault_of(done: Outcome, codes: Sequence[int] = (0, 1)) -> str:
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     if done.code == 1 and (len(errors) != 1 or done.last != errors[0]):
         return f"no single line of error: {done.last}" if not errors else f"more than one line: {errors[0]}"
+    if done.code == 1 and JARGON.search(done.last):
+        return f"a line without input or remedy: {done.last}"
     return ""
