@@ -71,6 +71,8 @@ def _plural(steps: int) -> str:
 
 
 def _about(seconds: float) -> str:
+    if seconds < 1:
+        return "under 1 s"
     return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.1f} min"
 
 
