@@ -54,7 +54,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, address: str) -> Iterator[Any]:
+def opened(address: str, browser: Any) -> Iterator[Any]:
     """A function that opens the page as a new user; none may ask another host or log an error."""
     wrong: list[str] = []
     contexts = []
