@@ -117,9 +117,10 @@ def test_an_edit_and_another_threshold_of_it(opened: Any) -> None:
     page.locator("#again").get_by_label("fixed", exact=True).check()
     page.click("#go-again")
     page.wait_for_function(f"document.querySelector('[data-tave-job]').dataset.taveJob !== '{first}'")
+    page.wait_for_selector('[data-tave-job]:not([data-state="done"])')
     shown(page, "done")
     page.get_by_text("Stages", exact=True).click()
-    stages = dict(re.findall(r"(.+)\n(.+)", page.locator(".bars").inner_text()))
+    stages = dict(re.findall(r"(.+)\n(.+)", page.locator(".bars").inner_text().partition("\n")[2]))
     assert stages["Inverting the clip"] == stages["Finding the region"] == "remembered" != stages["Sampling the edit"]
     page.reload()
     assert shown(page, "done").get_attribute("data-tave-job") != first  # the last job is still there
