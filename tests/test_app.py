@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -152,6 +154,14 @@ def test_a_zip_has_no_path_and_its_record_is_that_of_its_files(tmp_path: Path) -
         for line in stored.read(f"{place}SHA256SUMS").decode().splitlines():
             sha, name = line.split("  ")
             assert hashlib.sha256(stored.read(place + name)).hexdigest() == sha, name
+
+
+def test_the_service_holds_no_network() -> None:
+    """Jobs and checks have processes of their own, so that a server is small, and a crash of theirs is not its own."""
+    pytest.importorskip("fastapi", reason="the app's packages: pip install -e '.[app]'")
+    code = "import sys, tave.app.service, tave.app.batch, tave.stored; from tave.app.plan import learn, measured; "
+    code += "assert not {'torch', 'gradio', 'lightning', 'av'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_a_job_took_is_expected_of_the_next(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from tave.app.job import Job, words_of
+from tave.app.job import EXAMPLES, Job, words_of
 from tave.app.plan import Plan, planned
 from tave.app.public import cut
 from tave.config import PACKAGE, WHOLE, LimitOptions, OptionError, ReadOptions, TrainOptions, within
@@ -195,7 +195,10 @@ def draw_examples(names: Sequence[str], folder: str) -> None:
 
 
 def offered(backbones: Sequence[str]) -> dict[str, Any]:
-    """What can be chosen here: ``device``, ``memory`` presets with the doctor's choice first, ``backbones``."""
+    """What can be chosen here: ``device``, ``memory`` presets with the doctor's choice first, ``backbones``.
+
+    A job is prepared as well, so that the first user doesn't wait for imports.
+    """
     import torch
 
     from tave import doctor
@@ -205,6 +208,7 @@ def offered(backbones: Sequence[str]) -> dict[str, Any]:
     if torch.cuda.is_available():
         name = doctor.fitting(torch.cuda.get_device_properties(0).total_memory) or "8gb"
     lines = [f"{finding.name}: {finding.text}" for finding in doctor.device()]
+    prepare(Job(example=EXAMPLES[0]), {}, Setting(".", "cache", "."))
     memory = [name, *(each for each in PRESETS if each != name)]
     return {"device": lines, "memory": memory, "backbones": list(backbones)}
 
@@ -261,7 +265,7 @@ class Checker:
                 self._process = module_process("tave.app.check", stderr=subprocess.DEVNULL)
             process = self._process
             assert process.stdin is not None and process.stdout is not None
-            limit = threading.Timer(self.seconds, process.kill)
+            limit = threading.Timer(self.seconds if task != "offered" else 10 * self.seconds, process.kill)
             limit.start()
             try:
                 process.stdin.write(json.dumps({"task": task, **given}).encode() + b"\n")

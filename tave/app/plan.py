@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tave.config import TrainOptions
-from tave.files import FileError
+from tave.files import FileError, read_json, write_json
+from tave.locks import UPDATE, claimed
 
 RATES = "rates.json"  # what stages took here
 LABELS = {"encoding": "encoding the clip", "tuning": "tuning", "inversion": "inversion"}
@@ -71,6 +72,8 @@ def _plural(steps: int) -> str:
 
 
 def _about(seconds: float) -> str:
+    if seconds < 1:
+        return "under 1 s"
     return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.1f} min"
 
 
@@ -128,29 +131,34 @@ def counted(options: TrainOptions, shape: tuple[int, ...]) -> float | None:
 
 def measured(folder: Path, model: str) -> dict[str, tuple[float, float]]:
     """Stage -> seconds for each step, frame and megapixel, and peak in MB, of the last job of this ``model`` here."""
-    from tave.cache import StoredError, recall
-
-    try:
-        facts = recall(folder / RATES)
-    except (FileError, StoredError):
-        return {}
     found = {}
-    for key, value in facts.items():
+    for key, value in _kept(folder / RATES).items():
         name, _, of = key.partition("@")
-        if of == model:
-            rate, peak = value.split()
-            found[name] = (float(rate), float(peak))
+        if (
+            of == model
+            and isinstance(value, list)
+            and len(value) == 2
+            and all(isinstance(x, int | float) for x in value)
+        ):
+            found[name] = (float(value[0]), float(value[1]))
     return found
 
 
 def learn(folder: Path, plan: Plan, spent: Mapping[str, tuple[float, float]]) -> None:
     """Keep what the stages of a finished job took: stage -> seconds, peak in MB."""
-    from tave.cache import remember
-
     amount = plan.frames * plan.size[0] * plan.size[1] / 1e6
-    facts = {}
-    for stage in plan.stages:
-        if stage.name in spent:
-            seconds, peak = spent[stage.name]
-            facts[f"{stage.name}@{plan.model}"] = f"{seconds / (stage.steps * amount):.6g} {peak:.1f}"
-    remember(folder / RATES, facts)
+    rates = {
+        f"{stage.name}@{plan.model}": [round(spent[stage.name][0] / (stage.steps * amount), 6), spent[stage.name][1]]
+        for stage in plan.stages
+        if stage.name in spent
+    }
+    with claimed(folder / RATES, UPDATE):
+        write_json(folder / RATES, _kept(folder / RATES) | rates)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """The rates in a file; none if it can't be read, since they are measured anew."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except FileError:
+        return {}

@@ -54,7 +54,7 @@
   }
 
   function panel(box) {
-    const parts = {head: make("div", {class: "head"}), bars: make("details", {class: "bars", open: ""}), notes: make("div", {class: "notes"}),
+    const parts = {id: box.dataset.taveJob, head: make("div", {class: "head"}), bars: make("details", {class: "bars", open: ""}), notes: make("div", {class: "notes"}),
       player: player(box), figures: make("table"), files: make("div", {class: "files"})};
     parts.cancel = make("button", {type: "button", class: "cancel", text: "Cancel",
       onclick: () => fetch(`/api/jobs/${box.dataset.taveJob}/cancel`, {method: "POST"})});
@@ -110,11 +110,18 @@
 
   async function tick() {
     for (const box of document.querySelectorAll("[data-tave-job]")) {
+      const id = box.dataset.taveJob;
+      if (box.tave && (box.tave.id !== id || !box.contains(box.tave.head))) {  // Gradio gave the element another job
+        box.tave = null;
+        delete box.dataset.over;
+        delete box.dataset.state;
+      }
       if (box.dataset.over || box.busy) continue;
       box.busy = true;
       try {
-        const answer = await fetch(`/api/jobs/${box.dataset.taveJob}`);
-        if (answer.ok) update(box, await answer.json());
+        const answer = await fetch(`/api/jobs/${id}`), job = await answer.json();
+        if (box.dataset.taveJob !== id) { /* asked again for the new one */ }
+        else if (answer.ok) update(box, job);
         else if (answer.status === 404) { box.textContent = "This job was removed."; box.dataset.over = "1"; }
       } catch (error) { /* the server restarts: asked again */ }
       box.busy = false;
