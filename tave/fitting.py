@@ -34,17 +34,20 @@ STEPS = (
 )
 
 
-def savings(memory: MemoryOptions) -> list[MemoryOptions]:
-    """``memory`` as it is, and with the first one, two, ... of :data:`STEPS` done too."""
+def savings(memory: MemoryOptions, gpu: bool = True) -> list[MemoryOptions]:
+    """``memory`` as it is, and with the first one, two, ... of :data:`STEPS` done too; a CPU offloads nothing."""
     found = [memory]
     for step in STEPS:
-        found.append(replace(found[-1], **step))
+        if gpu or "offload" not in step:
+            found.append(replace(found[-1], **step))
     return found
 
 
-def fitted(memory: MemoryOptions, peak: Callable[[MemoryOptions], int], size: int) -> MemoryOptions | None:
+def fitted(
+    memory: MemoryOptions, peak: Callable[[MemoryOptions], int], size: int, gpu: bool = True
+) -> MemoryOptions | None:
     """The first of the :func:`savings` whose ``peak`` in bytes fits a device of ``size`` bytes; None if none does."""
-    ways = savings(memory)
+    ways = savings(memory, gpu)
     first = bisect_left(ways, True, key=lambda way: peak(way) + LIBRARIES <= size)
     return ways[first] if first < len(ways) else None
 
@@ -78,14 +81,15 @@ def fit(
     from tave.counting import shapes_of
 
     shapes, side = shapes_of(backbone.unet), 64 * math.ceil(math.sqrt(math.prod(size)) / 64)
-    found = fitted(memory, lambda way: counted(shapes, way, precision, frames, side), room)
+    gpu = device.type == "cuda"
+    found = fitted(memory, lambda way: counted(shapes, way, precision, frames, side), room, gpu)
     if found is None:
         log.warning(
             "%s: %d frames of %dx%d don't fit: set window.frames=%d, smaller frames (video.width), or memory=16gb, "
             "12gb or 8gb, which compute in half precision",
             *(where, frames, size[1], size[0], max(frames // 2, 3)),
         )
-        return savings(memory)[-1], ""
+        return savings(memory, gpu)[-1], ""
     return found, f"{where}, {words(found, memory) or 'nothing has to be saved'}"
 
 

@@ -46,6 +46,7 @@ def test_it_is_the_default_and_what_is_given_beside_it_stays() -> None:
 def test_small_networks_are_not_counted(tiny: Backbone) -> None:
     memory, note = fit(AUTO, "32-true", tiny, 8, (32, 32), CPU)
     assert memory == AUTO and "nothing has to be saved" in note and "\n" not in note
+    assert not any(way.offload for way in savings(AUTO, gpu=False))
     assert fit(MemoryOptions(), "32-true", tiny, 8, (32, 32), CPU) == (MemoryOptions(), "")
 
 
@@ -57,13 +58,13 @@ def test_what_is_done_is_said_in_one_line_and_a_misfit_has_remedies(
         "tave.counting.footprint", lambda _, way, *at: asked.append(at) or SimpleNamespace(peak=NEED[way])
     )
     monkeypatch.setattr(fitting, "available", lambda _: (int(30 * GIB + LIBRARIES), "a card"))
-    memory, note = fit(AUTO, "32-true", tiny, 16, (2048, 2048), CPU)
+    memory, note = fit(AUTO, "32-true", tiny, 16, (2048, 2048), torch.device("cuda"))
     assert memory == savings(AUTO)[2] and asked[0] == ("32-true", 16, 2048)
     assert note == "memory=auto: 31.5 GiB on a card, memory.gradient_checkpointing=true memory.offload=true"
     assert words(memory, AUTO) in note
     monkeypatch.setattr(fitting, "available", lambda _: (int(10 * GIB), "a card"))
     with caplog.at_level(logging.WARNING):
-        memory, note = fit(AUTO, "32-true", tiny, 16, (2048, 2048), CPU)
+        memory, note = fit(AUTO, "32-true", tiny, 16, (2048, 2048), torch.device("cuda"))
     assert memory == savings(AUTO)[-1] and not note
     assert "16 frames of 2048x2048 don't fit: set window.frames=8" in caplog.text and "memory=16gb" in caplog.text
 
