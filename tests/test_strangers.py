@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import call, options
 
 import tave.benchmark
 import tave.edit
 import tave.verify
 from tave.cache import read_tensors, write_tensors
-from tave.cli import typed
 from tave.edit import options_of
 from tave.files import FileError, file_digest, read_json, write_json
 from tave.locks import claimed
@@ -191,11 +191,13 @@ def test_what_names_code_is_left_out_with_a_line(world: Path, caplog: pytest.Log
 @pytest.mark.slow
 def test_interpolations_are_not_resolved(world: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "of-the-user")
-    for key in ("source_prompt", "name", "target_prompt"):
-        put(world, f"video.{key}", "${oc.env:SECRET}")
-    put(world, "logger.csv.name", "${oc.env:SECRET}")
-    found = typed(options_of(world / "run"))
-    assert found.video.source_prompt == found.video.name == "${oc.env:SECRET}"
+    before = (world / "run/run.json").read_bytes()
+    for key in ("video.source_prompt", "video.name", "backbone.path", "backbone.name", "condition.negative_prompt"):
+        put(world, key, "${oc.env:SECRET}")
+        assert OmegaConf.select(options_of(world / "run"), key) == "${oc.env:SECRET}"
+    (world / "run/run.json").write_bytes(before)
+    for key in ("video.source_prompt", "video.name", "video.target_prompt", "logger.csv.name"):
+        put(world, key, "${oc.env:SECRET}")
     assert ask(world, clip) == 0
     texts = [path.read_bytes() for path in (world / "run").rglob("*") if path.is_file()]
     assert not any(b"of-the-user" in text for text in texts)

@@ -30,7 +30,7 @@ ATTRIBUTES = {"vehicle": "kind", "color": "color", "pattern": "pattern"}  # the 
 HOLE = (0.42, 0.7)  # height and width of the hole that the UNet fills, as shares of the picture
 CHANGED = 0.25  # of the range [-1, 1]: a pixel that differs as much from the empty road shows an object
 STEPS, GUIDANCE = 25, 3.0  # of the UNet's samples
-BARS = {
+TARGETS = {
     "held-out frames": {},
     "text only": {"vehicle": 90.0, "color": 95.0},
     "text and image": {"pattern": 80.0},
@@ -222,7 +222,7 @@ def examine_unet(backbone: Backbone, judge: Embed, sheet: HeldOut) -> tuple[list
     for name, shown in pictures.items():
         for kind in ATTRIBUTES:
             right = share(recognised(shown, into, judge, classes[kind]), sheet.truth(kind))
-            marks.append(Mark(f"UNet, {name}: {kind}", right, BARS[name].get(kind)))
+            marks.append(Mark(f"UNet, {name}: {kind}", right, TARGETS[name].get(kind)))
     return marks, pictures
 
 
