@@ -166,6 +166,7 @@ class ReadOptions(Options, group="video"):
     height: int | None = option(None, "height in px; null: by width and aspect, or the clip's own", low=1, high=16_384)
     fit: str = option("crop", "how a clip of another aspect fits", choices=("crop", "stretch", "pad"))
     multiple: int = option(8, "width and height are multiples of this many px", low=1, high=1024)
+    backdrop: str = option("black", "what transparent pixels of a clip show", choices=("black", "grey", "white"))
 
     def __post_init__(self) -> None:
         super().__post_init__()

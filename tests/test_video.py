@@ -396,8 +396,8 @@ def test_folders_that_are_not_a_clip(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"differ in size \(32x48, 64x48\); set width and height"):
         read_clip(tmp_path / "b", ReadOptions(frames=2))
     assert read_clip(tmp_path / "b", ReadOptions(frames=2, width=32, height=32)).frames.shape == (2, 3, 32, 32)
-    write_image(tmp_path / "b" / "1_mask.png", drawn(1)[0])
-    with pytest.raises(VideoError, match=r"1\.png and 1_mask\.png have the same number"):
+    write_image(tmp_path / "b" / "1_copy.png", drawn(1)[0])
+    with pytest.raises(VideoError, match=r"1\.png and 1_copy\.png have the same number"):
         read_clip(tmp_path / "b", ReadOptions(frames=2, width=32, height=32))
 
 

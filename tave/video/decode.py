@@ -14,7 +14,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 
-from tave.video.colour import hdr_to_sdr, over
+from tave.video.colour import hdr_to_sdr
 from tave.video.frames import VideoError
 from tave.video.probe import Stored, decoder
 
@@ -120,17 +120,14 @@ def _decoded(path: Path, container: av.container.InputContainer, stream: av.Vide
         raise failed
 
 
-def shown_pixels(
-    frame: av.VideoFrame, stored: Stored, size: tuple[int, int], backdrop: str, filters: Filters
-) -> np.ndarray:
-    """`H W 3` uint8 of a frame that was ``stored`` so, in the ``size`` (width, height) that a player shows."""
+def shown_pixels(frame: av.VideoFrame, stored: Stored, size: tuple[int, int], filters: Filters) -> np.ndarray:
+    """`H W 3` uint8 (with alpha `H W 4`) of a frame that was ``stored`` so, in the ``size`` that a player shows.
+
+    ``filters`` scale and convert; one object serves all frames of a clip.
+    """
     width, height = size[::-1] if stored.turn.transpose else size
-    rgb = frame.format.is_rgb
-    pixel_format = ("gbrp16le" if rgb else "yuv444p16le") if stored.colour.hdr else "rgba" if stored.alpha else "rgb24"
+    rgb, hdr = frame.format.is_rgb, stored.colour.hdr
+    pixel_format = ("gbrp16le" if rgb else "yuv444p16le") if hdr else "rgba" if stored.alpha else "rgb24"
     (scaled,) = filters.push(frame, (("scale", f"{width}:{height}"), ("format", pixel_format)))[-1:]
     pixels = scaled.to_ndarray()
-    if stored.colour.hdr:
-        pixels = hdr_to_sdr(pixels, stored.colour, rgb)
-    elif stored.alpha:
-        pixels = over(pixels, backdrop)
-    return stored.turn.apply(pixels)
+    return stored.turn.apply(hdr_to_sdr(pixels, stored.colour, rgb) if hdr else pixels)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,17 +15,55 @@ from torch.nn import functional
 
 from tave.config import choice, within
 
+if TYPE_CHECKING:
+    from tave.video.probe import Stored
+
 
 class VideoError(ValueError):
     """A file or a clip that can't be used; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file that a clip was read from, for writing it back and for saying what was left out of it.
+
+    ``size``: width, height as a player shows them, before the frames were brought to their size. ``ticks``: the time of
+    each frame that was read, in units of ``time_base`` seconds, on the file's own clock. ``rate``: frames per second of
+    the file, on average. ``total``: frames in the file, None where its header doesn't tell. ``stored``: None for a
+    folder of pictures. ``notes``: what was left out, cropped or converted.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    ticks: tuple[int, ...]
+    time_base: Fraction
+    rate: Fraction
+    total: int | None = None
+    stored: Stored | None = None
+    audio: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of each frame after the first that was read."""
+        return [float((tick - self.ticks[0]) * self.time_base) for tick in self.ticks]
+
+    @property
+    def summary(self) -> str | None:
+        """All notes in one line."""
+        return f"{self.path}: {'; '.join(self.notes)}" if self.notes else None
+
+
+@dataclass(frozen=True)
 class Clip:
-    """``frames`` `f 3 H W` float32 in [-1, 1], and the rate ``fps`` at which they play at true speed."""
+    """``frames`` `f 3 H W` float32 in [-1, 1], and the rate ``fps`` at which they play at true speed.
+
+    ``origin``: the file that they were read from, if any.
+    """
 
     frames: Tensor
     fps: float
+    origin: Origin | None = None
 
 
 class Image4(NamedTuple):
@@ -30,6 +71,17 @@ class Image4(NamedTuple):
 
     rgb: Tensor
     alpha: Tensor | None
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers in order as text: 0-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def to_bytes(frames: Tensor) -> Tensor:

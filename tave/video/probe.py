@@ -85,15 +85,10 @@ class Stored:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[av.container.InputContainer]:
-    """The opened file. What goes wrong in the block is raised as one :class:`VideoError` that names file and remedy."""
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong in the block is raised as one :class:`VideoError` that names file and remedy."""
     try:
-        # `file:`: a name with a colon is no protocol. The white list: a crafted file must not open others.
-        options = {"protocol_whitelist": "file", "max_pixels": str(_MOST_PIXELS)}
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-            if {*container.format.name.split(",")} & {*_PLAYLISTS}:
-                raise VideoError(f"{path}: is a list of other files ({container.format.name}); give the clip itself")
-            yield container
+        yield
     except VideoError:
         raise
     except PermissionError as error:
@@ -103,6 +98,19 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
             f"{path}: not a video that can be decoded ({_reason(error)}): truncated, damaged or of another kind; "
             "export it again, for instance as H.264 mp4"
         ) from error
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[av.container.InputContainer]:
+    """The opened file. Raises :class:`VideoError` for what is no video."""
+    # `file:`: a name with a colon is no protocol. The white list: a crafted file must not open others.
+    options = {"protocol_whitelist": "file", "max_pixels": str(_MOST_PIXELS)}
+    with reading(path):
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+    with container:
+        if {*container.format.name.split(",")} & {*_PLAYLISTS}:
+            raise VideoError(f"{path}: is a list of other files ({container.format.name}); give the clip itself")
+        yield container
 
 
 def _reason(error: Exception) -> str:
@@ -137,6 +145,13 @@ def decoder(stream: av.VideoStream) -> Any:
     context = av.CodecContext.create(name, "r")
     context.extradata = stream.codec_context.extradata
     return context
+
+
+def shown_frames(stream: av.VideoStream) -> int | None:
+    """How many frames the header of the file claims, without those that an edit list hides; None if it is silent."""
+    index = list(getattr(stream, "index_entries", ())) if stream.frames else []
+    hidden = sum(entry.is_discard for entry in index)
+    return stream.frames - hidden if stream.frames else None
 
 
 def decord_agrees(path: Path, stream: av.VideoStream, stored: Stored) -> bool:
