@@ -21,7 +21,8 @@ BACKBONE_KEYS = ("video.width", "video.height", "video.multiple", "tuning.steps"
 BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.block")
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
-EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
+EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.object")
+EDIT_KEYS += ("video.mask_inverted", "video.edit", "video.edits")
 EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
@@ -51,7 +52,9 @@ STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_p
 
 IMAGE = "picture of the target, or [several] of one object"
 MATTE = "silhouette in the picture, white inside, or [several]; null: none"
-MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
+MASK = "where to edit: a clip, pictures in a folder, or one, white inside; null: found"
+OBJECT = "number of the mask's object to edit; null: all"
+INVERTED = "the mask is black where to edit"
 AGREEMENT = "largest error of a match there and back, share of the grid's shorter side; null: unchecked"
 JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
 CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
@@ -197,6 +200,8 @@ class EditEntry(Options, group="video.edits.NAME"):
     target_prompt: str = option(MISSING, "description of the edited clip", text=True)
     matte: Any = option(None, MATTE, text=True)
     mask: str | None = option(None, MASK, text=True)
+    object: int | None = option(None, OBJECT, low=1, high=65_535)
+    mask_inverted: bool = option(False, INVERTED)
     truth: str | None = option(None, "folder of a drawn clip's known answer, for metrics alone", text=True)
 
     @property
@@ -228,26 +233,30 @@ class VideoOptions(ReadOptions):
     target_prompt: str | None = option(None, "description of the edited clip", text=True)
     matte: Any = option(None, MATTE, text=True)
     mask: str | None = option(None, MASK, text=True)
+    object: int | None = option(None, OBJECT, low=1, high=65_535)
+    mask_inverted: bool = option(False, INVERTED)
     edit: str | None = option(None, "name of the edit; null: from the picture's file name")
     edits: dict[str, EditEntry] = option({}, "edits by name, each with the keys of an edit: see docs/configuration.md")
 
     def requests(self) -> dict[str, EditEntry]:
-        """All edits by name: the listed ones, and that of ``target_image`` with ``matte``, ``mask`` and ``edit``.
+        """All edits by name: the listed ones, and that of ``target_image`` with the keys of an edit that stand here.
 
-        Without a target image, ``matte`` and ``mask`` are those of the only listed edit. Raises :class:`OptionError`
-        where they match none, for an image without prompt, and for a name that is taken or no folder name.
+        Without a target image, those keys are the only listed edit's. Raises :class:`OptionError` where they match
+        none, for an image without prompt, and for a name that is taken or no folder name.
         """
         wanted = dict(self.edits)
         if (self.target_image is None) != (self.target_prompt is None):
             raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
         if self.target_image is not None and self.target_prompt is not None:
-            entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
+            more = self.object, self.mask_inverted
+            entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask, *more)
             name = self.edit or slug(Path(entry.images[0][0]).stem)
             if name in wanted:
                 raise OptionError(f"video.edit={name} is an edit of this clip already: give another video.edit=NAME")
             wanted[name] = entry
         else:
-            given = {key: value for key in ("matte", "mask", "edit") if (value := getattr(self, key)) is not None}
+            keys = ("matte", "mask", "object", "mask_inverted", "edit")
+            given = {key: value for key in keys if (value := getattr(self, key))}
             if "edit" in given:
                 raise OptionError("video.edit names the edit of video.target_image: give that too")
             if given and len(wanted) != 1:
@@ -256,6 +265,8 @@ class VideoOptions(ReadOptions):
                     f"give video.target_image, or video.edits.NAME.{next(iter(given))}"
                 )
             wanted = {name: replace(entry, **given) for name, entry in wanted.items()}
+        if any(entry.mask is None and (entry.object or entry.mask_inverted) for entry in wanted.values()):
+            raise OptionError("video.object and video.mask_inverted say how to read video.mask: give that too")
         if unfit := next((name for name in wanted if slug(name) != name), None):
             raise OptionError(f"edit name {unfit!r} can't be a folder name: use letters, digits, '-' and '_'")
         return wanted
@@ -519,6 +530,8 @@ class ScoreOptions(Options):
     edited: str | None = option(None, "edited clip: a video, or a folder of numbered pictures", text=True)
     source: str | None = option(None, "source clip: the same frames at the same size", text=True)
     mask: str | None = option(None, "region of the edit: a video or a folder, white inside", text=True)
+    object: int | None = option(None, "number of the mask's object to measure; null: all", low=1, high=65_535)
+    mask_inverted: bool = option(False, "the mask is black inside")
     target_image: str | None = option(None, "picture of the target", text=True)
     matte: str | None = option(None, "silhouette in the picture, if that has no alpha", text=True)
     source_prompt: str | None = option(None, "description of the source", text=True)

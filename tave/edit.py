@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,14 @@ def edit(
     """
     from tave.progress import Progress
     from tave.run import Run
-    from tave.video import read_clip
+    from tave.video import Origin, read_clip
 
     requests = options.video.requests()
     if not requests:
         raise OptionError("no edit is requested: give video.target_image=... and video.target_prompt=...")
     clip = read_clip(folder / "source.mp4", WHOLE)
+    origin = read_json(folder / "run.json").get("origin")
+    clip = replace(clip, origin=origin and Origin.recorded(origin))
     with closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run:
         named = requests if overwrite else {_free(run, name, entry): entry for name, entry in requests.items()}
         run.predict(named, {"overrides": list(overrides), **(about or {})})
@@ -76,8 +79,10 @@ def recorded(folder: Path) -> dict[str, Any]:
     config = read_json(path, "tune again with tave.train").get("config")
     if not isinstance(config, dict) or not isinstance(config.get("video"), dict):
         raise FileError(f"{path} contains no configuration: tune again with tave.train")
-    none = dict.fromkeys(("target_image", "target_prompt", "matte", "mask", "edit"))  # those of the earlier edit
-    return {**config, "video": {**config["video"], "edits": {}, **none}}
+    none = dict.fromkeys(
+        ("target_image", "target_prompt", "matte", "mask", "object", "edit")
+    )  # those of the earlier edit
+    return {**config, "video": {**config["video"], "edits": {}, **none, "mask_inverted": False}}
 
 
 def _words(context: Context) -> list[str]:

@@ -23,6 +23,7 @@ from tave.inversion import Trajectory, inversion_condition, invert, reconstruct,
 from tave.masking import (
     Disagreement,
     EditMask,
+    absence_note,
     check_part_holds,
     compare,
     drop_unchanged,
@@ -182,6 +183,9 @@ class Pipeline:
         if target.region is None and options.mask.region == "found":  # a given region stays as it was given
             kept = drop_unchanged(mask.mask, frames, source.round_trip, options.mask.drop_unchanged)
             mask = replace(mask, mask=kept)
+            if note := absence_note(kept):
+                log.warning("edit %s: %s", target.name, note)
+                mask = replace(mask, notes=(*mask.notes, note))
         alpha = composite_alpha(resize_mask(mask.mask, *frames.shape[-2:]).to(frames), options.sampler.feather)
         if options.sampler.composite:
             frames = composite(frames, source.clip.frames.to(frames), alpha)

@@ -26,13 +26,13 @@ from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.files import read_json, write_json
 from tave.inflate import load_tuned, tuned_state
-from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
+from tave.inputs import clip_notes, input_digests, knowledge_notes, read_targets, request_record, segment_targets
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
-from tave.video import Clip, read_clip, write_video
-from tave.writer import RunWriter
+from tave.video import Clip, contact_sheet, read_clip, write_image, write_video
+from tave.writer import RunWriter, shaded
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,9 @@ class Run:
         """
         progress = Progress(show=show)
         run = cls(options, folder, read_clip(options.video.path, options.video), progress)
-        run.targets(options.video.requests())
+        for note in clip_notes(run.clip):
+            progress.note(note)
+        targets = run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
         tuned = folder / "tuned.safetensors"
@@ -118,7 +120,15 @@ class Run:
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
+        run.preview(targets)
         return run
+
+    def preview(self, targets: Sequence[Target]) -> None:
+        """Write ``mask_preview.png``: first, middle and last frame under each mask that was given, others dimmed."""
+        rows = [shaded(self.clip.frames, target.region) for target in targets if target.region is not None]
+        if rows:
+            write_image(self.folder / "mask_preview.png", contact_sheet(rows, columns=3))
+            self.progress.note(f"masks as they are read: {self.folder / 'mask_preview.png'}")
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 
@@ -164,6 +174,7 @@ class Run:
         due = [t for t in targets if not is_made(self.folder / "edits" / t.name / "edit.json", keys[t.name])]
         if not due:
             return []
+        self.preview(due)
         self._drop_figures([target.name for target in due])
         self.data.targets = due
         write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
@@ -287,6 +298,7 @@ class Run:
                 "chosen": chosen,
                 "seed": self.options.seed,
                 "fps": self.clip.fps,
+                "origin": self.clip.origin and self.clip.origin.record(),
                 "size": list(self.clip.frames.shape),
                 "commit": _commit(),
                 "versions": versions | {"python": platform.python_version()},

@@ -5,9 +5,11 @@ the same bits back. Errors are :class:`VideoError` and name the file and the rem
 """
 
 from tave.config import ReadOptions
-from tave.video.frames import Clip, Image4, VideoError, centre, fit_frames
+from tave.video.cuts import find_cuts
+from tave.video.frames import Clip, Image4, Origin, VideoError, centre, fit_frames, ranges
 from tave.video.image import read_image, read_matte
-from tave.video.read import read_clip
+from tave.video.masks import MaskRequest, Masks, read_masks
+from tave.video.read import open_clip, read_clip
 from tave.video.sheet import contact_sheet, mask_frames, side_by_side
 from tave.video.write import GENERATED, write_image, write_mask_video, write_video
 
@@ -15,14 +17,21 @@ __all__ = [
     "GENERATED",
     "Clip",
     "Image4",
+    "MaskRequest",
+    "Masks",
+    "Origin",
     "ReadOptions",
     "VideoError",
     "centre",
     "contact_sheet",
+    "find_cuts",
     "fit_frames",
     "mask_frames",
+    "open_clip",
+    "ranges",
     "read_clip",
     "read_image",
+    "read_masks",
     "read_matte",
     "side_by_side",
     "write_image",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,19 @@ class Origin:
     def times(self) -> list[float]:
         """Seconds of each frame after the first that was read."""
         return [float((tick - self.ticks[0]) * self.time_base) for tick in self.ticks]
+
+    def record(self) -> dict[str, Any]:
+        """What :meth:`recorded` needs, for JSON."""
+        plain = {key: getattr(self, key) for key in ("size", "ticks", "total", "audio", "notes")}
+        return {"path": str(self.path), "time_base": str(self.time_base), "rate": str(self.rate), **plain}
+
+    @staticmethod
+    def recorded(record: Mapping[str, Any]) -> Origin:
+        """The origin of a :meth:`record`, without how the pictures are stored."""
+        width, height = record["size"]
+        base, rate = Fraction(record["time_base"]), Fraction(record["rate"])
+        more = record["total"], None, record["audio"], tuple(record["notes"])
+        return Origin(Path(record["path"]), (width, height), tuple(record["ticks"]), base, rate, *more)
 
     @property
     def summary(self) -> str | None:

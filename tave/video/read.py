@@ -111,7 +111,7 @@ def _open_file(path: Path, container: av.container.InputContainer, options: Read
 def _file_frames(
     origin: Origin, options: ReadOptions, stream: av.VideoStream, decoded: Iterator[Picture], fast: bool
 ) -> Iterator[Frame]:
-    """The chosen frames: decord's where it reads the file alike, the reference reader's where it fails or is missing."""
+    """The chosen frames: decord's where it reads the file alike, the reference reader's where it fails."""
     given, complete = (yield from _by_decord(origin, options)) if fast else (0, False)
     if complete:
         _refuse_short(origin.path, options, given, origin.total or 0)
@@ -229,7 +229,7 @@ def _cut_notes(origin: Origin, options: ReadOptions, count: int, size: tuple[int
     notes = []
     rate, total = float(origin.rate), origin.total
     if total is not None and count < total:
-        every = f", every {options.stride}." if options.stride > 1 else ""
+        every = f", one in {options.stride}" if options.stride > 1 else ""
         spans = f"{count * options.stride / rate:.2f} of {total / rate:.2f} s"
         notes.append(f"{count} of {total} frames are read{every} ({spans})")
     elif total is None and options.frames is not None:
