@@ -217,7 +217,7 @@ class _Reading:
         if not {*colours} <= {*known}:
             known = {code: index for index, code in enumerate(colours, 1)}
             names = ", ".join(f"{index} = ({c >> 16},{c >> 8 & 255},{c & 255})" for c, index in known.items())
-            notes.append(f"its colours are numbered {names}")
+            notes += [f"its colours are numbered {names}"] if len(colours) > 1 else []
         numbers = [np.zeros(each.shape, np.uint8) for each in packed]
         for code in colours:
             for each, number in zip(packed, numbers, strict=True):

@@ -148,10 +148,9 @@ def decoder(stream: av.VideoStream) -> Any:
 
 
 def shown_frames(stream: av.VideoStream) -> int | None:
-    """How many frames the header of the file claims, without those that an edit list hides; None if it is silent."""
+    """How many frames an mp4's index lists, without those that an edit list hides; None for other files."""
     index = list(getattr(stream, "index_entries", ())) if stream.frames else []
-    hidden = sum(entry.is_discard for entry in index)
-    return stream.frames - hidden if stream.frames else None
+    return sum(not entry.is_discard for entry in index) if len(index) == stream.frames > 0 else None
 
 
 def decord_agrees(path: Path, stream: av.VideoStream, stored: Stored) -> bool:

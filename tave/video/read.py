@@ -228,12 +228,14 @@ def _cut_notes(origin: Origin, options: ReadOptions, count: int, size: tuple[int
     """What the chosen frames, size and sound leave out of the file, for the user."""
     notes = []
     rate, total = float(origin.rate), origin.total
-    if total is not None and count < total:
+    if total is not None and options.frames is not None and count < total:
         every = f", one in {options.stride}" if options.stride > 1 else ""
         spans = f"{count * options.stride / rate:.2f} of {total / rate:.2f} s"
         notes.append(f"{count} of {total} frames are read{every} ({spans})")
     elif total is None and options.frames is not None:
         notes.append(f"{count} frames are read ({count * options.stride / rate:.2f} s), any others left out")
+    elif options.start and options.frames is None:
+        notes.append(f"{options.start} frames are left out before the first that is read")
     if options.stride > 1:
         notes.append(f"{rate / options.stride:.4g} instead of {rate:.4g} frames/s")
     if size != origin.size:
