@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +37,27 @@ def open_picture(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata and large pictures
             with Image.open(path) as opened:
-                opened.load()
+                with silent_errors() if opened.format == "TIFF" else nullcontext():
+                    opened.load()
                 return ImageOps.exif_transpose(opened)
     except PermissionError as error:
         raise VideoError(f"{path}: reading is not permitted; change the file's permissions") from error
     except Exception as error:  # a damaged file makes Pillow fail anywhere, with any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise VideoError(f"{path}: not a picture that can be read ({reason}); save it again as PNG or JPEG") from error
+
+
+@contextmanager
+def silent_errors() -> Iterator[None]:
+    """Drop what C code writes to the process's error output: libtiff and decord say there what they raise anyway."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def grey_levels(image: Image.Image, path: Path) -> np.ndarray:

@@ -21,7 +21,7 @@ from tave.config import ReadOptions
 from tave.video.colour import over
 from tave.video.decode import Filters, Picture, pictures, shown_pixels
 from tave.video.frames import Clip, Origin, VideoError, centre, fit_frames, from_bytes, to_bytes
-from tave.video.image import read_pixels, refuse_missing
+from tave.video.image import read_pixels, refuse_missing, silent_errors
 from tave.video.probe import Stored, decord_agrees, open_video, reading, shown_frames, video_stream
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -138,7 +138,8 @@ def _by_decord(origin: Origin, options: ReadOptions) -> Generator[Frame, None, t
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        reader = decord.VideoReader(str(origin.path), num_threads=1)  # str: a Path is refused
+        with silent_errors():
+            reader = decord.VideoReader(str(origin.path), num_threads=1)  # str: a Path is refused
         if len(reader) != origin.total:
             return given, False
         for index in filter(options.wants, range(len(reader))):
