@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,25 @@ from tave.reference import MatteError, TargetImage, matte
 from tave.reference.segmenter import load_segmenter
 from tave.video import Clip, MaskRequest, find_cuts, read_image, read_masks, read_matte
 
-log = logging.getLogger(__name__)
-
 
 def read_targets(
-    entries: Mapping[str, EditEntry], clip: Clip, cut: ReadOptions, reference: ReferenceOptions
+    entries: Mapping[str, EditEntry],
+    clip: Clip,
+    cut: ReadOptions,
+    reference: ReferenceOptions,
+    say: Callable[[str], None],
 ) -> list[Target]:
     """The requested edits. Raises ValueError, in one line, for what sampling or measuring would fail at.
 
-    ``cut``: how the clip was read, so that a mask of the whole file gets the same frames and size.
+    ``cut``: how the clip was read, so that a mask of the whole file gets the same frames and size. ``say`` gets what
+    the user should know of the masks, line by line.
     """
     targets = []
     for name, entry in entries.items():
         if entry.truth and not Path(entry.truth, "truth.npz").is_file():
             raise OptionError(f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null")
         images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
-        region = None if entry.mask is None else read_region(entry, clip, cut)
+        region = None if entry.mask is None else read_region(entry, clip, cut, say)
         for image, (path, _) in zip(images, entry.images, strict=True):
             if reference.mode not in ("as_is", "none") and reference.matte != "segmented":
                 try:
@@ -77,7 +79,7 @@ def segment_targets(
     return mattes, dict(network.hashes)
 
 
-def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions) -> Tensor:
+def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions, say: Callable[[str], None]) -> Tensor:
     """The mask of ``entry`` for ``clip``, ``f 1 H W``, 1 where to edit. Raises like :func:`read_masks`."""
     height, width = clip.frames.shape[-2:]
     shown = clip.origin.size if clip.origin else None
@@ -93,7 +95,7 @@ def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions) -> Tensor:
     )
     masks = read_masks(request)
     for note in masks.notes:
-        log.warning("%s", note)
+        say(note)
     return masks.inside
 
 

@@ -97,6 +97,7 @@ class Run:
         pipeline.cache = Cache(
             Path(options.cache), self.key, progress, {"trajectory": folder / "trajectory.safetensors"}
         )
+        self._warned: set[str] = set()
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
 
     @classmethod
@@ -210,11 +211,17 @@ class Run:
     def targets(self, entries: Mapping[str, EditEntry]) -> list[Target]:
         """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
         reference = self.options.reference
-        targets = read_targets(entries, self.clip, self.options.video, reference)
+        targets = read_targets(entries, self.clip, self.options.video, reference, self._warn_once)
         if targets and reference.matte == "segmented" and reference.mode not in ("as_is", "none"):
             device = self.editor.pipeline.encoders.device
             targets, self.segmenter_hashes = segment_targets(targets, str(reference.segmenter), device, self.progress)
         return targets
+
+    def _warn_once(self, line: str) -> None:
+        """Warn of what is read again for each of a run's steps."""
+        if line not in self._warned:
+            self._warned.add(line)
+            log.warning("%s", line)
 
     def _note_weights(self) -> None:
         """Tell the user once about the weights in use."""
