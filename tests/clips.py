@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import av
+import av.container
 import numpy as np
 
 WIDTH, HEIGHT, COUNT, RATE = 160, 96, 24, 12

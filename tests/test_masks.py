@@ -30,7 +30,7 @@ def squares() -> np.ndarray:
 
 
 NUMBERS = squares()
-ONE, BOTH = NUMBERS == 1, NUMBERS > 0
+ONE, BOTH = np.equal(NUMBERS, 1), np.greater(NUMBERS, 0)
 
 
 def davis(numbers: np.ndarray) -> Image.Image:
@@ -160,7 +160,7 @@ def test_a_soft_mask_ends_at_half_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["grey", "colour", "alpha"])
 def test_a_video_is_a_mask(kind: str, tmp_path: Path) -> None:
     inside = ONE.repeat(4, axis=1).repeat(4, axis=2)
-    size = {"size": (4 * WIDTH, 4 * HEIGHT), "source": (4 * WIDTH, 4 * HEIGHT)}
+    size: dict[str, object] = {"size": (4 * WIDTH, 4 * HEIGHT), "source": (4 * WIDTH, 4 * HEIGHT)}
     if kind == "grey":
         write_mask_video(tmp_path / "mask.mp4", torch.from_numpy(inside)[:, None].float(), 8)
     elif kind == "colour":
@@ -170,9 +170,9 @@ def test_a_video_is_a_mask(kind: str, tmp_path: Path) -> None:
         pictures = [np.asarray(rgba(each)) for each in inside]
         clips.write(tmp_path / "mask.mov", clips.Setting("png", "rgba", {}), pictures)
     path = next(tmp_path.iterdir())
-    assert same(read(path, **size), inside)
+    assert same(read(path, COUNT, **size), inside)
     with pytest.raises(VideoError, match=r"leave out video\.object, or give palette pictures"):
-        read(path, object=1, **size)
+        read(path, COUNT, object=1, **size)
 
 
 def test_masks_of_chosen_frames_and_of_the_whole_clip_are_taken(tmp_path: Path) -> None:

@@ -27,39 +27,33 @@ class VideoError(ValueError):
 class Origin:
     """The file that a clip was read from, for writing it back and for saying what was left out of it.
 
-    ``size``: width, height as a player shows them, before the frames were brought to their size. ``ticks``: the time of
-    each frame that was read, in units of ``time_base`` seconds, on the file's own clock. ``rate``: frames per second of
-    the file, on average. ``total``: frames in the file, None where its header doesn't tell. ``stored``: None for a
-    folder of pictures. ``notes``: what was left out, cropped or converted.
+    ``size``: width, height as a player shows them, before the frames were brought to their size. ``times``: seconds of
+    each frame that was read, on the file's own clock. ``rate``: frames per second of the file, on average. ``total``:
+    frames in the file, None where its header doesn't tell. ``stored``: None for a folder of pictures. ``notes``: what
+    was left out, cropped or converted.
     """
 
     path: Path
     size: tuple[int, int]
-    ticks: tuple[int, ...]
-    time_base: Fraction
+    times: tuple[Fraction, ...]
     rate: Fraction
     total: int | None = None
     stored: Stored | None = None
     audio: bool = False
     notes: tuple[str, ...] = ()
 
-    @property
-    def times(self) -> list[float]:
-        """Seconds of each frame after the first that was read."""
-        return [float((tick - self.ticks[0]) * self.time_base) for tick in self.ticks]
-
     def record(self) -> dict[str, Any]:
         """What :meth:`recorded` needs, for JSON."""
-        plain = {key: getattr(self, key) for key in ("size", "ticks", "total", "audio", "notes")}
-        return {"path": str(self.path), "time_base": str(self.time_base), "rate": str(self.rate), **plain}
+        plain = {key: getattr(self, key) for key in ("size", "total", "audio", "notes")}
+        return {"path": str(self.path), "times": [*map(str, self.times)], "rate": str(self.rate), **plain}
 
     @staticmethod
     def recorded(record: Mapping[str, Any]) -> Origin:
         """The origin of a :meth:`record`, without how the pictures are stored."""
         width, height = record["size"]
-        base, rate = Fraction(record["time_base"]), Fraction(record["rate"])
+        times, rate = tuple(map(Fraction, record["times"])), Fraction(record["rate"])
         more = record["total"], None, record["audio"], tuple(record["notes"])
-        return Origin(Path(record["path"]), (width, height), tuple(record["ticks"]), base, rate, *more)
+        return Origin(Path(record["path"]), (width, height), times, rate, *more)
 
     @property
     def summary(self) -> str | None:

@@ -30,14 +30,14 @@ _MASK_NAME = re.compile(r"(^|[^a-z])(masks?|mattes?|alpha)([^a-z]|$)", re.IGNORE
 
 
 class Frame(NamedTuple):
-    """A chosen frame as a player shows it: ``pixels`` `H W c` uint8, and its time in ticks of the file's clock."""
+    """A chosen frame as a player shows it: ``pixels`` `H W c` uint8, and its time in seconds of the file's clock."""
 
     pixels: np.ndarray
-    tick: int
+    time: Fraction
 
 
 class Reader(NamedTuple):
-    """An open clip. ``frames`` decodes the chosen ones as they are asked for; ``origin`` has no ticks yet."""
+    """An open clip. ``frames`` decodes the chosen ones as they are asked for; ``origin`` has no times yet."""
 
     origin: Origin
     frames: Iterator[Frame]
@@ -55,19 +55,19 @@ def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
     options = options or ReadOptions()
     path = Path(path).expanduser()
     frames: list[Tensor] = []
-    ticks: list[int] = []
+    times: list[Fraction] = []
     with open_clip(path, options) as (origin, reader):
-        for pixels, tick in reader:
+        for pixels, time in reader:
             pixels = over(pixels, options.backdrop) if pixels.shape[2] == 4 else pixels
             frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
             frames.append(sized(frame, path, options))
-            ticks.append(tick)
+            times.append(time)
     sizes = {f"{frame.shape[2]}x{frame.shape[1]}" for frame in frames}
     if len(sizes) > 1:
         raise VideoError(f"{path}: its frames differ in size ({', '.join(sorted(sizes))}); set width and height")
     height, width = frames[0].shape[-2:]
     notes = (*origin.notes, *_cut_notes(origin, options, len(frames), (width, height)))
-    origin = replace(origin, ticks=tuple(ticks), notes=notes)
+    origin = replace(origin, times=tuple(times), notes=notes)
     return Clip(from_bytes(torch.stack(frames)), float(origin.rate) / options.stride, origin)
 
 
@@ -97,7 +97,6 @@ def _open_file(path: Path, container: av.container.InputContainer, options: Read
             path,
             stored.shown,
             (),
-            stream.time_base or 1 / FOLDER_RATE,
             stream.average_rate or stream.guessed_rate or FOLDER_RATE,
             shown_frames(stream),
             stored,
@@ -112,11 +111,12 @@ def _file_frames(
     origin: Origin, options: ReadOptions, stream: av.VideoStream, decoded: Iterator[Picture], fast: bool
 ) -> Iterator[Frame]:
     """The chosen frames: decord's where it reads the file alike, the reference reader's where it fails."""
-    given, complete = (yield from _by_decord(origin, options)) if fast else (0, False)
+    base = stream.time_base or Fraction(1, 1000)
+    given, complete = (yield from _by_decord(origin, options, base)) if fast else (0, False)
     if complete:
         _refuse_short(origin.path, options, given, origin.total or 0)
         return
-    seen, taken, filters = 0, 0, Filters(origin.time_base)
+    seen, taken, filters = 0, 0, Filters(base)
     with reading(origin.path):
         while options.frames is None or taken < options.frames:
             picture = next(decoded, None)
@@ -126,12 +126,12 @@ def _file_frames(
                 taken += 1
                 if taken > given:
                     stored = Stored.of(picture.frame, stream, picture.interlaced)
-                    yield Frame(shown_pixels(picture.frame, stored, origin.size, filters), picture.tick)
+                    yield Frame(shown_pixels(picture.frame, stored, origin.size, filters), picture.tick * base)
             seen += 1
     _refuse_short(origin.path, options, taken, seen)
 
 
-def _by_decord(origin: Origin, options: ReadOptions) -> Generator[Frame, None, tuple[int, bool]]:
+def _by_decord(origin: Origin, options: ReadOptions, base: Fraction) -> Generator[Frame, None, tuple[int, bool]]:
     """Frames by decord until it fails or ends; returns how many, and whether those are all. Its errors tell nothing."""
     given = 0
     try:
@@ -146,7 +146,7 @@ def _by_decord(origin: Origin, options: ReadOptions) -> Generator[Frame, None, t
             pixels, seconds = reader[index].asnumpy(), reader.get_frame_timestamp(index)[0]
             if pixels.shape != (*origin.size[::-1], 3):
                 return given, False
-            yield Frame(pixels, round(float(seconds) / origin.time_base))
+            yield Frame(pixels, round(float(seconds) / base) * base)
             given += 1
     except Exception:  # no wheel for this machine, its library doesn't load, or damage
         return given, False
@@ -176,9 +176,9 @@ def _open_folder(path: Path, options: ReadOptions) -> Reader:
     height, width = read_pixels(chosen[0]).shape[:2]
     names = ", ".join(file.name for file in left_out[:2]) + (", ..." if len(left_out) > 2 else "")
     notes = (f"{len(left_out)} pictures are left out, masks by their names ({names})",) if left_out else ()
-    origin = Origin(path, (width, height), (), 1 / FOLDER_RATE, FOLDER_RATE, len(files), notes=notes)
-    ticks = filter(options.wants, range(len(files)))
-    return Reader(origin, (Frame(read_pixels(file), tick) for file, tick in zip(chosen, ticks, strict=True)))
+    origin = Origin(path, (width, height), (), FOLDER_RATE, len(files), notes=notes)
+    times = (index / FOLDER_RATE for index in range(len(files)) if options.wants(index))
+    return Reader(origin, (Frame(read_pixels(file), time) for file, time in zip(chosen, times, strict=True)))
 
 
 def picture_files(path: Path, masks: bool = False) -> tuple[list[Path], list[Path]]:
