@@ -20,6 +20,8 @@ from tave.reference import MatteError, TargetImage, matte
 from tave.reference.segmenter import load_segmenter
 from tave.video import Clip, MaskRequest, find_cuts, read_image, read_masks, read_matte
 
+SMALLEST = 32  # px of a clip's side
+
 
 def read_targets(
     entries: Mapping[str, EditEntry],
@@ -50,7 +52,15 @@ def read_targets(
 
 
 def clip_notes(clip: Clip) -> list[str]:
-    """What the user should know of the clip before it is tuned on: what was left out of the file, and cuts."""
+    """What the user should know of the clip before it is tuned on: what was left out of the file, and cuts.
+
+    Raises :class:`OptionError` for a clip that shows too little to edit, at whatever size it was read.
+    """
+    if clip.origin and min(clip.origin.size) < SMALLEST:
+        width, height = clip.origin.size
+        raise OptionError(
+            f"{clip.origin.path}: is {width}x{height}, too small to edit: give a clip of {SMALLEST} px a side or more"
+        )
     summary = clip.origin.summary if clip.origin else None
     notes = [summary] if summary else []
     if cuts := find_cuts(clip.frames):

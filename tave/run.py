@@ -26,13 +26,20 @@ from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
 from tave.files import read_json, write_json
 from tave.inflate import load_tuned, tuned_state
-from tave.inputs import clip_notes, input_digests, knowledge_notes, read_targets, request_record, segment_targets
+from tave.inputs import (
+    clip_notes,
+    input_digests,
+    knowledge_notes,
+    read_targets,
+    request_record,
+    segment_targets,
+)
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
 from tave.pipeline import Target
 from tave.progress import OnStep, Progress
-from tave.video import Clip, contact_sheet, read_clip, write_image, write_video
-from tave.writer import RunWriter, shaded
+from tave.video import Clip, read_clip, write_video
+from tave.writer import RunWriter, write_mask_preview
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +104,7 @@ class Run:
         pipeline.cache = Cache(
             Path(options.cache), self.key, progress, {"trajectory": folder / "trajectory.safetensors"}
         )
-        self._warned: set[str] = set()
+        self._said: set[str] = set()
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
 
     @classmethod
@@ -108,9 +115,10 @@ class Run:
         Raises :class:`StoredError` for a folder that holds another clip or another tuning, and leaves it as it is.
         """
         progress = Progress(show=show)
-        run = cls(options, folder, read_clip(options.video.path, options.video), progress)
-        for note in clip_notes(run.clip):
+        clip = read_clip(options.video.path, options.video)
+        for note in clip_notes(clip):
             progress.note(note)
+        run = cls(options, folder, clip, progress)
         targets = run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
@@ -121,15 +129,9 @@ class Run:
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
-        run.preview(targets)
+        if write_mask_preview(path := folder / "mask_preview.png", run.clip, targets):
+            progress.note(f"masks as they are read: {path}")
         return run
-
-    def preview(self, targets: Sequence[Target]) -> None:
-        """Write ``mask_preview.png``: first, middle and last frame under each mask that was given, others dimmed."""
-        rows = [shaded(self.clip.frames, target.region) for target in targets if target.region is not None]
-        if rows:
-            write_image(self.folder / "mask_preview.png", contact_sheet(rows, columns=3))
-            self.progress.note(f"masks as they are read: {self.folder / 'mask_preview.png'}")
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class Run:
         due = [t for t in targets if not is_made(self.folder / "edits" / t.name / "edit.json", keys[t.name])]
         if not due:
             return []
-        self.preview(due)
+        write_mask_preview(self.folder / "mask_preview.png", self.clip, due)
         self._drop_figures([target.name for target in due])
         self.data.targets = due
         write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
@@ -219,8 +221,8 @@ class Run:
 
     def _warn_once(self, line: str) -> None:
         """Warn of what is read again for each of a run's steps."""
-        if line not in self._warned:
-            self._warned.add(line)
+        if line not in self._said:
+            self._said.add(line)
             log.warning("%s", line)
 
     def _note_weights(self) -> None:

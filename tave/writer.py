@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tave.correspondence import coarsen
 from tave.files import write_json
-from tave.pipeline import Edit
+from tave.pipeline import Edit, Target
 from tave.progress import Progress
 from tave.sampling import resize_mask
-from tave.video import contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
+from tave.video import Clip, contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,14 @@ def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | 
         waiting.rename(folder)
     finally:
         shutil.rmtree(waiting, ignore_errors=True)
+
+
+def write_mask_preview(path: Path, clip: Clip, targets: Sequence[Target]) -> bool:
+    """Show the first, middle and last frame under each mask that was given, a row each; whether there was one."""
+    rows = [shaded(clip.frames, target.region) for target in targets if target.region is not None]
+    if rows:
+        write_image(path, contact_sheet(rows, columns=3))
+    return bool(rows)
 
 
 def _write_clips(folder: Path, edit: Edit) -> None:

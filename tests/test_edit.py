@@ -147,6 +147,15 @@ def test_frames_without_the_object_come_back_as_they_were(
     assert read_json(run / "edits" / "suv" / "edit.json")["object"] == 1
 
 
+@pytest.mark.parametrize("side", [8, 16])
+def test_a_tiny_clip_is_refused_before_the_tuning(clip: Path, tmp_path: Path, side: int) -> None:
+    write_video(tmp_path / "tiny.mp4", torch.zeros(8, 3, side, side), 8)
+    words = [f"video.path={tmp_path / 'tiny.mp4'}", "video.width=32", "video.height=32"]
+    with pytest.raises(OptionError, match=rf"tiny\.mp4: is {side}x{side}, too small to edit"):
+        train(options(clip, tmp_path / "cache", *words), tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mask_of_the_whole_picture_fits_a_later_edit_too(clip: Path, tmp_path: Path) -> None:
     """The run cropped the clip; the mask is of the clip as it was, so ``run.json`` has to know its size."""
     small = ["backbone=tiny", "tuning.steps=1", "inversion.steps=2", "logger=none", f"cache={tmp_path / 'cache'}"]
