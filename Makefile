@@ -11,7 +11,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup edit test test-slow check format sheet notebooks bench bench-quality clean
+.PHONY: help setup edit test test-slow check format sheet notebooks bench bench-quality clean \
+	kill fuzz disk together
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,7 +26,7 @@ $(VENV)/.setup-done: pyproject.toml constraints.txt
 	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install -q --compile-bytecode -p $(VENV) -c constraints.txt -e '.[dev,notebooks]'
 	@touch $@
 
-edit: setup ## set up and run the main job: the bus becomes a red SUV
+edit: setup ## set up and run the example edit: the bus becomes a red SUV
 	@$(PY) -m tave.train video=bus_to_suv
 
 test: setup ## set up and run the fast tests
@@ -59,6 +60,19 @@ bench: setup ## the full benchmark and its leaderboard, in outputs/benchmark: ho
 	@$(PY) -m tave.benchmark workers=$(WORKERS); failed=$$?; \
 	 $(PY) -m tave.eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark && exit $$failed
 
-clean: ## remove the environment and what tools left; outputs/ stays
+# Each can be stopped and continues with the same command; TRY='seed=7 only=17' repeats one trial (docs/reliability.md).
+kill: setup ## stop a small run at every change of a file and every step; the same command again must give the same
+	@$(PY) -W ignore -m tests.reliability.kill workers=$(WORKERS) $(TRY)
+
+fuzz: setup ## 2,000 seeded bad inputs: pictures, clips, options, prompts, folders
+	@$(PY) -W ignore -m tests.reliability.fuzz workers=$(WORKERS) $(TRY)
+
+disk: setup ## full disks, missing rights, vanished folders
+	@$(PY) -W ignore -m tests.reliability.disk workers=$(WORKERS) $(TRY)
+
+together: setup ## several processes on one cache, one run, one name, one sweep
+	@$(PY) -W ignore -m tests.reliability.together workers=1 $(TRY)
+
+clean: ## remove the environment, builds and caches; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Draw the figures of docs/method.md and the README's animation from the files of one run folder.
+"""Draw the figures of docs/method.md from the files of one run folder.
 
     python -m tave.train video=bus_to_suv        # prints the run folder
     python docs/figures.py RUN_FOLDER            # docs/figures/*.png
@@ -15,16 +15,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tave.attention import SparseCausalAttention
 from tave.config import WHOLE
 from tave.video import read_clip
 
 DOCS = Path(__file__).parent
 COLUMNS = 8  # pictures side by side, at most
-COLOURS, SIDE = 128, 192  # of a figure's palette; px of a picture in the animation
+COLOURS = 128  # of a figure's palette
 
 
 def read_frames(path: Path) -> np.ndarray:
@@ -55,6 +57,26 @@ def grid(rows: dict[str, list[np.ndarray]], titles: list[str] | None = None, sid
         line[0].set_ylabel(label, fontsize=7)
     for panel, title in zip(panels[0], titles or [], strict=False):
         panel.set_title(title, fontsize=7)
+    return figure
+
+
+def attended_frames(run: Path) -> Figure:
+    """Which frames (columns) each frame (rows) takes keys and values from, before and after inflation."""
+    record = json.loads((run / "run.json").read_text())
+    frame, kv_frames = np.arange(record["size"][0]), record["config"]["inflation"]["kv_frames"]
+    alone = torch.eye(len(frame))  # the states of a clip of one cell: each frame has one of its own
+    sparse = SparseCausalAttention(len(frame), kv_frames).gather(alone[:, None]).amax(1)
+    panels = {"image network": alone, f"ST-Attn: {kv_frames}": sparse, "T-Attn": torch.ones_like(sparse)}
+    figure = Figure(figsize=(6.0, 2.3), layout="constrained")
+    for axes, (title, matrix) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        axes.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1.4, edgecolors="white", linewidth=1)
+        axes.set_xticks(frame + 0.5, frame + 1, fontsize=6)
+        axes.set_yticks(frame + 0.5, frame + 1, fontsize=6)
+        axes.set(aspect="equal")
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=7)
+        axes.set_xlabel("key, value: frame", fontsize=7)
+    figure.axes[0].set_ylabel("query: frame", fontsize=7)
     return figure
 
 
@@ -119,6 +141,7 @@ def main(run: Path) -> None:
     (DOCS / "figures").mkdir(exist_ok=True)
     titles, encoded = ["target image", "target as encoded", "source as encoded"], read_picture(edit / "reference.png")
     save("condition", grid({"": [target, encoded, source[middle]]}, titles, side=1.8))
+    save("inflation", attended_frames(run))
     save("loss", loss_curve(run))
     save("trajectory", level_pictures(run))
     maps = spread(len(per_step))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
+from tave.record import check_record, read_edit, read_run, recorded
 from tave.video import Image4, MaskRequest, VideoError, read_clip, read_image, read_masks, read_matte
 from tave.video.frames import from_pixels
 
 from . import EvalError
 from .ideal import IdealLayers
+from .records import mapping_in, text_in
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +130,9 @@ def read_cases(run: Path, names: Collection[str] | None = None, annotations: Pat
 
 
 def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
-    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    check_record(run, ("source.mp4", "round_trip.mp4"))
+    check_record(folder)
+    record = read_run(run)
     path = folder / "soft_mask.npz"
     arrays = _arrays(path, ("binary", "mask", "alpha"))
     source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", folder / "edited.mp4"))
@@ -135,40 +140,53 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         if shape != edited[:, 0].shape:
             raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
-    config, annotation = record.get("config") or {}, None
+    annotation = None
     if annotations:
-        if not (video := config.get("video")):
+        if not mapping_in(record.get("config", {}), "video", run / "run.json"):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
-        annotation = read_annotations(annotations, edited, ReadOptions.recorded(video))
+        annotation = read_annotations(annotations, edited, ReadOptions.recorded(recorded(run)["video"]))
     return Case(
         name=folder.name,
         source=source,
         edited=edited,
         masks=Masks(final, binary, torch.from_numpy(arrays["alpha"])),
-        request=_read_request(folder / "edit.json", record.get("image_encoder"), config),
+        request=_read_request(folder, record, run / "run.json"),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         annotation=annotation,
         round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
     )
 
 
-def _read_request(path: Path, conditioner: str | None, config: dict[str, Any]) -> Request:
-    """``edit.json``; the target image counts if it is still the one that was used."""
-    folder = Path(conditioner) if conditioner else None
+def _read_request(folder: Path, run: Mapping[str, Any], beside: Path) -> Request:
+    """What ``edit.json`` says; the target image and its matte count if they are still those that were used."""
+    path, conditioner = folder / "edit.json", _conditioner(run)
     if not path.is_file():
-        return Request(missing=f"{path} is missing", conditioner=folder)
-    record = read_json(path)
-    source_prompt = record.get("source_prompt") or (config.get("video") or {}).get("source_prompt")
-    image, missing, at, matte = None, "", record.get("target_image"), record.get("matte")
-    if not at:
-        missing = "edit.json names no target image"
-    elif not Path(at).is_file():
-        missing = f"the target image {at} is no longer there"
-    elif file_digest(at) != record.get("sha256"):
-        missing = f"the target image {at} has changed since the edit"
-    else:
-        image = read_picture(Path(at), Path(matte) if matte and Path(matte).is_file() else None)
-    return Request(source_prompt, record.get("target_prompt"), image, missing, folder)
+        return Request(missing=f"{path} is missing", conditioner=conditioner)
+    record = read_edit(folder)
+    video = mapping_in(run.get("config", {}), "video", beside)
+    source = text_in(record, "source_prompt", path) or text_in(video, "source_prompt", beside)
+    at, matte = text_in(record, "target_image", path), text_in(record, "matte", path)
+    missing = "" if at else "edit.json names no target image"
+    for name, file, digest in (("target image", at, "sha256"), ("matte", matte, "matte_sha256")):
+        if file and not missing and not Path(file).is_file():
+            missing = f"the {name} {file} is no longer there"
+        elif file and not missing and file_digest(file) != record.get(digest):
+            missing = f"the {name} {file} has changed since the edit"
+    image = read_picture(Path(at), Path(matte) if matte else None) if at and not missing else None
+    return Request(source, text_in(record, "target_prompt", path), image, missing, conditioner)
+
+
+def _conditioner(run: Mapping[str, Any]) -> Path | None:
+    """The folder of the image encoder that conditioned the edit, if its files are still the recorded ones."""
+    folder, known = run.get("image_encoder"), {str(digest) for digest in run.get("weights", {}).values()}
+    files = sorted(Path(folder).glob("*.safetensors")) if isinstance(folder, str) else []
+    stamps = [(file, file.stat().st_mtime_ns) for file in files]
+    return Path(str(folder)) if files and all(_digest(*stamp) in known for stamp in stamps) else None
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:  # of gigabytes, for each edit of a run
+    return file_digest(path)
 
 
 def read_picture(path: Path, matte: Path | None = None) -> Image4:
@@ -249,6 +267,8 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
     if missing := set(names) - set(found):
         raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
+    if odd := [name for name, array in found.items() if array.dtype not in (np.uint8, np.bool_) or array.ndim < 3]:
+        raise EvalError(f"{path}: {', '.join(odd)} is no stack of masks or pictures (uint8)")
     return found
 
 

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tave.files import file_digest
+from tave.files import file_digest, read_json
 from tave.video.frames import to_pixels
 
 from . import EvalError, WeightsError
+from .runs import flat
 
 BATCH = 64
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -143,7 +144,17 @@ def load_folder(folder: str | Path, name: str | None = None, sha256: str | None 
     if not files or not (folder / "open_clip_config.json").is_file():
         needed = f"open_clip_config.json and {CLIP_FILES[0]}"
         raise EvalError(f"{folder} doesn't hold {needed}: give the folder of an open_clip model")
+    _check_config(folder / "open_clip_config.json")
     return OpenClip(f"local-dir:{folder}", verify(files[0], sha256), name or folder.name)
+
+
+def _check_config(file: Path) -> None:
+    """Raise :class:`EvalError` for what no CLIP has, of which open_clip would build all, and for code."""
+    for key, value in flat(read_json(file, "copy it again"), "config."):
+        name = key.rpartition(".")[2]
+        most = {"vocab_size": 1_000_000, "layers": 256}.get(name, 16_384)
+        if (isinstance(value, int | float) and not abs(value) <= most) or (name == "trust_remote_code" and value):
+            raise EvalError(f"{file}: {name}={str(value)[:20]} is nothing that is built: copy it again")
 
 
 def load_encoder(name: str, sha256: str | None = None, cache: Path | None = None) -> OpenClip:
@@ -254,8 +265,9 @@ def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: An
     made = f"{title}@{verify(file).sha256[:12]}"
     try:
         with offline():
-            loaded = model.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-            return loaded, processor.from_pretrained(folder, local_files_only=True), made
+            settings = {"local_files_only": True, "trust_remote_code": False}
+            loaded = model.from_pretrained(folder, **settings).eval().requires_grad_(False)
+            return loaded, processor.from_pretrained(folder, **settings), made
     except LOADING_ERRORS as error:
         raise WeightsError(f"{key}={name}: transformers can't load it: {_reason(error)}") from error
 

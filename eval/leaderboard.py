@@ -1,12 +1,13 @@
 """Many run folders -> one leaderboard as JSON, CSV, Markdown and an HTML page that plays the clips; all figures in CSV.
 
-    python -m eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark
+    python -m tave.eval.leaderboard runs='outputs/benchmark/**' out=outputs/benchmark
 
 It is built from the run folders alone. The meaning of a number is in its id, and two ids never share a column.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Sequence
@@ -15,11 +16,11 @@ from typing import Any
 
 from tave.cli import entry_point
 from tave.config import LeaderboardOptions
-from tave.files import whole_file, write_json
+from tave.files import prepare, whole_file, write_json
 
 from . import EvalError
 from .runs import Results, find, read_results, split_methods
-from .tables import ALL, ARROWS, FEWEST, as_json, escape, markdown_table, reference_of
+from .tables import ALL, ARROWS, FEWEST, as_json, code, escape, markdown_table, reference_of
 
 NO_CONTROL = "No untouched source, no frozen frame, no pasted target: python -m tave.benchmark makes them."
 NARROW = f"Intervals of few cases are too narrow: below {FEWEST} cases no difference is decided, whatever its interval."
@@ -37,6 +38,7 @@ def leaderboard(options: LeaderboardOptions) -> Path:
         raise EvalError(f"versus={options.versus}: no such method; there are {', '.join(board['methods'])}")
     board["notices"] = _notices(board)
     out = Path(options.out)
+    prepare(out)
     head = ["method", "group", "metric", "mean", "low", "high", "n"]
     names = [name for name in found.metrics if any(name in result.figures for result in found.results)]
     edits = [
@@ -84,6 +86,7 @@ def _notices(board: dict[str, Any]) -> dict[str, list[str]]:
         "Repeated, and averaged": [
             f"{each['case']}, {each['method']}: {each['n']} edits of seed {each['seed']}" for each in board["repeated"]
         ],
+        "Left out": board["left_out"],
         "Few cases": [NARROW],
     }
     return {heading: lines for heading, lines in found.items() if lines}
@@ -96,20 +99,22 @@ def markdown(board: dict[str, Any], title: str, note: str) -> str:
     for group in board["groups"]:
         names = [m for m in board["metrics"] if any((group, method, m) in cell for method in board["methods"])]
         count = max((e["n"] for e in board["means"] if e["group"] == group), default=0)
-        body = [[method, *(_shown(cell.get((group, method, m))) for m in names)] for method in board["methods"]]
+        body = [[escape(method), *(_shown(cell.get((group, method, m))) for m in names)] for method in board["methods"]]
         known = {(e["reference"], e["metric"]): e for e in board["references"] if e["group"] == group}
         for reference in dict.fromkeys(reference for reference, _ in known):
             body.append([f"*{reference}*", *(_shown(known.get((reference, m))) for m in names)])
-        heads = [_headed(board, m) for m in names]
+        heads = [escape(_headed(board, m)) for m in names]
         lines += [f"## {escape(group)} ({count} cases)", "", *markdown_table(["method", *heads], body), ""]
         pair = {(p["method"], p["metric"]): p for p in board["paired"] if p["group"] == group}
         others = [method for method in board["methods"] if any((method, m) in pair for m in names)]
         if others:
-            body = [[method, *(_shown(pair.get((method, m)), "difference") for m in names)] for method in others]
-            lines += [*markdown_table([f"{board['versus']} minus", *heads], body), ""]
+            body = [
+                [escape(method), *(_shown(pair.get((method, m)), "difference") for m in names)] for method in others
+            ]
+            lines += [*markdown_table([f"{escape(board['versus'])} minus", *heads], body), ""]
     for heading, entries in board["notices"].items():
         lines += [f"## {heading}", "", *(f"- {escape(line)}" for line in entries), ""]
-    ids = [f"- `{name}`: `{facts['id']}`" for name, facts in board["metrics"].items()]
+    ids = [f"- {code(name)}: {code(facts['id'])}" for name, facts in board["metrics"].items()]
     return "\n".join([*lines, "## Ids", "", *ids, ""])
 
 
@@ -123,8 +128,18 @@ def _shown(record: dict[str, Any] | None, key: str = "mean") -> str:
 
 def _csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     sink = io.StringIO()
-    csv.writer(sink).writerows([head, *lines])
+    csv.writer(sink).writerows([_cell(value) for value in line] for line in (head, *lines))
     return sink.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A name that a spreadsheet would take for a formula gets an apostrophe; numbers stay as they are."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@")):
+        return value
+    with contextlib.suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}"
 
 
 def _work(options: LeaderboardOptions, _: object) -> None:

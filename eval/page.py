@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.nn import functional
 
+from tave.record import check_record
 from tave.video import read_clip, write_video
 
 from .cases import WHOLE
@@ -70,7 +71,11 @@ def _video(caption: str, path: Path) -> str:
     """A clip as every browser plays it: the files are lossless RGB or 4:4:4, which many don't decode."""
     if not path.is_file():
         return ""
-    clip = read_clip(path, WHOLE)
+    try:
+        check_record(path.parent, [path.name])
+        clip = read_clip(path, WHOLE)
+    except (OSError, ValueError):
+        return f"<figure><figcaption>{html.escape(caption)}: can't be read</figcaption></figure>"
     height, width = clip.frames.shape[2:]
     even = functional.pad(clip.frames, (0, width % 2, 0, height % 2), mode="replicate")  # 4:2:0 has no odd sides
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tave.config import WHOLE
+from tave.files import whole_file
 from tave.video import read_clip, read_image
 
 from . import EvalError
@@ -210,4 +211,5 @@ def save_small(figure: Figure, path: Path) -> None:
     """Write ``figure`` as a PNG with 64 colours: a third of the bytes, since figures are committed."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110)
-    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    with whole_file(path) as waiting:
+        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(waiting, "PNG", optimize=True)

@@ -1,7 +1,7 @@
 """Measure a run folder, or bare files of any system.
 
-    python -m eval.score run=RUN_FOLDER
-    python -m eval.score edited=a.mp4 source=b.mp4 mask=m.mp4 target_image=t.png target_prompt="..." [out=figures.json]
+    python -m tave.eval.score run=RUN_FOLDER
+    python -m tave.eval.score edited=a.mp4 source=b.mp4 mask=m.mp4 target_image=t.png target_prompt="..."
 
 A run's figures are merged into its ``metrics.json``.
 """
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
-from tave.files import read_json, write_json
+from tave.files import prepare, write_json
+from tave.record import changed_metrics, check_links
 
 from . import EvalError, WeightsError
 from .tables import BETTER
@@ -129,6 +130,7 @@ def score_edits(
     """:func:`score_run` with a toolbox that may be shared between runs; the notes are left to the caller."""
     from .cases import read_cases
 
+    check_links(run)
     scores = score_cases(read_cases(run, names, annotations), tools)
     merge_metrics(run / "metrics.json", scores.edits, scores.metrics)
     return scores
@@ -147,15 +149,15 @@ def merge_metrics(path: Path, edits: dict[str, dict[str, Any]], metrics: dict[st
 
     A metric has one id in the file. If it gets another, its older values are dropped from all edits, with a warning.
     """
-    record = read_json(path) if path.is_file() else {}
-    known, facts = record.get("edits", {}), record.get("metrics", {})
-    changed = {name for name, about in metrics.items() if name in facts and facts[name]["id"] != about["id"]}
-    dropped = [f"{edit}.{name}" for edit in known for name in sorted(changed & set(known[edit])) if edit not in edits]
-    if dropped:
-        log.warning("%s: dropped %s, measured under other ids; score the whole run again", path, ", ".join(dropped))
-    kept = {edit: {name: v for name, v in figures.items() if name not in changed} for edit, figures in known.items()}
-    merged = {edit: kept.get(edit, {}) | figures for edit, figures in edits.items()}
-    write_json(path, record | {"edits": kept | merged, "metrics": facts | metrics})
+    with changed_metrics(path.parent) as record:
+        known, facts = record.get("edits", {}), record.get("metrics", {})
+        changed = {name for name, about in metrics.items() if name in facts and facts[name].get("id") != about["id"]}
+        other = [f"{edit}.{name}" for edit in known for name in sorted(changed & set(known[edit])) if edit not in edits]
+        if other:
+            log.warning("%s: dropped %s, measured under other ids; score the whole run again", path, ", ".join(other))
+        kept = {edit: {key: v for key, v in figures.items() if key not in changed} for edit, figures in known.items()}
+        merged = {edit: kept.get(edit, {}) | figures for edit, figures in edits.items()}
+        record |= {"edits": kept | merged, "metrics": facts | metrics}
 
 
 def table(scores: Scores) -> str:
@@ -176,6 +178,7 @@ def score(options: ScoreOptions) -> None:
     tools = Toolbox(judge_folder(options.judge), options.clip, options.clip_sha256, options.dino, options.pickscore)
     annotations = Path(options.annotations) if options.annotations else None
     given = [key for key in FILES if getattr(options, key) is not None]
+    prepare(*(Path(place) for place in (options.run, options.out and Path(options.out).parent) if place))
     if options.run is not None:
         if given:
             raise EvalError(f"{', '.join(given)} given beside run: a run folder has its own; drop one or the other")

@@ -6,6 +6,7 @@ percentile bootstraps (Efron 1979) of the mean from one seeded draw, so that a t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -137,17 +138,23 @@ def as_json(found: Results, metrics: Sequence[str], versus: str) -> dict[str, An
         "failed": found.failed,
         "missing": missing(results, found.failed),
         "repeated": repeated(results),
+        "left_out": found.left_out,
     }
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; every cell is escaped, so that names can't break it."""
-    made = [head, ["---"] * len(head), *lines]
-    return [f"| {' | '.join(map(escape, line))} |" for line in made]
+    """A Markdown table of cells in Markdown: names in them are to be escaped."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
 
 
 def escape(text: str) -> str:
-    """``text`` as a Markdown table shows it unchanged."""
-    for character, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
+    """``text`` as Markdown shows it unchanged, in a table, a list or a heading."""
+    for character, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\n", " "), ("\r", " ")):
         text = text.replace(character, escaped)
-    return text
+    text = re.sub(r"[\\`*|~]|\](?=[(\[:])|\b_|_\b|^[-+#=\[]", r"\\\g<0>", text)
+    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)
+
+
+def code(text: str) -> str:
+    """``text`` as a code span of Markdown, in which nothing else is Markdown."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
-from tave.cli import changed, compose_options, typed
+from tave.cli import compose_options, typed
 from tave.config import WHOLE, slug
-from tave.files import read_json
-from tave.keys import quoted
+from tave.interrupts import Interrupted, handled
+from tave.keys import literal, quoted
+from tave.record import check_record, read_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,13 +52,24 @@ class EditedClip:
     @cached_property
     def figures(self) -> dict[str, Any]:
         """What was measured, by metric; empty if nothing was."""
-        return read_json(self.folder.parents[1] / "metrics.json").get("edits", {}).get(self.folder.name, {})
+        return read_metrics(self.folder.parents[1]).get("edits", {}).get(self.folder.name, {})
 
 
 def _frames(path: Path) -> Tensor:
     from tave.video import read_clip
 
+    check_record(path.parent, [path.name])
     return read_clip(path, WHOLE).frames
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End at the next step on Ctrl-C, as the entry points do, with the exception that a notebook expects."""
+    with handled():
+        try:
+            yield
+        except Interrupted as error:
+            raise (KeyboardInterrupt if error.signum == SIGINT else SystemExit(error.code)) from None
 
 
 def tune_clip(
@@ -76,7 +90,8 @@ def tune_clip(
     given = ["+video=custom", f"video.path={quoted(clip)}", f"video.source_prompt={quoted(prompt)}"]
     options = compose_options("train", [*given, *overrides])
     place = Path("outputs") / slug(Path(clip).stem) / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    return TunedClip(train(options, Path(folder) if folder is not None else place, show=show))
+    with _interruptible():
+        return TunedClip(train(options, Path(folder) if folder is not None else place, show=show))
 
 
 def edit_clip(
@@ -93,11 +108,13 @@ def edit_clip(
     Several images are pictures of one object. ``overrides`` are those of ``tave.edit``. Raises ValueError like
     :func:`tune_clip`.
     """
-    from tave.edit import edit, recorded
+    from tave.edit import edit, options_of
 
     folder = run.folder if isinstance(run, TunedClip) else Path(run)
-    cfg = changed(recorded(folder), overrides)
+    cfg = options_of(folder, overrides)
     images = [str(target_image)] if isinstance(target_image, str | Path) else [str(path) for path in target_image]
-    cfg.video.target_image, cfg.video.target_prompt, cfg.video.edit = images, prompt, name
-    *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
+    cfg.video.target_image, cfg.video.target_prompt = [literal(path) for path in images], literal(prompt)
+    cfg.video.edit = name
+    with _interruptible():
+        *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
     return EditedClip(folder / "edits" / made)

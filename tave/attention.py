@@ -13,9 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tave.config import choice
-
-KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
+from tave.config import KV_FRAMES, choice
 
 
 class SparseCausalAttention:
@@ -42,10 +40,10 @@ class SparseCausalAttention:
         """
         to_q, to_k, to_v, to_out, dropout = projections(attn)
         # projected once, gathered after: no frame is projected twice
-        key, value = self._gather(to_k(hidden_states)), self._gather(to_v(hidden_states))
+        key, value = self.gather(to_k(hidden_states)), self.gather(to_v(hidden_states))
         return dropout(to_out(attend(to_q(hidden_states), key, value, attn.heads, attn.scale, attn.upcast_attention)))
 
-    def _gather(self, states: Tensor) -> Tensor:
+    def gather(self, states: Tensor) -> Tensor:
         """`(b f) n d` -> `(b f) k*n d`, the cells of the k frames that each frame attends to."""
         clip = states.unflatten(0, (-1, self.frames))  # b f n d
         seen = {

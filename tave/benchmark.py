@@ -7,22 +7,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import cache, lru_cache, partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from tave.cli import Context, changed, compose_options, entry_point, typed
-from tave.config import CONF, OURS, BenchmarkOptions, EditEntry, MethodOptions, OptionError, TrainOptions
-from tave.files import content_digest, read_json, write_json
+from tave.cli import Context, compose_config, entry_point, resolved, typed
+from tave.config import (
+    CONF,
+    OURS,
+    BenchmarkOptions,
+    EditEntry,
+    MethodOptions,
+    OptionError,
+    TrainOptions,
+    check_name,
+)
+from tave.edit import changed, edit
+from tave.files import content_digest, prepare, write_json
+from tave.interrupts import at_once, follow_parent
 from tave.keys import quoted
 from tave.listing import ListedCase, listing_of, read_listing
+from tave.record import SUMS, read_edit, rewriting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTROLS = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose", "per_frame")
+KILLED = "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
 EDITING = ("reference", "mask", "correction", "sampler")  # what may differ between methods: edits share one tuned clip
 
 
@@ -57,17 +71,22 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
     What is already made is not made again; a failure is recorded in its case's ``failed.json`` and the rest continues.
     """
     check_methods(options)
+    prepare(Path(options.folder))
     cases = [case for case in read_listing(_listing(options)) if not options.only or case.name in options.only]
     if not cases:
         raise OptionError(f"only={options.only} matches no case of the set")
     cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
     jobs = [Job(case, seed, _home(options, case, seed), options) for case in cases for seed in options.seeds]
+    homes = [job.home for job in jobs]
+    if shared := next((home for home in homes if homes.count(home) > 1), None):
+        raise OptionError(f"{shared} would hold two runs: give each seed once, and no case another's name with -seedN")
     failed: list[dict[str, Any]] = []
-    for done, (job, wrong) in enumerate(_finished(jobs, options.workers), 1):
-        failed += wrong
-        if show:
-            result = "failed: " + ", ".join(entry["method"] for entry in wrong) if wrong else "done"
-            print(f"[{done}/{len(jobs)}] {job.home.name}: {result}", file=sys.stderr, flush=True)
+    with closing(_finished(jobs, options.workers)) as finished:
+        for done, (job, wrong) in enumerate(finished, 1):
+            failed += wrong
+            if show:
+                result = "failed: " + ", ".join(entry["method"] for entry in wrong) if wrong else "done"
+                print(f"[{done}/{len(jobs)}] {job.home.name}: {result}", file=sys.stderr, flush=True)
     return failed
 
 
@@ -84,9 +103,9 @@ def _home(options: BenchmarkOptions, case: ListedCase, seed: int) -> Path:
     return Path(options.folder) / (case.name if seed == options.seeds[0] else f"{case.name}-seed{seed}")
 
 
-def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[str, Any]]]]:
+def _finished(jobs: list[Job], workers: int) -> Generator[tuple[Job, list[dict[str, Any]]], None, None]:
     """Run the jobs, in this process or in ``workers`` processes with an equal share of the threads; yield them as they
-    end.
+    end. What ends this process ends the workers at their next step.
     """
     if workers == 1 or len(jobs) == 1:
         yield from ((job, run_case(job)) for job in jobs)
@@ -95,17 +114,32 @@ def _finished(jobs: list[Job], workers: int) -> Iterator[tuple[Job, list[dict[st
 
     threads = max(1, torch.get_num_threads() // workers)
     # forked processes would hang in the threads of their parent
-    with ProcessPoolExecutor(workers, get_context("spawn"), partial(torch.set_num_threads, threads)) as pool:
-        waiting = {pool.submit(run_case, job): job for job in jobs}
-        for future in as_completed(waiting):
-            job = waiting[future]
-            try:
-                yield job, future.result()
-            except BrokenProcessPool:
-                error = (
-                    "a worker process was killed, perhaps for lack of memory: run the same command with fewer workers"
-                )
-                yield job, [{"case": job.case.name, "seed": job.seed, "method": "worker", "error": error}]
+    with ProcessPoolExecutor(workers, get_context("spawn"), partial(_begin_worker, threads)) as pool:
+        waiting = {pool.submit(_in_worker, job): job for job in jobs}
+        try:
+            for future in as_completed(waiting):
+                job = waiting[future]
+                try:
+                    yield job, future.result()
+                except BrokenProcessPool:
+                    yield job, [{"case": job.case.name, "seed": job.seed, "method": "worker", "error": KILLED}]
+        except BaseException:
+            for worker in active_children():
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    follow_parent()
+
+
+def _in_worker(job: Job) -> list[dict[str, Any]]:
+    with at_once():
+        return run_case(job)
 
 
 def run_case(job: Job) -> list[dict[str, Any]]:
@@ -132,10 +166,11 @@ def run_case(job: Job) -> list[dict[str, Any]]:
             elif known or not method.oracle:
                 attempt(name, lambda name=name, method=method: edit_by(job, name, method))
     path = job.home / "failed.json"
-    if failed:
-        write_json(path, {"failed": failed})
-    else:
-        path.unlink(missing_ok=True)
+    with rewriting(job.home, path.name):
+        if failed:
+            write_json(path, {"failed": failed})
+        else:
+            path.unlink(missing_ok=True)
     return failed
 
 
@@ -148,6 +183,7 @@ def check_methods(options: BenchmarkOptions) -> None:
         known = ", ".join([*options.define, *CONTROLS])
         raise OptionError(f"methods={unknown} not known: choose of {known}, or define.NAME={{overrides: [...]}}")
     for name in options.methods:
+        check_name(f"methods: {name!r}", name)
         if method := options.define.get(name):
             _overrides(name, method)
 
@@ -174,8 +210,13 @@ def tune(job: Job) -> None:
     """Tune on the case's clip, unless its run folder holds that tuning."""
     from tave.train import train
 
+    train(_options(job), job.home, show=False)
+
+
+def _options(job: Job, overrides: Sequence[str] = ()) -> TrainOptions:
+    """The options of a case's tuning, under the ``overrides`` of an edit."""
     case, options = job.case, job.options
-    given = [
+    given = (
         "+video=custom",
         f"video.name={case.name}",
         f"video.path={quoted(case.path)}",
@@ -186,20 +227,18 @@ def tune(job: Job) -> None:
         *options.overrides,
         *([f"video.frames={case.frames}"] if case.frames else []),
         f"seed={job.seed}",
-    ]
-    train(compose_options("train", given), job.home, show=False)
+    )
+    return typed(changed(_composed(given), overrides))
 
 
-def _options(job: Job, overrides: list[str]) -> TrainOptions:
-    from tave.edit import recorded
-
-    return typed(changed(recorded(job.home), overrides))
+@lru_cache(1)  # composing takes as long as a small edit, and a case's edits have one configuration
+def _composed(given: tuple[str, ...]) -> dict[str, Any]:
+    return resolved(compose_config("train", given))
 
 
 def edit_by(job: Job, name: str, method: MethodOptions) -> None:
     """Make and measure a method's edit, unless it is there."""
     from tave.controls import true_region
-    from tave.edit import edit
 
     options = _options(job, _overrides(name, method))
     case = job.case
@@ -226,13 +265,15 @@ def control(job: Job, name: str) -> None:
     ours = job.home / "edits" / OURS / "edit.json"
     if not ours.is_file():
         raise OptionError(f"{job.home}: the control {name} shares the masks of {OURS}, which is not there: run both")
-    options = _options(job, [])
+    options = _options(job)
     known = [content_digest(path) for path in (job.case.truth, job.case.annotations) if path]
-    key = key_of(name, read_json(ours)["key"], known)
+    key = key_of(name, read_edit(ours.parent)["key"], known)
     path = job.home / "edits" / name / "edit.json"
     if not is_made(path, key):
-        make(name, job.home, job.case, _frame_editor(job, options))
-        write_json(path, read_json(path) | {"key": key, "benchmark": job.label | {"method": name}})
+        with rewriting(job.home, f"edits/{name}/{SUMS}"):
+            make(name, job.home, job.case, _frame_editor(job, options))
+            with rewriting(path.parent, path.name):
+                write_json(path, read_edit(path.parent) | {"key": key, "benchmark": job.label | {"method": name}})
     _measure(job, options, name)
 
 
@@ -275,8 +316,9 @@ def _work(options: BenchmarkOptions, context: Context) -> None:
     failed = benchmark(options)
     print(options.folder)
     if failed:
-        listed = ", ".join(f"{entry['case']}/{entry['method']}" for entry in failed)
-        raise OptionError(f"{len(failed)} failed, see failed.json in each case's folder in {options.folder}: {listed}")
+        for entry in failed:
+            print(f"  {entry['case']}, seed {entry['seed']}, {entry['method']}: {entry['error']}", file=sys.stderr)
+        raise OptionError(f"{len(failed)} failed, as listed above and in failed.json in each case's folder")
 
 
 main = entry_point("run a benchmark", "benchmark", _work)

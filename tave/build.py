@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,14 +16,15 @@ from lightning.pytorch.loggers import Logger
 
 from tave.backbone import Backbone, load_backbone
 from tave.cache import Cache
-from tave.config import OptionError, TrainOptions, within
+from tave.checkpoints import CheckpointFile
+from tave.config import ONE_GPU, OptionError, TrainOptions, within
 from tave.denoiser import Denoiser
 from tave.editor import Editor
 from tave.encoders import Encoders, image_levels
 from tave.inflate import compile_blocks, inflate, select_trainables
 from tave.memory import held, hold, use_tiles
 from tave.pipeline import Pipeline
-from tave.progress import Progress
+from tave.progress import OnStep, Progress
 from tave.schedule import Schedule
 
 
@@ -71,10 +75,15 @@ def _save_memory(backbone: Backbone, unet: UNet2DConditionModel, options: TrainO
 def build_trainer(
     options: TrainOptions, folder: str, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
 ) -> L.Trainer:
-    """The Trainer of both loops. Raises OptionError, in one line, for arguments that it does not take."""
+    """The Trainer of both loops. Raises OptionError, in one line, for arguments that it does not take.
+
+    One clip is tuned and edited on one device: with several Lightning would start the command once for each of them.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    given = options.trainer.get("plugins") or []
+    plugins = [CheckpointFile(), *(given if isinstance(given, list | tuple) else [given])]
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             max_steps=options.tuning.steps,
             gradient_clip_val=options.tuning.gradient_clip or None,
             callbacks=list(callbacks),
@@ -82,7 +91,34 @@ def build_trainer(
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **options.trainer,
+            **{**options.trainer, "plugins": plugins},
         )
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Lightning's own classes among them
         raise OptionError(f"trainer: {' '.join(str(error).split())}; see the arguments of lightning.Trainer") from error
+    if trainer.world_size > 1:
+        devices = options.trainer.get("devices")
+        raise OptionError(
+            f"trainer.devices={devices} are {trainer.world_size} devices, and a clip is edited on one: set "
+            f"trainer.devices=1{ONE_GPU}"
+        )
+    return trainer
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
+    with warnings.catch_warnings():
+        for message in ("does not have many workers", "LeafSpec", "logging interval", "in eval mode",
+                        "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
+            warnings.filterwarnings("ignore", f".*{message}.*")
+        yield
+
+
+class Tick(Callback):
+    """Moves the tuning bar."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self.on_step = on_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.on_step(trainer.global_step, trainer.max_steps)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tave.files import read_json, whole_file
+from tave.files import FileError, read_json, whole_file, write_json
+from tave.finite import check_finite
+from tave.locks import UPDATE, claimed
 from tave.progress import Progress
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2  # part of every key: raise it when a product changes its meaning, and older ones are made again
 
 
+Form = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name -> shape and type of each tensor."""
+
+
 class StoredError(ValueError):
     """A stored product that can't be read; the message names the file and the remedy."""
+
+
+class DamagedError(StoredError):
+    """A stored product that is not what was written. ``fault`` names the file and the reason without a remedy."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.fault = f"{path} is damaged ({reason})"
+        super().__init__(f"{self.fault}: delete it and run again")
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------
@@ -58,35 +76,109 @@ def _plain(value: Any) -> str:
 def is_made(product: Path, key: str, entry: str | None = None) -> bool:
     """Whether ``product`` is stored with ``key``: a safetensors file of :func:`write_tensors`, or a JSON file.
 
-    A JSON file has its ``key`` at the top, or one for each ``entry`` under ``keys``.
+    A JSON file has its ``key`` at the top, or one for each ``entry`` under ``keys``. Damaged tensors, which a line
+    names, are not made.
     """
-    if not product.is_file():
-        return False
-    about = read_json(product) if product.suffix == ".json" else read_about(product)
-    return key == (about.get("key") if entry is None else about.get("keys", {}).get(entry))
+    if product.suffix != ".json":
+        return find_tensors(product, key) is not None
+    about = read_json(product) if product.is_file() else {}
+    keys: Any = {None: about.get("key")} if entry is None else about.get("keys")
+    return isinstance(keys, dict) and keys.get(entry) == key
 
 
 # ---- stored tensors --------------------------------------------------------------------------------------------------
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description into one safetensors file, atomically."""
+    """Write tensors, a JSON description and a digest of both into one safetensors file, atomically.
+
+    Raises :class:`NonFiniteError` for NaN and infinity, and writes nothing.
+    """
+    check_finite(f"storing {path}", tensors)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(
+        {**about, "sha256": _digest(held, about)}
+    )  # in one entry: safetensors writes several in any order
     with whole_file(path) as waiting:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, waiting, {"about": json.dumps(about)})
+        save_file(held, waiting, {"about": text})
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The description of a file of :func:`write_tensors`, without reading its tensors."""
-    with _stored(path) as stored:
-        return json.loads((stored.metadata() or {}).get("about", "{}"))
+    """The description of a file of :func:`write_tensors`; raises like :func:`read_tensors`."""
+    return read_tensors(path)[1]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file of :func:`write_tensors`."""
+    """Tensors and description of a file of :func:`write_tensors`.
+
+    Raises :class:`DamagedError` if they are not what was written, :class:`StoredError` if there is no such file.
+    """
     with _stored(path) as stored:
         # Copied: memory mapped at odd offsets uses other CPU kernels, and a seed would no longer fix the bits.
         tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118 - not a mapping
-    return tensors, read_about(path)
+        about = _about(stored, path)
+    digest = about.pop("sha256", None)
+    if digest != _digest(tensors, about):
+        raise DamagedError(path, "its content differs from its SHA-256" if digest else "its SHA-256 is missing")
+    return tensors, about
+
+
+def find_tensors(path: Path, key: str, form: Form | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """:func:`read_tensors` of what is stored with ``key`` and, where given, in ``form``; None if that isn't there.
+
+    What is damaged, or of another form, is named in one line and not returned.
+    """
+    if not path.is_file():
+        return None
+    try:
+        tensors, about = read_tensors(path)
+        if about.get("key") != key:
+            return None
+        if form is not None and (strange := _differing(form_of(tensors), form)):
+            raise DamagedError(path, strange)
+    except StoredError as error:
+        log.warning("%s: making it again", error.fault if isinstance(error, DamagedError) else error)
+        return None
+    return tensors, about
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """What a file of :func:`write_tensors` says of itself, without reading its tensors and unverified."""
+    with _stored(path) as stored:
+        return _about(stored, path)
+
+
+def form_of(tensors: Mapping[str, Tensor]) -> Form:
+    """Names, shapes and types."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _differing(found: Form, due: Form) -> str:
+    """The first tensor that is missing, too much, or of another shape or type; "" if there is none."""
+    for name in sorted({*found, *due}):
+        if found.get(name) != due.get(name):
+            had, needed = (form.get(name, "nothing") for form in (found, due))
+            return f"it holds {had} as {name}, expected {needed}"
+    return ""
+
+
+def _about(stored: Any, path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((stored.metadata() or {}).get("about", "{}"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise DamagedError(path, "its description is no JSON object")
+    return about
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and bytes of contiguous CPU tensors, and of their description."""
+    sha = hashlib.sha256(json.dumps(about).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"\n{json.dumps([name, str(tensor.dtype), list(tensor.shape)])}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 @contextmanager
@@ -96,8 +188,35 @@ def _stored(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as stored:
             yield stored
-    except SafetensorError as error:
-        raise StoredError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from error
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(path, f"not a readable safetensors file: {error}") from error
+
+
+# ---- remembered facts ------------------------------------------------------------------------------------------------
+
+
+def recall(path: Path) -> dict[str, str]:
+    """The facts in the JSON file ``path``. Raises :class:`FileError` or :class:`DamagedError` for a damaged one."""
+    content = read_json(path) if path.is_file() else {"facts": {}, "digest": key_of({})}
+    if not isinstance(content.get("facts"), dict) or content.get("digest") != key_of(content["facts"]):
+        raise DamagedError(path, "its content differs from its digest")
+    return content["facts"]
+
+
+def remember(path: Path, facts: Mapping[str, str]) -> dict[str, str]:
+    """Add ``facts`` to those in the JSON file ``path``; returns what it knew before.
+
+    A damaged file is named in one line and made again.
+    """
+    with claimed(path, UPDATE):
+        try:
+            known = recall(path)
+        except (FileError, DamagedError) as error:
+            log.warning("%s: making it again", getattr(error, "fault", error))
+            known = {}
+        if known | dict(facts) != known:
+            write_json(path, {"digest": key_of(known | dict(facts)), "facts": known | dict(facts)})
+    return known
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -124,29 +243,38 @@ class Cache:
         self.copies = dict(copies or {})
 
     def tensors(
-        self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]]
+        self, name: str, parts: Sequence[Any], make: Callable[[], Mapping[str, Tensor]], form: Form | None = None
     ) -> Mapping[str, Tensor]:
         """The tensors of stage ``name`` under a key of ``parts``: stored ones, else ``make()``, which are then stored.
 
-        0-dim tensors are also written into the file's description, under their names.
+        Stored ones that are damaged, or not in ``form``, are named in one line and made again. 0-dim tensors are also
+        written into the file's description, under their names. Raises :class:`NonFiniteError` for NaN and infinity.
         """
         if self.folder is None:
             return make()
         key = key_of(self.scope, *parts)
-        places = [self.folder / f"{name}-{key}.safetensors", *([self.copies[name]] if name in self.copies else [])]
-        found = next((path for path in places if is_made(path, key)), None)
-        if found is not None:
-            tensors, about = read_tensors(found)
-            self.progress.note(f"{name}: found in {found.parent}")
+        entry = self.folder / f"{name}-{key}.safetensors"
+        places = [entry, *([self.copies[name]] if name in self.copies else [])]
+        found = {path: stored for path in places if (stored := find_tensors(path, key, form)) is not None}
+        if found:
+            path, (tensors, about) = next(iter(found.items()))
+            self.progress.note(f"{name}: found in {path.parent}")
             self.progress.remember(about["seconds"])
+            mark_used(entry)
         else:
             before = self.progress.seconds
             tensors = {part: tensor.detach().cpu().clone() for part, tensor in make().items()}
             spent = {stage: now - before.get(stage, 0.0) for stage, now in self.progress.seconds.items()}
             numbers = {part: float(tensor) for part, tensor in tensors.items() if tensor.dim() == 0}
             seconds = {stage: round(took, 3) for stage, took in spent.items() if took > 0}
-            about = {"key": key, "seconds": seconds, **numbers}
+            about = {"key": key, "scope": self.scope, "seconds": seconds, **numbers}
         for path in places:
-            if path != found and not is_made(path, key):
+            if path not in found:
                 write_tensors(path, tensors, about)
         return tensors
+
+
+def mark_used(entry: Path) -> None:
+    """Note the time in an entry's file, for :mod:`tave.stored`; a cache that can only be read stays as it is."""
+    with suppress(OSError):
+        os.utime(entry)

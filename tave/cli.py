@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,6 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,8 +24,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
-from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MISSING, PACKAGE, OptionError, nearest, slug
-from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, unknown
+from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
+from tave.files import FileError, naming, refusal
+from tave.interrupts import Interrupted, handled
+from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, quoted, shown, unknown
+from tave.sweep import Jobs, NewFolders, job_folder
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
 UNNAMED = ("video", "experiment", "backbone", "logger", "metrics", "trainer", "cache")
@@ -69,21 +71,27 @@ def _job(fact: str) -> str | None:
         return experiment or (Path(job.sweep.dir).name if sweeps else None)
     if fact == "values":
         return "".join(
-            f" {word}" for word in job.overrides.task if re.split("[.=]", word.lstrip("+"))[0] not in UNNAMED
+            f" {word}" for word in _plain(job.overrides.task) if re.split("[.=]", word.lstrip("+"))[0] not in UNNAMED
         )
     if fact == "backbone":
         return job.runtime.choices.get("backbone")
     return experiment if experiment and not sweeps else "tave"
 
 
-def _job_folder(values: str) -> str:
-    """The folder of a sweep's job: its values, readable and bounded, and a digest that keeps similar ones apart."""
-    return f"{slug(values)[:80]}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
+def _job_folder(words: ListConfig) -> str:
+    """The folder of a sweep's job with those overrides."""
+    return job_folder(_plain(words))
+
+
+def _plain(words: Any) -> list[str]:
+    """Overrides as they were given: those that Hydra keeps would be interpolated."""
+    return [str(word) for word in OmegaConf.to_container(words, resolve=False)]  # type: ignore[union-attr]
 
 
 OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
 for _resolver in (_clips, _job, _job_folder):
     OmegaConf.register_new_resolver(_resolver.__name__[1:], _resolver, replace=True)
+OmegaConf.register_new_resolver("slug", lambda name: slug(str(name)), replace=True)
 for _name, _root in ROOTS.items():
     ConfigStore.instance().store(name=f"{_name.split('/')[0]}_schema", node=schema(_root.kind))
 
@@ -135,56 +143,14 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def changed(recorded: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
-    """The recorded config of a ``tave.train`` run under the ``overrides`` of another edit.
-
-    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets
-    what its file names. Raises :class:`OptionError` for other keys and for a record of another version.
-    """
-    root = ROOTS["edit"]
-    try:
-        cfg = OmegaConf.merge(schema(config.TrainOptions), recorded)
-    except OmegaConfBaseException as error:
-        raise OptionError(f"recorded by another version of tave ({one_line(error, root)}): tune again") from error
-    try:
-        for override in OverridesParser.create().parse_overrides(prepared(overrides, "edit")):
-            key, value = override.key_or_group, override.value()
-            if key not in root.groups or isinstance(value, Mapping):
-                _set(cfg, key, value)
-                continue
-            if key != "experiment":
-                OmegaConf.update(cfg, key, {} if key == "logger" else schema(config.MemoryOptions), merge=False)
-            for name in value if isinstance(value, list) else [value]:
-                if name not in choices_of(key):
-                    raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
-                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
-                for leaf, each in _leaves(file):
-                    _set(cfg, leaf, each)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise OptionError(one_line(error, root)) from error
-    return cfg  # type: ignore[return-value]
-
-
-def _set(cfg: Any, key: str, value: Any) -> None:
-    if key.split(".")[0] not in EDIT_GROUPS and not f"{key}.".startswith(tuple(f"{known}." for known in EDIT_KEYS)):
-        raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
-    OmegaConf.update(cfg, key, value, force_add=True)
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def one_line(error: BaseException, root: Root) -> str:
     """An error's text in one line; of Hydra's and OmegaConf's errors, the key and the remedy."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported for its name
         return OUT_OF_MEMORY
     if isinstance(error, OverrideParseException):
-        return f"{error.override} can't be read: give KEY=VALUE, or 'KEY=\"VALUE\"' if the value has special characters"
+        key, equals, value = str(error.override).lstrip("+").partition("=")
+        remedy = f"quote it as {shown(key, quoted(value))} if it is a text" if equals else "give KEY=VALUE"
+        return f"{key}{equals}{' '.join(value.split())} can't be read: {remedy}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).partition("/")
         return f"{group}={name} is not known: {nearest(name, error.options)}"
@@ -259,30 +225,35 @@ def entry_point(
         work: Takes options and :class:`Context`, imports what is slow, returns what a search optimises, or None.
         read: Makes the options of the composed config.
     """
-    root, failed = ROOTS[root_name], []
+    root, jobs = ROOTS[root_name], Jobs()
 
     def task(cfg: DictConfig) -> float | None:
         job = HydraConfig.get()
-        folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+        folder, overrides = Path(job.runtime.output_dir), _plain(job.overrides.task)
         try:
             prepared(overrides, root_name)  # an experiment may bring more than the command line has
             options = read(cfg)
-            return work(options, Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides))
+            context = Context(folder, resolved(cfg), job.runtime.choices.get("experiment"), overrides)
+            with naming(folder):
+                made = work(options, context)
         except Exception as error:
-            if folder != Path.cwd():
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # Hydra made it; it goes if it is empty
             if job.mode == RunMode.RUN:
                 _leave(error, root)
-            failed.append(folder)
-            print(f"error: {' '.join(overrides)}: {one_line(error, root)}", file=sys.stderr)
-            raise
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Hydra made it; it goes if it is empty
+            jobs.fail(overrides, one_line(error, root), error, expected=_expected(error))
+            if not job.launcher._target_.endswith(".BasicLauncher"):
+                raise  # its jobs are in other processes, where Hydra alone counts them
+            return None
+        jobs.succeed(sweep=job.mode == RunMode.MULTIRUN)
+        return made
 
     folder, _, file = root_name.rpartition("/")
     run = hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=file)(task)
 
     def main() -> None:
-        words = sys.argv[1:]
+        nonlocal jobs
+        words, jobs = sys.argv[1:], Jobs()
         flags = {word for word in words if word.startswith("-")}
         if "--version" in flags:
             print(f"tave {__version__}")
@@ -297,10 +268,19 @@ def entry_point(
                 return
             if not flags & {"-c", "--cfg", "-i", "--info", "--hydra-help"} and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"tave {__version__}: {name}", file=sys.stderr, flush=True)
-            sys.argv[1:] = prepared(words, root_name, sweep=bool(flags & {"-m", "--multirun"}))
-            run()
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
-            _leave(error, root, len(failed))
+            words.sort(key=lambda word: word[:1] != "-" and "=" in word)  # Hydra takes no flags between them
+            sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(words)
+            sys.argv[1:] = prepared(words, root_name, sweep=sweep)
+            with handled():
+                run()
+            if jobs.report():
+                raise SystemExit(1)
+        except (Exception, KeyboardInterrupt, SystemExit, Interrupted) as error:
+            jobs.report(stopped=isinstance(error, Interrupted | KeyboardInterrupt))
+            NewFolders.clear(begun=jobs.begun)
+            if isinstance(error, OSError):  # Hydra could not make the output folder
+                error = FileError(refusal(error))
+            _leave(error, root)
         finally:
             if not TRACEBACKS:
                 del os.environ[FULL_ERROR]
@@ -308,15 +288,27 @@ def entry_point(
     return main
 
 
-def _leave(error: BaseException, root: Root, failed: int = 0) -> NoReturn:
+def _expected(error: BaseException) -> bool:
+    """Whether an error is one that a user can mend."""
+    return not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError")
+
+
+def _leave(error: BaseException, root: Root) -> NoReturn:
     """Exit in one line: 1 for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM. Raise other errors again."""
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        line, code = "stopped", 130
-    elif type(error).__name__ == "SIGTERMException":  # Lightning's
-        line, code = "stopped by SIGTERM", 143
-    elif not TRACEBACKS and (isinstance(error, EXPECTED) or type(error).__name__ == "OutOfMemoryError"):
-        line, code = "error: " + (f"{failed} of the sweep's jobs failed" if failed else one_line(error, root)), 1
+    if stop := _signal_of(error):
+        line, code = str(stop), stop.code
+    elif _expected(error):
+        line, code = f"error: {one_line(error, root)}", 1
     else:
         raise error
     print(line, file=sys.stderr)
     raise SystemExit(code)
+
+
+def _signal_of(error: BaseException) -> Interrupted | None:
+    """The signal that an error comes from; where Python or Lightning took it before :func:`handled` did, as well."""
+    if isinstance(error, Interrupted):
+        return error
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return Interrupted(signal.SIGINT)
+    return Interrupted(signal.SIGTERM) if type(error).__name__ == "SIGTERMException" else None

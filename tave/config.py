@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+NAME_LENGTH = 100  # of a folder that is named by a user: file systems take 255 bytes, and files beside it add to it
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 PACKAGE = Path(__file__).parent
 # A checkout keeps conf/ beside the package, a wheel inside it.
@@ -23,7 +25,7 @@ BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.bloc
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.object")
 EDIT_KEYS += ("video.mask_inverted", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "run")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
@@ -36,16 +38,22 @@ PRESETS = ("full", "80gb", "24gb", "16gb", "12gb", "8gb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 HALF_PRECISIONS = PRECISIONS[1:]
 FULL_SIZE = ("sd21_unclip", "sd21_unclip_small", "sd15_ip_adapter")
+CACHE_ACTIONS = ("list", "verify", "prune")
+TIMES = {"min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+SIZES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 STAGES = ("data", "autoencoder", "clip", "judge", "unet", "ship")
 TRAINER = {"accelerator": "auto", "devices": 1, "precision": "32-true", "deterministic": True, "log_every_n_steps": 5}
 # Further arguments of lightning.Trainer that are the user's; the others follow from tave's own options.
 TRAINER_ARGUMENTS = (*TRAINER, "strategy", "num_nodes", "benchmark", "detect_anomaly", "profiler", "plugins")
+ONE_GPU = ", or [N] for GPU number N"
 # Loggers and their arguments; None: whatever the library takes.
 LOGGERS: dict[str, tuple[str, ...] | None] = {
     "csv": ("name", "version", "prefix", "flush_logs_every_n_steps"),
     "tensorboard": ("name", "version", "prefix", "sub_dir", "log_graph", "default_hp_metric"),
     "wandb": None,
 }
+# Those of their arguments that become folders.
+LOGGER_NAMES = dict.fromkeys(("csv", "tensorboard"), ("name", "version", "sub_dir")) | {"wandb": ("id", "version")}
 STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue", "object_presence")
 STUDY_METRICS += ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object")
 STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds")
@@ -153,9 +161,29 @@ def _check_steps(name: str, steps: Sequence[float]) -> None:
         raise OptionError(f"{name}={list(steps)} is no part of the schedule: give [first,last], 0 <= first < last <= 1")
 
 
+def _check_trainer(name: str, value: Any) -> None:
+    """Refuse an argument that lightning.Trainer takes and fails at later, or that starts the command several times."""
+    key = name.rpartition(".")[2]
+    count = len(value) if isinstance(value, list) else value if type(value) is int else 1
+    if key in ("devices", "num_nodes") and count > 1:
+        raise OptionError(f"{name}={value}: a clip is edited on one device: set {name}=1{ONE_GPU * (key == 'devices')}")
+    switch = key in ("deterministic", "detect_anomaly", "benchmark")
+    if switch and not isinstance(value, bool | None) and (key, value) != ("deterministic", "warn"):
+        raise OptionError(f"{name}={value}: give true or false")
+    if key == "log_every_n_steps" and (type(value) is not int or value < 1):
+        raise OptionError(f"{name}={value}: give a whole number from 1 on")
+
+
 def slug(text: str) -> str:
-    """``text`` as the name of a folder: letters, digits, ``-`` and ``_``."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "edit"
+    """``text`` as the name of a folder: letters, digits, ``-`` and ``_``, :data:`NAME_LENGTH` at most."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain)[:NAME_LENGTH].strip("-") or "edit"
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise :class:`OptionError` unless ``name`` can be a folder's; ``what`` begins the message."""
+    if slug(name) != name:
+        raise OptionError(f"{what} can't be a folder name: use at most {NAME_LENGTH} letters, digits, '-' and '_'")
 
 
 @dataclass(frozen=True)
@@ -226,7 +254,7 @@ def _paths(name: str, value: Any) -> list[str]:
 class VideoOptions(ReadOptions):
     """The clip, what it shows, and its edits: ``target_*`` for one, ``edits`` for several by name."""
 
-    name: str = option("clip", "name of the clip, and of its output folder")
+    name: str = option("clip", "name of the clip, and of its output folder", text=True)
     path: str = option(MISSING, "the clip: a video, or a folder of numbered pictures (8 frames/s)", text=True)
     source_prompt: str = option(MISSING, "description of the clip", text=True)
     target_image: Any = option(None, IMAGE, text=True)
@@ -235,7 +263,7 @@ class VideoOptions(ReadOptions):
     mask: str | None = option(None, MASK, text=True)
     object: int | None = option(None, OBJECT, low=1, high=65_535)
     mask_inverted: bool = option(False, INVERTED)
-    edit: str | None = option(None, "name of the edit; null: from the picture's file name")
+    edit: str | None = option(None, "name of the edit; null: from the picture's file name", text=True)
     edits: dict[str, EditEntry] = option({}, "edits by name, each with the keys of an edit: see docs/configuration.md")
 
     def requests(self) -> dict[str, EditEntry]:
@@ -267,8 +295,8 @@ class VideoOptions(ReadOptions):
             wanted = {name: replace(entry, **given) for name, entry in wanted.items()}
         if any(entry.mask is None and (entry.object or entry.mask_inverted) for entry in wanted.values()):
             raise OptionError("video.object and video.mask_inverted say how to read video.mask: give that too")
-        if unfit := next((name for name in wanted if slug(name) != name), None):
-            raise OptionError(f"edit name {unfit!r} can't be a folder name: use letters, digits, '-' and '_'")
+        for name in wanted:
+            check_name(f"edit name {name!r}", name)
         return wanted
 
 
@@ -281,7 +309,7 @@ class BackboneOptions(Options, group="backbone"):
     mirrors: list[str] = option([], "hub repositories with these weights, best first")
     adapter: str | None = option(None, "ip_adapter: its folder; null: first of adapter_mirrors in the cache", text=True)
     adapter_mirrors: list[str] = option([], "ip_adapter: hub repositories of the adapter")
-    name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path")
+    name: str | None = option(None, "name of the weights, part of the cache's keys; null: their path", text=True)
     prediction_type: str | None = option(None, "what the UNet predicts; null: as its files state", choices=PREDICTIONS)
     sha256: dict[str, Any] = option({}, "known hashes of the weights, by part and precision")
     licence: str | None = option(None, "licence of the weights, copied to run.json", text=True)
@@ -488,15 +516,18 @@ class TrainOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in self.trainer:
+        for key, value in self.trainer.items():
             _known(f"trainer.{key}", key, TRAINER_ARGUMENTS)
+            _check_trainer(f"trainer.{key}", value)
         choice("trainer.precision", self.precision, PRECISIONS)
         for name, arguments in self.logger.items():
             arguments = arguments if isinstance(arguments, dict) else {}
             if "_target_" not in arguments:
                 _known(f"logger.{name}", name, LOGGERS)
-                for key in arguments:
+                for key, value in arguments.items():
                     _known(f"logger.{name}.{key}", key, LOGGERS[name] or (key,))
+                    if key in LOGGER_NAMES[name] and isinstance(value, str) and value:
+                        check_name(f"logger.{name}.{key}={value!r}", value)
         self.memory.check(self.precision)
 
     @property
@@ -520,6 +551,24 @@ class EditOptions(TrainOptions):
     """Root of ``conf/edit.yaml``; what is not given is the run's."""
 
     run: str = option(MISSING, "folder of the tuned clip, as tave.train printed it", text=True)
+
+
+@dataclass(frozen=True)
+class PlaceOptions(Options, group="backbone"):
+    """Where the weights are that a run was tuned from."""
+
+    path: str | None = option(None, "their folder; null: as recorded", text=True)
+    adapter: str | None = option(None, "ip_adapter: its folder; null: as recorded", text=True)
+
+
+@dataclass(frozen=True)
+class VerifyOptions(Options):
+    """Root of ``conf/verify.yaml``."""
+
+    run: str = option(MISSING, "run folder", text=True)
+    remake: bool = option(False, "make the run again in a temporary folder, and compare bit for bit")
+    inputs: str | None = option(None, "folder of the clip and pictures; null: where they were", text=True)
+    backbone: PlaceOptions = option(PlaceOptions, "the weights that the run was tuned from")
 
 
 @dataclass(frozen=True)
@@ -551,7 +600,7 @@ class LeaderboardOptions(Options):
 
     runs: str = option(MISSING, "where the run folders are; ** is any depth", text=True)
     out: str = option(".", "folder for the leaderboard's files", text=True)
-    versus: str = option(OURS, "method that the others are compared with")
+    versus: str = option(OURS, "method that the others are compared with", text=True)
     metrics: list[str] = option([], "columns; empty: all that were measured")
     title: str = option("Leaderboard", "heading", text=True)
     clips: int = option(12, "cases whose clips the page plays; 0: none", low=0)
@@ -605,6 +654,47 @@ class BenchmarkOptions(Options):
     only: list[str] = option([], "cases by name; empty: all")
     workers: int = option(1, "cases side by side, each in a process with its share of the threads", low=1, high=1024)
     clip: str | None = option(None, CLIP_HELP, text=True)
+
+
+def quantity(name: str, text: str, units: Mapping[str, float]) -> float:
+    """A number with a unit, as ``30d``, in the unit whose factor is 1; :class:`OptionError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text)
+    known = {unit.lower(): factor for unit, factor in units.items()}
+    if match is None or match[2].lower() not in known:
+        raise OptionError(f"{name}={text} can't be read: give a number and one of {', '.join(units)}")
+    return float(match[1]) * known[match[2].lower()]
+
+
+@dataclass(frozen=True)
+class CacheOptions(Options):
+    """Root of ``conf/cache.yaml``."""
+
+    action: str = option("list", "list what is there, verify that it is whole, or prune it", choices=CACHE_ACTIONS)
+    cache: str = option("outputs/cache", "folder of the stages' cached results", text=True)
+    runs: str = option("outputs", "folder below which the runs lie that refer to them", text=True)
+    older: str | None = option(None, "prune what was not used for so long: 12h, 30d, 8w")
+    keep: str | None = option(None, "prune the least recently used until so much is left: 500MB, 10GB")
+    unused: bool = option(False, "prune what no run below runs=FOLDER refers to")
+    delete: bool = option(False, "prune removes; false: it only says what would go")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.seconds, self.bytes
+        asked = [key for key in ("older", "keep", "unused", "delete") if getattr(self, key)]
+        if self.action != "prune" and asked:
+            raise OptionError(f"{asked[0]} is for action=prune: add that, or leave it out")
+        if self.action == "prune" and not {*asked} - {"delete"}:
+            raise OptionError("action=prune needs to know what: give older=30d, keep=10GB or unused=true")
+
+    @property
+    def seconds(self) -> float:
+        """``older`` in seconds, infinite if it is null."""
+        return math.inf if self.older is None else quantity("older", self.older, TIMES)
+
+    @property
+    def bytes(self) -> float:
+        """``keep`` in bytes, infinite if it is null."""
+        return math.inf if self.keep is None else quantity("keep", self.keep, SIZES)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from tave.config import OURS, WHOLE, OptionError, ReadOptions
-from tave.files import file_digest, read_json, write_json
+from tave.files import file_digest, read_json, whole_folder, write_json
 from tave.listing import ListedCase
+from tave.record import check_record, read_edit, recorded, rewriting, write_record
 from tave.reference.cutout import matte
 from tave.reference.views import RIM, Place, find_place, put
 from tave.regions import box_of, grown
@@ -46,6 +47,8 @@ def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Te
     if not possible(name, case):
         raise OptionError(f"case {case.name} has no known answer, which the control {name} needs: leave it out")
     ours = run / "edits" / OURS
+    check_record(run, ["source.mp4"])
+    check_record(ours)
     source = read_clip(run / "source.mp4", WHOLE)
     if name == "source_unchanged":
         frames = source.frames
@@ -65,18 +68,17 @@ def possible(name: str, case: ListedCase) -> bool:
 
 
 def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
-    waiting = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(waiting, ignore_errors=True)
-    shutil.copytree(ours, waiting, ignore=shutil.ignore_patterns("side_by_side.*", "reference*.png", "field.npz"))
-    write_video(waiting / "edited.mp4", frames, source.fps)
-    write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
-    record = {key: value for key, value in read_json(ours / "edit.json").items() if key not in ("key", "benchmark")}
-    record |= {"name": folder.name, "control": True, "notes": []}
-    if folder.name == "frozen_first_frame":
-        record["made_from"] = file_digest(ours / "edited.mp4")
-    write_json(waiting / "edit.json", record)
-    shutil.rmtree(folder, ignore_errors=True)
-    waiting.rename(folder)
+    apart = shutil.ignore_patterns("side_by_side.*", "reference*.png", "field.npz")
+    with whole_folder(folder, replace=True) as waiting:
+        shutil.copytree(ours, waiting, ignore=apart, dirs_exist_ok=True)
+        write_video(waiting / "edited.mp4", frames, source.fps)
+        write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
+        record = {key: value for key, value in read_edit(ours).items() if key not in ("key", "benchmark")}
+        record |= {"name": folder.name, "control": True, "notes": []}
+        if folder.name == "frozen_first_frame":
+            record["made_from"] = file_digest(ours / "edited.mp4")
+        write_json(waiting / "edit.json", record)
+        write_record(waiting)
 
 
 # ---- the known answer ------------------------------------------------------------------------------------------------
@@ -92,7 +94,8 @@ def true_region(run: Path, case: ListedCase, cut: ReadOptions) -> Path:
     if case.truth:
         region |= _truth(case, "target_mask")
     path = run / "true_region.mp4"
-    write_mask_video(path, region[:, None].float(), source.fps)
+    with rewriting(run, path.name):
+        write_mask_video(path, region[:, None].float(), source.fps)
     return path
 
 
@@ -114,7 +117,7 @@ def _truth(case: ListedCase, name: str) -> Tensor:
 
 
 def _pasted(run: Path, source: Clip, case: ListedCase) -> Tensor:
-    cut = ReadOptions.recorded(read_json(run / "run.json")["config"]["video"])
+    cut = ReadOptions.recorded(recorded(run)["video"])
     return _paste(_emptied(source.frames, _source_mask(source, case, cut)), *_photograph(case))
 
 

@@ -2,26 +2,39 @@
 
 python -m tave.edit run=outputs/bus_to_suv/... video.target_image=van.png video.target_prompt="a blue van ..."
 
-Options that are not given are those of the run. Only another ``reference.frame`` or precision needs a new inversion.
+Options that are not given are those of the run, as far as the result depends on them; cache, loggers and trainer are
+this command's. Only another ``reference.frame`` or precision needs a new inversion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from tave.cli import Context, changed, entry_point, typed
-from tave.config import WHOLE, OptionError, TrainOptions
-from tave.files import FileError, read_json
+from tave.cli import Context, entry_point, one_line, schema, typed
+from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, WHOLE, MemoryOptions, OptionError, TrainOptions, nearest
+from tave.files import naming
+from tave.keys import ROOTS, choices_of, literal, prepared
+from tave.locks import ClaimedError, all_claimed, claimed
+from tave.record import check_links, check_record, read_run, recorded
 from tave.train import measure_and_log
 
 if TYPE_CHECKING:
     from tave.run import Run
+
+
+log = logging.getLogger(__name__)
 
 
 def edit(
@@ -37,52 +50,115 @@ def edit(
 
     An edit that exists with the same key is not made again; another edit of the same name gets a numbered name, or is
     replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further
-    content.
+    content. Raises ValueError, in one line, for files of the run that have changed since it was made.
     """
     from tave.progress import Progress
     from tave.run import Run
+    from tave.space import check_present, check_space
     from tave.video import Origin, read_clip
 
     requests = options.video.requests()
     if not requests:
         raise OptionError("no edit is requested: give video.target_image=... and video.target_prompt=...")
+    check_links(folder)
+    check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
     clip = read_clip(folder / "source.mp4", WHOLE)
-    origin = read_json(folder / "run.json").get("origin")
-    clip = replace(clip, origin=origin and Origin.recorded(origin))
-    with closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run:
-        named = requests if overwrite else {_free(run, name, entry): entry for name, entry in requests.items()}
+    clip = replace(clip, origin=Origin.recorded(folder / "run.json", read_run(folder).get("origin")))
+    with (
+        naming(folder),
+        closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,
+        ExitStack() as claims,
+    ):
+        check_space(run.needed())
+        if overwrite:
+            claims.enter_context(all_claimed([folder / "edits" / name for name in requests], math.inf, log.warning))
+            named = requests
+        else:
+            named = {_free(run, name, entry, claims): entry for name, entry in requests.items()}
         run.predict(named, {"overrides": list(overrides), **(about or {})})
+        check_present(folder)
         if options.metrics.enabled:
             measure_and_log(run, named)
     return list(named)
 
 
-def _free(run: Run, name: str, entry: Any) -> str:
-    """``name``, or the first of ``name-2``, ``name-3``, ... that is free or holds this very edit."""
+def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
+    """``name``, or the first of ``name-2``, ``name-3``, ... that is free or holds this very edit.
+
+    ``claims`` gets the claim to it: a name at which another process is at work is not free.
+    """
     from tave.cache import is_made
 
     (target,) = run.targets({name: entry})
-    found, count = name, 1
-    while (here := run.folder / "edits" / found).exists() and not is_made(here / "edit.json", run.edit_key(target)):
-        count += 1
-        found = f"{name}-{count}"
-    return found
+    for found in chain([name], (f"{name}-{number}" for number in count(2))):
+        here = run.folder / "edits" / found
+        with suppress(ClaimedError), ExitStack() as claim:
+            claim.enter_context(claimed(here))
+            if not here.exists() or is_made(here / "edit.json", run.edit_key(target)):
+                claims.push(claim.pop_all())
+                return found
+    raise AssertionError  # there is always another number
 
 
-def recorded(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in ``folder`` without its edits. Raises FileError, which names the file and
-    remedy.
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def options_of(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The options of another edit in the run ``folder`` under the ``overrides`` of its command, whose logger is csv."""
+    return changed({**_literals(recorded(folder)), "logger": {"csv": {}}}, overrides)
+
+
+def _literals(tree: Any) -> Any:
+    """``tree`` with every text escaped, so that OmegaConf interpolates nothing that comes out of a file."""
+    if isinstance(tree, Mapping):
+        return {key: _literals(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_literals(value) for value in tree]
+    return literal(tree) if isinstance(tree, str) else tree
+
+
+def changed(config: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """The config of a tuned clip under the ``overrides`` of another edit.
+
+    EDIT_GROUPS and EDIT_KEYS may change. A choice of ``memory`` or ``logger`` replaces the group, an experiment sets
+    what its file names. Raises :class:`OptionError` for other keys and for a config of another version.
     """
-    path = folder / "run.json"
-    if not path.is_file():
-        raise FileError(f"{folder}: no finished run (run.json is missing); give the folder that tave.train printed")
-    config = read_json(path, "tune again with tave.train").get("config")
-    if not isinstance(config, dict) or not isinstance(config.get("video"), dict):
-        raise FileError(f"{path} contains no configuration: tune again with tave.train")
-    none = dict.fromkeys(
-        ("target_image", "target_prompt", "matte", "mask", "object", "edit")
-    )  # those of the earlier edit
-    return {**config, "video": {**config["video"], "edits": {}, **none, "mask_inverted": False}}
+    root = ROOTS["edit"]
+    try:
+        cfg = OmegaConf.merge(schema(TrainOptions), config)
+    except OmegaConfBaseException as error:
+        raise OptionError(f"recorded by another version of tave ({one_line(error, root)}): tune again") from error
+    try:
+        for override in OverridesParser.create().parse_overrides(prepared(overrides, "edit")):
+            key, value = override.key_or_group, override.value()
+            if key not in root.groups or isinstance(value, Mapping):
+                _set(cfg, key, value)
+                continue
+            if key != "experiment":
+                OmegaConf.update(cfg, key, {} if key == "logger" else schema(MemoryOptions), merge=False)
+            for name in value if isinstance(value, list) else [value]:
+                if name not in choices_of(key):
+                    raise OptionError(f"{key}={name} is not known: {nearest(str(name), choices_of(key))}")
+                file: Any = OmegaConf.to_container(OmegaConf.load(CONF / key / f"{name}.yaml"))
+                for leaf, each in _leaves(file):
+                    _set(cfg, leaf, each)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise OptionError(one_line(error, root)) from error
+    return cfg  # type: ignore[return-value]
+
+
+def _set(cfg: Any, key: str, value: Any) -> None:
+    if key.split(".")[0] not in EDIT_GROUPS and not f"{key}.".startswith(tuple(f"{known}." for known in EDIT_KEYS)):
+        raise OptionError(f"{key} was decided when the clip was tuned: run tave.train again to change it")
+    OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _words(context: Context) -> list[str]:
@@ -93,7 +169,7 @@ def _work(cfg: DictConfig, context: Context) -> None:
     if OmegaConf.is_missing(cfg, "run"):
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
     folder, words = Path(cfg.run), _words(context)
-    for name in edit(folder, typed(changed(recorded(folder), words)), overrides=words):
+    for name in edit(folder, typed(options_of(folder, words)), overrides=words):
         print(folder / "edits" / name)
 
 

@@ -151,20 +151,26 @@ def add_lora(unet: UNet2DConditionModel, rank: int, generator: torch.Generator |
                 )
 
 
-def tuned_state(unet: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that train and of all that inflation and LoRA added."""
+def tuned_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train and all that inflation and LoRA added."""
     return {
-        name: parameter.detach().clone().contiguous()
+        name: parameter
         for name, parameter in unet.named_parameters()
         if parameter.requires_grad or ADDED.fullmatch(_role(name))
     }
+
+
+def tuned_state(unet: nn.Module) -> dict[str, Tensor]:
+    """Copies of the :func:`tuned_parameters`."""
+    return {name: parameter.detach().clone().contiguous() for name, parameter in tuned_parameters(unet).items()}
 
 
 def load_tuned(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     """Put a :func:`tuned_state` into an inflated UNet, which gets LoRA layers if the state holds some.
 
     Raises :class:`TunedStateError`, before any weight is written, for a name that can't be tuned, a shape that doesn't
-    fit, T-Attn (or LoRA) weights that are missing, or a kind of weight that only some blocks have.
+    fit, T-Attn (or LoRA) weights that are missing, a kind of weight that only some blocks have, another type than that
+    of a weight that trains, or a value that is not finite.
     """
     ranks = {len(value) for name, value in state.items() if name.endswith("lora_down") and value.ndim == 2}
     if len(ranks) == 1 and not any(isinstance(module, LoraLinear) for module in unet.modules()):
@@ -181,6 +187,16 @@ def load_tuned(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     wrong = [f"{n} {tuple(v.shape)} not {tuple(own[n].shape)}" for n, v in state.items() if v.shape != own[n].shape]
     if wrong:
         raise TunedStateError(f"tuned weights of another size, {_list(wrong)}: use the backbone they were tuned on")
+    # what doesn't train may be held in half precision here (memory.weights)
+    wrong = [
+        f"{n} {v.dtype} not {own[n].dtype}"
+        for n, v in state.items()
+        if v.dtype != own[n].dtype and (own[n].requires_grad or not v.is_floating_point())
+    ]
+    if wrong:
+        raise TunedStateError(f"tuned weights of another type, {_list(wrong)}: use the file that the tuning saved")
+    if wrong := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise TunedStateError(f"tuned weights that are not finite, {_list(wrong)}: tune again with a lower tuning.lr")
     with torch.no_grad():
         for name, value in state.items():
             own[name].copy_(value)

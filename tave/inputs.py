@@ -76,7 +76,7 @@ def segment_targets(
     targets: Sequence[Target], segmenter: str, device: torch.device, progress: Progress
 ) -> tuple[list[Target], dict[str, str]]:
     """``targets`` with the segmenter's matte of each image, and the SHA-256 of its weights; it is freed afterwards."""
-    with progress.stage("segmenting", "cutting out the target"):
+    with progress.stage("segmenting", "cutting out the target", steps=False):
         network = load_segmenter(segmenter)
         with at_work(network.model, device):
             cuts = [[network.cut(image.rgb, target.prompt) for image in target.images] for target in targets]
@@ -131,8 +131,9 @@ def request_record(entry: EditEntry) -> dict[str, Any]:
         {"target_image": path, "sha256": file_digest(path), "matte": m, "matte_sha256": m and file_digest(m)}
         for path, m in entry.images
     ]
-    mask = {"mask": entry.mask, "object": entry.object, "mask_inverted": entry.mask_inverted}
-    return {**images[0], "more_images": images[1:], **mask}  # the metrics compare with the first
+    mask = {"mask": entry.mask, "mask_sha256": entry.mask and content_digest(entry.mask)}
+    how = {"object": entry.object, "mask_inverted": entry.mask_inverted}
+    return {**images[0], "more_images": images[1:], **mask, **how}  # the metrics compare with the first
 
 
 def input_digests(options: TrainOptions) -> dict[str, str]:

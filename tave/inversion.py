@@ -11,6 +11,7 @@ from torch import Tensor
 from tave.config import choice
 from tave.denoiser import NoisePredictor
 from tave.encoders import Condition
+from tave.finite import Watch
 from tave.schedule import Schedule, ddim_step
 
 GATE_DB = 3.0  # docs/method.md, section 4: further below the autoencoder's round trip an edit loses the source
@@ -54,19 +55,22 @@ def invert(
 
     Each step looks for the noisier latent from which a sampling step returns: a fixed point, approached by evaluating
     the model at the upper timestep 1 + ``refine`` times, each time at the last estimate. A v output is converted with
-    the upper level's alpha; with the lower one an error remains that no refinement removes.
+    the upper level's alpha; with the lower one an error remains that no refinement removes. Raises
+    :class:`InversionError` for latents of another shape, :class:`NonFiniteError` for NaN and infinity.
     """
     if latents.ndim != 5:
         raise InversionError(f"latents of shape {tuple(latents.shape)}: give them as `b f c h w`")
-    levels = [latents]
+    levels, watch = [latents], Watch("inversion")
     for upper in range(1, schedule.steps + 1):
         lower, guess = levels[-1], levels[-1]
         for _ in range(1 + refine):
             noise = denoiser(guess, schedule.timesteps[upper], condition).noise
             guess = ddim_step(lower, noise, schedule.alphas[upper - 1], schedule.alphas[upper])
         levels.append(guess)
+        watch.add(upper, "latent", guess)
         if on_step is not None:
             on_step(upper, schedule.steps)
+    watch.read()
     return Trajectory(torch.stack(levels))
 
 
@@ -80,12 +84,14 @@ def reconstruct(
 ) -> Tensor:
     """Sample back from the trajectory's noisiest level, guidance 1, no corrections -> clean latents `b f c h w`."""
     _check_levels(schedule, trajectory)
-    latents = trajectory.level(schedule.steps)
+    latents, watch = trajectory.level(schedule.steps), Watch("reconstruction")
     for upper in range(schedule.steps, 0, -1):
         noise = denoiser(latents, schedule.timesteps[upper], condition).noise
         latents = ddim_step(latents, noise, schedule.alphas[upper], schedule.alphas[upper - 1])
+        watch.add(schedule.steps - upper + 1, "latent", latents)
         if on_step is not None:
             on_step(schedule.steps - upper + 1, schedule.steps)
+    watch.read()
     return latents
 
 

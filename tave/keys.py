@@ -1,19 +1,29 @@
 """The keys of the command line: which entry point has which, their nearest neighbours, and a word as Hydra needs it.
 
-Words are Hydra's ``KEY=VALUE``, made easier in three ways: a path or prompt is taken as it is typed, a misspelt key is
-refused with the nearest one, and ``video=NAME`` needs no plus (:func:`prepared`).
+Words are Hydra's ``KEY=VALUE``, made easier in three ways: a path or prompt is taken as it is typed
+(:func:`text_value`), a misspelt key is refused with the nearest one, and ``video=NAME`` needs no plus
+(:func:`prepared`).
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from tave import config
-from tave.config import BACKBONE_KEYS, CONF, EDIT_GROUPS, EDIT_KEYS, OptionError, nearest
+from tave.config import BACKBONE_KEYS, CONF, EDIT_GROUPS, EDIT_KEYS, OptionError, check_name, nearest
+
+QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+LIST = rf"\[(?>{QUOTED}|[^\]])*+\]"
+BRACES = r"\{[^{}]*\}"
+# A value between two commas, or between a comma and an end; a comma in quotes or brackets is part of it.
+PART = re.compile(rf"(\s*)({QUOTED}|{LIST}|{BRACES}|[^,]*)(\s*)(?:,|\Z)", re.DOTALL)
+# Hydra's functions whose value is a sweep.
+SWEEP = re.compile(r"(choice|glob|interval|range|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,10 @@ class Root:
 ROOTS = {
     "train": Root(config.TrainOptions, ("video", "backbone", "memory", "logger", "experiment")),
     "edit": Root(config.EditOptions, ("memory", "logger", "experiment"), (*EDIT_KEYS, *EDIT_GROUPS)),
+    "verify": Root(config.VerifyOptions),
     "benchmark": Root(config.BenchmarkOptions, ("set",)),
     "doctor": Root(config.DoctorOptions, ("backbone",), ("backbone", "segmenter", "edit")),
+    "cache": Root(config.CacheOptions),
     "footprint": Root(config.FootprintOptions),
     "pretrain": Root(config.PretrainOptions),
     "score/score": Root(config.ScoreOptions),
@@ -86,43 +98,116 @@ def unknown(key: str, root: Root) -> str:
     return f"unknown option {key}: " + (f"did you mean {' or '.join(same)}?" if same else nearest(key, keys))
 
 
+def literal(text: str) -> str:
+    """``text`` as OmegaConf reads it back unchanged: ``${`` in it is no interpolation."""
+    return re.sub(r"(\\*)\$\{", lambda at: 2 * at[1] + r"\${", text)
+
+
 def quoted(value: str | Path) -> str:
-    """A value as Hydra's grammar reads it back unchanged."""
-    text = re.sub(r'(\\*)("|$)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), str(value))
+    """A value as Hydra's grammar and OmegaConf read it back unchanged."""
+    text = re.sub(r'(\\*)("|\Z)', lambda at: 2 * at[1] + at[2].replace('"', '\\"'), literal(str(value)))
     return f'"{text}"'
+
+
+def shown(key: str, value: str) -> str:
+    """``KEY=VALUE`` as a shell takes it."""
+    return shlex.quote(f"{key}={value}")
+
+
+def parts_of(value: str) -> list[tuple[str, str, str]]:
+    """The values between the commas of ``value``, each with the blanks before and after it."""
+    found, at = [], 0
+    while match := PART.match(value, at):
+        found.append((match[1], match[2], match[3]))
+        at = match.end()
+        if match[0][-1:] != ",":
+            break
+    return found
+
+
+def text_value(key: str, entry: Field[Any], value: str, *, sweep: bool) -> str:
+    """The value of an option marked ``text`` as Hydra's grammar needs it, so that it arrives as it was typed.
+
+    Taken for Hydra's grammar are null where the option may be none, a value in quotes, a list where several may be
+    given, a function such as ``choice(...)``, and in a sweep a comma, which separates values. Raises
+    :class:`OptionError` for a comma in a sweep that may be a sentence's: one beside a blank.
+    """
+    found = parts_of(value)
+    if SWEEP.fullmatch(value):
+        return value
+    if not sweep or len(found) == 1:
+        return _single(entry, value)
+    plain = [part for part in found if not re.fullmatch(f"{QUOTED}|{LIST}", part[1], re.DOTALL)]
+    if any(before or after or not text or text[-1].isspace() for before, text, after in plain):
+        several = ",".join(_single(entry, text.strip()) for _, text, _ in found)
+        raise OptionError(
+            f"{key} has a comma that may be part of a sentence: in a sweep give {shown(key, quoted(value))} for one "
+            f"value, {shown(key, several)} for {len(found)}"
+        )
+    return ",".join(_single(entry, text) for _, text, _ in found)
+
+
+def _single(entry: Field[Any], value: str) -> str:
+    kind = str(entry.type)
+    if value == "null" and kind.endswith(("None", "Any")):
+        return value
+    if re.fullmatch(QUOTED, value, re.DOTALL):
+        return value
+    if kind == "Any" and re.fullmatch(LIST, value, re.DOTALL):
+        inner = value[1:-1]
+        return f"[{','.join(_element(text.strip()) for _, text, _ in parts_of(inner))}]" if inner.strip() else "[]"
+    return quoted(value)
+
+
+def _element(value: str) -> str:
+    return value if value == "null" or re.fullmatch(QUOTED, value, re.DOTALL) else quoted(value)
 
 
 def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> list[str]:
     """The words of a command line as Hydra needs them; those that aren't ``KEY=VALUE`` stay as they are.
 
-    The value of an option marked ``text`` is quoted, unless it is null, begins with a quote, ``[``, ``{``, ``glob(`` or
-    ``choice(``, or holds a comma in a sweep. Raises :class:`OptionError` for an unknown key.
+    Raises :class:`OptionError` for an unknown key and for a name that can't be a folder's.
     """
     root, words, made = ROOTS[root_name], list(words), []
+    named: dict[str, dict[str, list[str]]] = {}  # word of a dict of options -> name -> its options
     brings_groups = any(re.match(r"--config-dir|-cd|hydra\.searchpath", word) for word in words)
     for word in words:
-        match = re.fullmatch(r"(\+{0,2}|~)([\w./]+)(=?)(.*)", word, re.DOTALL)
-        if match is None or match[2].split(".")[0] == "hydra" or not (match[1] or match[3]):
+        match = re.fullmatch(r"(\+{0,2}|~)([^-+~=@\s][^=@\s]*)(=?)(.*)", word, re.DOTALL)
+        if match is None or re.match(r"hydra\b", match[2]) or not (match[1] or match[3]):
             made.append(word)
             continue
         plus, key, equals, value = match.groups()
         at = option_at(root.kind, key)
         if at is None and key not in root.groups and not (brings_groups and "." not in key):
             raise OptionError(unknown(key, root))
-        special = (
-            value == "null" or value.startswith(("'", '"', "[", "{", "glob(", "choice(")) or (sweep and "," in value)
-        )
-        if at and at.entry.metadata["text"] and equals and not special:
-            value = quoted(value)
-        if at and at.named and equals and not sweep:  # OmegaConf makes options by name from a dict of them alone
-            parts = key.split(".")
-            for part in reversed(parts[at.dict_depth :]):
-                value = f"{{{part}: {value}}}"
-            key = ".".join(parts[: at.dict_depth])
+        if at and at.entry.metadata["text"] and equals:
+            value = text_value(key, at.entry, value, sweep=sweep)
         if not plus and (key == "video" or (at and at.dict_depth)):
             plus = "+" if key == "video" else "++"  # Hydra's, for what the configuration doesn't hold before
+        if at and at.named and equals:  # OmegaConf makes options by name from a dict of them alone
+            owner, name, rest = _split(key, at.dict_depth)
+            check_name(f"{owner}: {name!r}", name)
+            swept = sweep and (len(parts_of(value)) > 1 or SWEEP.fullmatch(value))
+            if rest or (value[:1], value[-1:]) == ("{", "}"):
+                if (holder := f"++{owner}=") not in named:
+                    named[holder] = {}
+                    made.append(holder)
+                content = named[holder].setdefault(name, [])
+                if not swept:
+                    content.append(f"{rest}: {value}" if rest else value[1:-1])
+                    continue
         made.append(f"{plus}{key}{equals}{value}")
-    return made
+    return [word + _braces(named[word]) if word in named else word for word in made]
+
+
+def _split(key: str, depth: int) -> tuple[str, str, str]:
+    """The key of a dict of options, a name in it, and an option of that."""
+    parts = key.split(".")
+    return ".".join(parts[:depth]), parts[depth], ".".join(parts[depth + 1 :])
+
+
+def _braces(named: dict[str, list[str]]) -> str:
+    return "{" + ", ".join(f"{name}: {{{', '.join(content)}}}" for name, content in named.items()) + "}"
 
 
 def allowed(key: str, entry: Field[Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tave.config import OptionError, slug
+from tave.config import NAME_LENGTH, OptionError, check_name
 
 NAMES = ("cases.json", "cases.yaml", "cases.yml")
 PATHS = ("path", "target_image", "matte", "annotations", "truth")
@@ -50,7 +50,7 @@ def read_listing(listing: Path) -> list[ListedCase]:
     """The cases of a set. Raises :class:`OptionError` with one line that names the entry and the mistake."""
     try:
         content = yaml.safe_load(listing.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise OptionError(f"{listing} can't be read: {' '.join(str(error).split())}") from error
     entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -62,19 +62,31 @@ def read_listing(listing: Path) -> list[ListedCase]:
     return found
 
 
-def _case(entry: dict[str, Any], listing: Path) -> ListedCase:
-    where = f"{listing}: case {entry.get('name', '?')!r}"
+def _case(entry: dict[Any, Any], listing: Path) -> ListedCase:
+    where = f"{listing}: case {str(entry.get('name', '?'))[:NAME_LENGTH]!r}"
     if lacking := [key for key in NEEDED if entry.get(key) in (None, "")]:
         raise OptionError(f"{where} lacks {', '.join(lacking)}: complete its entry")
-    if strange := sorted(set(entry) - (known := {field.name for field in fields(ListedCase)})):
+    known = {field.name for field in fields(ListedCase)}
+    if strange := sorted(str(key) for key in set(entry) - known):
         raise OptionError(f"{where} has the unknown {', '.join(strange)}: known are {', '.join(sorted(known))}")
-    if slug(str(entry["name"])) != entry["name"]:
-        raise OptionError(f"{where} can't be a folder name: use letters, digits, '-' and '_'")
-    groups = entry.get("groups") or ()
-    found = {**entry, "groups": (groups,) if isinstance(groups, str) else tuple(groups)}
+    groups, frames = entry.get("groups") or (), entry.get("frames")
+    found = {**entry, "groups": (groups,) if isinstance(groups, str) else groups}
+    texts = {key: value for key, value in found.items() if key not in ("groups", "frames") and value is not None}
+    if odd := [key for key, value in texts.items() if not isinstance(value, str)]:
+        raise OptionError(f"{where}: {odd[0]} is no text: put it in quotes")
+    if not isinstance(found["groups"], list | tuple) or not all(isinstance(group, str) for group in found["groups"]):
+        raise OptionError(f"{where}: groups is no list of names: give one, or several as [a, b]")
+    if frames is not None and (type(frames) is not int or frames < 1):
+        raise OptionError(f"{where}: frames={str(frames)[:20]!r} is no number of frames: give a whole number from 1 on")
+    check_name(where, entry["name"])
+    found["groups"] = tuple(found["groups"])
     for key in PATHS:
         if found.get(key) is not None:
-            found[key] = str(listing.parent / found[key])
-            if not Path(found[key]).exists():
-                raise OptionError(f"{where}: {key}={found[key]} is missing")
+            found[key] = str(listing.parent / Path(found[key]).expanduser())
+            try:
+                there = Path(found[key]).exists()
+            except (OSError, ValueError):  # a name that no file can have
+                there = False
+            if not there:
+                raise OptionError(f"{where}: {key}={' '.join(found[key].split())} is missing")
     return ListedCase(**found)

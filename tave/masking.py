@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, max_pool2d
 from tave.config import MaskOptions, OptionError
 from tave.denoiser import NoisePredictor
 from tave.encoders import Condition, stack
+from tave.finite import Watch
 from tave.inversion import Trajectory
 from tave.regions import long_pieces, pieces_over_time, without_specks
 from tave.schedule import Schedule, ddim_step
@@ -117,7 +118,8 @@ def compare(
     """Compare the noise that two conditions predict along one trajectory: ``D_t[f,y,x] = mean_c |eps_src - eps_trg|``.
 
     Only ``branches``, ``weight``, ``steps`` and whether there is a ``union`` matter here. Raises :class:`MaskError` for
-    a batch of clips or another schedule's trajectory, :class:`OptionError` for a part of the schedule without a step.
+    a batch of clips or another schedule's trajectory, :class:`OptionError` for a part of the schedule without a step,
+    :class:`NonFiniteError` for NaN and infinity.
     """
     levels, clips = trajectory.latents.shape[:2]
     if levels != schedule.steps + 1:
@@ -129,10 +131,15 @@ def compare(
     check_part_holds("mask.steps", options.steps, schedule.steps)
     total = len(part_of(options.steps, schedule.steps))
     readings: list[_Reading] = []
+    watch = Watch("masking")
     for reading in _readings(denoiser, schedule, trajectory, source, target, options):
         readings.append(reading)
+        for each in (reading.disagreement, reading.evidence):
+            if each is not None:
+                watch.add(len(readings), "map", each)
         if on_step is not None:
             on_step(len(readings), total)
+    watch.read()
     magnitudes = torch.stack([reading.magnitude for reading in readings])
     evidence = [reading.evidence for reading in readings if reading.evidence is not None]
     return Disagreement(

@@ -13,12 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tave.cache import Cache
+from tave.cache import Cache, Form
 from tave.config import EditingOptions, within
 from tave.correction import Background, Correction, InterFrame
 from tave.correspondence import Field
 from tave.denoiser import Denoiser
 from tave.encoders import Condition, Encoders
+from tave.finite import PRECISION, check_finite
 from tave.inversion import Trajectory, inversion_condition, invert, reconstruct, reconstruction_note
 from tave.masking import (
     Disagreement,
@@ -29,6 +30,7 @@ from tave.masking import (
     drop_unchanged,
     given_mask,
     make_mask,
+    part_of,
     to_cells,
 )
 from tave.progress import Progress
@@ -124,15 +126,20 @@ class Pipeline:
             check_part_holds("correction.steps", correction.steps, self.schedule.steps)
 
     def encode(self, clip: Clip, prompt: str) -> Source:
-        """Encode the clip and its condition."""
-        with self.progress.stage("encoding", "encoding the clip"):
+        """Encode the clip and its condition. Raises :class:`NonFiniteError` for NaN and infinity, as all stages do."""
+        with self.progress.stage("encoding", "encoding the clip", steps=False):
             latents = self.encoders.encode(clip.frames)
             condition = self.encoders.condition(prompt, [source_frames(clip.frames, self.options.reference.frame)])
-            return Source(clip, latents, self.encoders.decode(latents), condition)
+            source = Source(clip, latents, self.encoders.decode(latents), condition)
+        values = {"latent": latents, "round trip": source.round_trip}
+        check_finite("encoding", values | {"text vector": condition.text, "image vector": condition.image}, PRECISION)
+        return source
 
     def invert(self, source: Source) -> Inversion:
         """The clip's trajectory from clean latents to noise, and the reconstruction that it allows."""
-        found = self.cache.tensors("trajectory", [self.options.inversion], lambda: self._inverted(source))
+        form: Form = {"latents": ((self.schedule.steps + 1, *source.latents.shape), source.latents.dtype)}
+        form = form | dict.fromkeys(("reconstruction_psnr", "autoencoder_psnr"), ((), torch.float32))
+        found = self.cache.tensors("trajectory", [self.options.inversion], lambda: self._inverted(source), form)
         psnrs = (round(float(found[name]), 4) for name in ("reconstruction_psnr", "autoencoder_psnr"))
         inversion = Inversion(Trajectory(found["latents"].to(self.encoders.device)), *psnrs)
         note = reconstruction_note(
@@ -152,6 +159,7 @@ class Pipeline:
         with self.progress.stage("reconstruction", "sampling the clip back") as on_step:
             back = reconstruct(self.denoiser, self.schedule, trajectory, condition, on_step=on_step)
             frames = self.encoders.decode(back)
+            check_finite("reconstruction", {"decoded clip": frames}, PRECISION)
         truth = source.clip.frames
         psnrs = {"reconstruction_psnr": psnr(frames, truth), "autoencoder_psnr": psnr(source.round_trip, truth)}
         return {"latents": trajectory.latents} | {name: torch.tensor(value) for name, value in psnrs.items()}
@@ -178,8 +186,9 @@ class Pipeline:
                 corrections=corrections,
                 on_step=on_step,
             )
-        with self.progress.stage("decoding", f"decoding {target.name}"):
+        with self.progress.stage("decoding", f"decoding {target.name}", steps=False):
             frames = self.encoders.decode(latents)
+            check_finite("decoding", {f"edit {target.name}": frames}, PRECISION)
         if target.region is None and options.mask.region == "found":  # a given region stays as it was given
             kept = drop_unchanged(mask.mask, frames, source.round_trip, options.mask.drop_unchanged)
             mask = replace(mask, mask=kept)
@@ -236,7 +245,10 @@ class Pipeline:
 
         # Keyed by what the network evaluations depend on: another threshold needs no further evaluation.
         parts = [options.branches, options.weight, options.steps, options.union == "none"]
-        maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make)
+        count, (_, frames, _, *grid) = len(part_of(options.steps, self.schedule.steps)), latents.shape
+        each = ((count, frames, *grid), torch.promote_types(latents.dtype, torch.float32))
+        form: Form = dict.fromkeys(("per_step", "evidence") if options.union != "none" else ("per_step",), each)
+        maps = self.cache.tensors("maps", [*parts, *origin.parts, *condition.parts], make, form)
         return make_mask(Disagreement(**{name: tensor.to(latents.device) for name, tensor in maps.items()}), options)
 
 

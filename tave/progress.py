@@ -6,15 +6,17 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 from rich import progress
 from rich.console import Console
 
+from tave.interrupts import check, deferred
+
 OnStep = Callable[[int, int], None]
-"""(steps done, total steps) -> None, called after each step of a stage."""
+"""(steps done, total steps) -> None, called after each step of a stage; a signal that came during it ends the run."""
 
 
 class Progress:
@@ -30,15 +32,24 @@ class Progress:
         self._console = Console(stderr=True, quiet=not show)
 
     @contextmanager
-    def stage(self, name: str, label: str = "") -> Iterator[OnStep]:
-        """Time the block as the stage ``name``, shown as ``label``; yields the function to call after each step."""
+    def stage(self, name: str, label: str = "", *, steps: bool = True) -> Iterator[OnStep]:
+        """Time the block as the stage ``name``, shown as ``label``; yields the function to call after each step.
+
+        Signals wait for the end of a step, or of the stage; in a stage without ``steps`` they end the run at once.
+        """
         columns = (progress.TextColumn("{task.description:<32}"), progress.BarColumn(), progress.MofNCompleteColumn())
         times = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
         started = time.perf_counter()
         _reset_peak()
-        with progress.Progress(*columns, *times, console=self._console) as bars:
+        around = deferred() if steps else nullcontext()
+        with around, progress.Progress(*columns, *times, console=self._console) as bars:
             bar = bars.add_task(label or name, total=None)
-            yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+            def on_step(done: int, total: int) -> None:
+                bars.update(bar, completed=done, total=total)
+                check()
+
+            yield on_step
             total = bars.tasks[0].total or 1
             bars.update(bar, completed=total, total=total)
         entry = self._entry(name)

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import logging
-import platform
+import math
 import shutil
-import subprocess
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers.utils.logging import disable_progress_bar
 
 from tave.backbone import Backbone, licence_text, load_backbone
-from tave.build import build_editor, build_trainer
-from tave.cache import Cache, StoredError, is_made, key_of, read_about, read_tensors, write_tensors
-from tave.config import PACKAGE, EditEntry, OptionError, TrainOptions
+from tave.build import Tick, build_editor, build_trainer, without_advice
+from tave.cache import (
+    Cache,
+    StoredError,
+    find_tensors,
+    form_of,
+    is_made,
+    key_of,
+    mark_used,
+    read_about,
+    read_tensors,
+    remember,
+    write_tensors,
+)
+from tave.checkpoints import TuningCheckpoint, resumable
+from tave.config import EditEntry, OptionError, TrainOptions
 from tave.data import VideoData
-from tave.files import read_json, write_json
-from tave.inflate import load_tuned, tuned_state
+from tave.editor import UNET
+from tave.files import FileError, prepare, whole_file, write_json
+from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import (
     clip_notes,
     input_digests,
@@ -34,34 +43,22 @@ from tave.inputs import (
     request_record,
     segment_targets,
 )
+from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import preset_note, rounding
+from tave.origin import origin
 from tave.pipeline import Target
-from tave.progress import OnStep, Progress
+from tave.progress import Progress
+from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
+from tave.space import check_space
 from tave.video import Clip, read_clip, write_video
 from tave.writer import RunWriter, write_mask_preview
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = 3  # weights and the two moments of AdamW
 
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Silence advice of the Trainer that does not apply: one clip lies in memory, so there is no work for loaders."""
-    with warnings.catch_warnings():
-        for message in ("does not have many workers", "checkpoint directory .* exists", "LeafSpec", "logging interval",
-                        "in eval mode", "infer the batch indices", "dataloader is not resumable"):  # fmt: skip
-            warnings.filterwarnings("ignore", f".*{message}.*")
-        yield
-
-
-class _Tick(Callback):
-    """Moves the tuning bar."""
-
-    def __init__(self, on_step: OnStep) -> None:
-        self.on_step = on_step
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.on_step(trainer.global_step, trainer.max_steps)
+LICENCE = "LICENSE-MODEL.txt"
 
 
 class Run:
@@ -75,13 +72,16 @@ class Run:
         self, options: TrainOptions, folder: Path, clip: Clip, progress: Progress, tuned: Path | None = None
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
+        check_links(folder)
+        prepare(folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/"))
         self.loggers = open_loggers(options.logger, folder)
         self.log = RunLogger(self.loggers, folder, asdict(options))
         disable_progress_bar()  # transformers' own bars, one for each part of the backbone
         L.seed_everything(options.seed, workers=True, verbose=False)
         # cuDNN's convolutions round float32 to TF32's 10 bits by default: guided sampling amplifies the difference
         torch.backends.cudnn.allow_tf32 = False
-        self.backbone: Backbone = load_backbone(options.backbone)
+        tuned_from = read_about(tuned).get("base", {}) if tuned is not None else None
+        self.backbone: Backbone = load_backbone(options.backbone, tuned_from)
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
@@ -112,7 +112,8 @@ class Run:
         """Read the clip of ``options`` and open ``folder``.
 
         Everything that the edits need is read and checked too, so that a mistake fails now and not after the tuning.
-        Raises :class:`StoredError` for a folder that holds another clip or another tuning, and leaves it as it is.
+        Raises :class:`StoredError` for a folder that holds another clip, another tuning or damaged weights, and leaves
+        it as it is.
         """
         progress = Progress(show=show)
         clip = read_clip(options.video.path, options.video)
@@ -123,15 +124,34 @@ class Run:
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
         tuned = folder / "tuned.safetensors"
-        if tuned.is_file() and not is_made(tuned, run.tuned_key):
+        if tuned.is_file() and read_about(tuned).get("key") != run.tuned_key:
             raise StoredError(
                 f"{folder} holds a run of another clip or another tuning: give another hydra.run.dir or hydra.sweep.dir"
             )
+        check_space(run.needed())
         folder.mkdir(parents=True, exist_ok=True)
-        write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
+        begin_record(folder)
+        with rewriting(folder, "source.mp4"):
+            write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
         if write_mask_preview(path := folder / "mask_preview.png", run.clip, targets):
             progress.note(f"masks as they are read: {path}")
         return run
+
+    def needed(self) -> dict[Path, int]:
+        """The bytes of the tensors that the run will store, by path; clips and logs are small beside them."""
+        options, frames, vae = self.options, self.clip.frames, dict(self.backbone.vae.config)
+        cells = len(frames) * (frames.shape[-2] * frames.shape[-1]) // 4 ** (len(vae["block_out_channels"]) - 1)
+        trajectory = (options.inversion.steps + 1) * cells * vae["latent_channels"] * 4  # float32
+        trained = [weight for weight in self.editor.denoiser.unet.parameters() if weight.requires_grad]
+        tuned, here = sum(weight.nbytes for weight in trained), self.folder / "tuned.safetensors"
+        tuned = tuned if options.tuning.steps else 0
+        cache = Path(options.cache)
+        stored = {} if here.is_file() else {cache / f"tuned-{self.tuned_key}.safetensors": (1 + CHECKPOINT) * tuned}
+        return stored | {
+            self.folder / "trajectory.safetensors": trajectory,
+            cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
+            here: tuned,
+        }
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 
@@ -139,29 +159,41 @@ class Run:
         """Fine-tune, unless the tuned weights are stored; an interrupted tuning continues where it stopped."""
         here, unet = self.folder / "tuned.safetensors", self.editor.denoiser.unet
         stored = Path(self.options.cache) / f"tuned-{self.tuned_key}.safetensors"
-        found = next((path for path in (here, stored) if is_made(path, self.tuned_key)), None)
         trained = any(parameter.requires_grad for parameter in unet.parameters())
-        if found is not None:
-            self.progress.note(f"tuned weights: found in {found.parent}")
-            load_tuned(unet, read_tensors(found)[0])
-        elif trained and self.options.tuning.steps:
-            self._fit(stored)
-        if found != here:
-            self._save_tuned(here)
+        if not self._found(here):
+            if not self._found(stored) and trained and self.options.tuning.steps:
+                damaged = stored.is_file()
+                with claimed(stored.with_suffix(""), math.inf, self.progress.note):
+                    if damaged or not self._found(stored):  # another process may have tuned while this one waited
+                        self._fit(stored)
+            with rewriting(self.folder, here.name, here.with_suffix(".json").name):
+                self._save_tuned(here)
         if text := licence_text(self.backbone.licence):
-            (self.folder / "LICENSE-MODEL.txt").write_text(text, encoding="utf-8")
+            with rewriting(self.folder, LICENCE), whole_file(self.folder / LICENCE) as waiting:
+                waiting.write_text(text, encoding="utf-8")
+
+    def _found(self, path: Path) -> bool:
+        """Load the tuned weights in ``path`` if they are those of this run."""
+        unet = self.editor.denoiser.unet
+        found = find_tensors(path, self.tuned_key, form_of(tuned_parameters(unet)))
+        if found is None:
+            return False
+        self.progress.note(f"tuned weights: found in {path.parent}")
+        load_tuned(unet, found[0])
+        if path.parent == Path(self.options.cache):
+            mark_used(path)
+        return True
 
     def _fit(self, stored: Path) -> None:
         states = stored.with_suffix("")
-        checkpoint = ModelCheckpoint(
-            states, every_n_train_steps=50, save_last=True, save_top_k=0, save_on_exception=True
-        )
         last = states / "last.ckpt"
-        with self.progress.stage("tuning", "tuning on the clip") as on_step, _without_advice():
+        form = {f"{UNET}{name}": each for name, each in form_of(tuned_parameters(self.editor.denoiser.unet)).items()}
+        whole = resumable(last, form)
+        with self.progress.stage("tuning", "tuning on the clip") as on_step, without_advice():
             trainer = build_trainer(
-                self.options, str(self.folder), [checkpoint, _Tick(on_step), self.log], self.loggers
+                self.options, str(self.folder), [TuningCheckpoint(last), Tick(on_step), self.log], self.loggers
             )
-            trainer.fit(self.editor, self.data, ckpt_path=str(last) if last.exists() else None)
+            trainer.fit(self.editor, self.data, ckpt_path=whole)
         self.editor.zero_grad()  # frees the last step's gradients
         self._save_tuned(stored)
         shutil.rmtree(states, ignore_errors=True)
@@ -174,11 +206,31 @@ class Run:
         """
         targets = self.targets(requests)
         keys = {target.name: self.edit_key(target) for target in targets}
-        due = [t for t in targets if not is_made(self.folder / "edits" / t.name / "edit.json", keys[t.name])]
-        if not due:
-            return []
-        write_mask_preview(self.folder / "mask_preview.png", self.clip, due)
+        due = [target for target in targets if not self._holds(target.name, keys[target.name])]
+        written = [f"edits/{target.name}/{SUMS}" for target in due]
+        written += ["round_trip.mp4", "trajectory.safetensors"] if due else []
+        with rewriting(self.folder, *written):
+            if due:
+                self._predict(due, keys, requests, about or {})
+        return [target.name for target in due]
+
+    def _holds(self, name: str, key: str) -> bool:
+        """Whether the folder holds the edit ``name`` of this key, as it was made."""
+        folder = self.folder / "edits" / name
+        if not is_made(folder / "edit.json", key):
+            return False
+        try:
+            check_record(folder)
+        except FileError as error:
+            log.warning("%s; made again now", error)
+            return False
+        return True
+
+    def _predict(
+        self, due: list[Target], keys: Mapping[str, str], requests: Mapping[str, EditEntry], about: Mapping[str, Any]
+    ) -> None:
         self._drop_figures([target.name for target in due])
+        write_mask_preview(self.folder / "mask_preview.png", self.clip, due)
         self.data.targets = due
         write_video(self.folder / "round_trip.mp4", self.data.source.round_trip.cpu(), self.clip.fps, lossless=True)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
@@ -187,23 +239,20 @@ class Run:
             "segmenter": self.segmenter_hashes,
             "seed": self.options.seed,
             "options": asdict(self.options.editing),
-            **(about or {}),
+            **about,
         }
         recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
         writer = RunWriter(self.folder, truths, recorded, self.progress)
-        with _without_advice():
+        with without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
-        return [target.name for target in due]
 
     def _drop_figures(self, names: Sequence[str]) -> None:
         """Remove the figures of edits that are about to be replaced from ``metrics.json``."""
-        path = self.folder / "metrics.json"
-        stored = read_json(path) if path.is_file() else {}
-        if {*names} & {*stored.get("edits", {}), *stored.get("keys", {})}:
+        with changed_metrics(self.folder) as stored:
             for part in ("edits", "keys"):
-                stored[part] = {name: value for name, value in stored.get(part, {}).items() if name not in names}
-            write_json(path, stored)
+                if {*names} & {*stored.get(part, {})}:
+                    stored[part] = {name: value for name, value in stored[part].items() if name not in names}
 
     def edit_key(self, target: Target) -> str:
         """The key of an edit: all that it depends on."""
@@ -243,16 +292,13 @@ class Run:
 
     def _compare_weights(self) -> None:
         """Warn about unverified files that have changed since they were first used; the cache records their digests."""
-        path = Path(self.options.cache) / "weights.json"
-        known: dict[str, str] = read_json(path) if path.is_file() else {}
         here = {f"{self.backbone.name}/{file}": self.backbone.hashes[file] for file in self.backbone.unverified}
+        known = remember(Path(self.options.cache) / "weights.json", here)
         for file, sha in here.items():
             if known.get(file, sha) != sha:
                 log.warning(
                     "%s has changed: it was %s, is %s; fetch it again if this is unexpected", file, known[file], sha
                 )
-        if known | here != known:
-            write_json(path, known | here)
 
     # ---- stored products ---------------------------------------------------------------------------------------------
 
@@ -267,21 +313,16 @@ class Run:
             "tuning": asdict(self.options.tuning),
         }
         write_tensors(path, tuned_state(self.editor.denoiser.unet), about)
-        write_json(path.with_suffix(".json"), about)
+        if path.parent == self.folder:
+            write_json(path.with_suffix(".json"), about)
 
     def _load(self, path: Path) -> str:
         """Load tuned weights, return their key; :class:`StoredError` if they were tuned from another backbone."""
         state, about = read_tensors(path)
-        base, here = about.get("base", {}), self.backbone.hashes
-        differing = [
-            f"{file} was {base.get(file)}, is {here.get(file)}"
-            for file in {**base, **here}
-            if base.get(file) != here.get(file)
-        ]
-        if differing:  # the hashes alone decide: a folder's name is its path, and it may have been moved
+        if about.get("base") != self.backbone.hashes:  # a folder's name is its path, and it may have been moved
             raise StoredError(
-                f"{path}: tuned from another backbone ({about.get('backbone')}) than {self.backbone.name} "
-                f"({differing[0]}): give that one, or tune again"
+                f"{path}: tuned from another backbone ({about.get('backbone')}) than {self.backbone.name}: give that "
+                "one, or tune again"
             )
         load_tuned(self.editor.denoiser.unet, state)
         return str(about.get("key"))
@@ -294,49 +335,27 @@ class Run:
         trajectory = self.folder / "trajectory.safetensors"
         about = read_about(trajectory) if trajectory.is_file() else {}
         psnr = {key: about[key] for key in ("reconstruction_psnr", "autoencoder_psnr") if key in about}
-        metrics = self.folder / "metrics.json"
-        kept = read_json(metrics) if metrics.is_file() else {}
-        write_json(metrics, kept | psnr | {"stages": kept.get("stages", {}) | self.progress.record})
-        versions = {name: version(name) for name in ("tave", "torch", "diffusers", "transformers", "lightning")}
-        cuda = torch.cuda.is_available()
-        write_json(
-            self.folder / "run.json",
-            {
-                "key": self.key,
-                "config": asdict(self.options),
-                "chosen": chosen,
-                "seed": self.options.seed,
-                "fps": self.clip.fps,
-                "origin": self.clip.origin and self.clip.origin.record(),
-                "size": list(self.clip.frames.shape),
-                "commit": _commit(),
-                "versions": versions | {"python": platform.python_version()},
-                "hardware": {
-                    "machine": platform.machine(),
-                    "threads": torch.get_num_threads(),
-                    "cuda": cuda,
-                    "gpu": torch.cuda.get_device_name() if cuda else None,
-                },
-                "weights": dict(self.backbone.hashes),
-                "weights_unverified": list(self.backbone.unverified),
-                "segmenter": self.segmenter_hashes,
-                "image_encoder": self.backbone.conditioner,
-                "licence": self.backbone.licence,
-                "inputs": input_digests(self.options),
-            },
-        )
+        with changed_metrics(self.folder) as metrics:
+            metrics |= psnr | {"stages": metrics.get("stages", {}) | self.progress.record}
+        content = {
+            "key": self.key,
+            "config": asdict(self.options),
+            "chosen": chosen,
+            "seed": self.options.seed,
+            "fps": self.clip.fps,
+            "origin": self.clip.origin and self.clip.origin.record(),
+            "size": list(self.clip.frames.shape),
+            **origin(),
+            "weights": dict(self.backbone.hashes),
+            "weights_unverified": list(self.backbone.unverified),
+            "segmenter": self.segmenter_hashes,
+            "image_encoder": self.backbone.conditioner,
+            "licence": self.backbone.licence,
+            "inputs": input_digests(self.options),
+        }
+        with rewriting(self.folder, "run.json"):
+            write_json(self.folder / "run.json", content)
 
     def close(self) -> None:
         """Finish the logs."""
         self.log.close()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that contains this package, with a plus where files differ from it; None elsewhere."""
-    git = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from tave.correction import Correction, Level, Step, tap_of
 from tave.denoiser import NoisePredictor
 from tave.encoders import Condition
+from tave.finite import REMEDY, Watch
 from tave.schedule import Schedule, ddim_step
 
 # ---- start -----------------------------------------------------------------------------------------------------------
@@ -78,9 +79,11 @@ def sample(
 ) -> Tensor:
     """From ``start`` `b f c h w` at the noisiest level to clean latents, one DDIM step per level.
 
-    After each step the corrections are applied in the order given, each to the previous one's result.
+    After each step the corrections are applied in the order given, each to the previous one's result. Raises
+    :class:`NonFiniteError` for NaN and infinity.
     """
     latents, total = start, schedule.steps
+    watch = Watch("sampling", f"lower sampler.guidance_scale (now {guidance_scale:g}), or {REMEDY}")
     for index in reversed(range(total)):
         level = Level(index, total, schedule.alphas[index + 1], schedule.alphas[index])
         tap = tap_of(corrections, index, total)
@@ -89,8 +92,10 @@ def sample(
         for correction in corrections:
             step = replace(step, latents=correction(step))
         latents = step.latents
+        watch.add(total - index, "latent", latents)
         if on_step is not None:
             on_step(total - index, total)
+    watch.read()
     return latents
 
 

@@ -7,6 +7,8 @@ python -m tave.train +video=custom video.path=clip.mp4 video.source_prompt="..."
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,10 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import Context, entry_point
 from tave.config import OptionError, TrainOptions
-from tave.files import content_digest, read_json, write_json
+from tave.files import content_digest, naming
+from tave.locks import all_claimed, claimed
+from tave.record import changed_metrics, read_edit, read_metrics
 
 if TYPE_CHECKING:
     from tave.run import Run
+
+
+log = logging.getLogger(__name__)
 
 
 def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | None = None, show: bool = True) -> Path:
@@ -27,13 +34,21 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
     ``chosen``: the experiment and overrides, for ``run.json``.
     """
     from tave.run import Run
+    from tave.space import check_present
 
     requests = options.video.requests()
     if (name := options.metrics.objective) and not (requests and options.metrics.enabled):
         raise OptionError(f"metrics.objective={name}, but nothing is measured: request an edit and metrics, or drop it")
-    with closing(Run.begin(options, folder, show=show)) as run:
+    # a second process in this folder waits, and then finds everything made
+    with (
+        naming(folder),
+        claimed(folder / "run.json", math.inf, log.warning),
+        closing(Run.begin(options, folder, show=show)) as run,
+    ):
         run.tune()
-        run.predict(requests)
+        with all_claimed([folder / "edits" / name for name in requests], math.inf, log.warning):
+            run.predict(requests)
+        check_present(folder)
         run.record(chosen)  # before measuring: an edit that can't be measured keeps its record
         if requests and options.metrics.enabled:
             measure_and_log(run, requests)
@@ -43,7 +58,7 @@ def train(options: TrainOptions, folder: Path, *, chosen: Mapping[str, Any] | No
 
 def measure_and_log(run: Run, names: Collection[str]) -> None:
     """:func:`measure` edits of an open run, as a stage of it, and log the new figures."""
-    with run.progress.stage("metrics", "measuring"):
+    with run.progress.stage("metrics", "measuring", steps=False):
         figures = measure(run.folder, run.options, names)
     if figures:
         run.log.log_figures(figures)
@@ -56,19 +71,19 @@ def measure(
 
     ``annotations``: folder of the source object's masks, where nobody knows the right edit. Returns the new figures.
     """
-    from tave.cache import is_made, key_of
+    from tave.cache import key_of
     from tave.eval.score import score_run  # pyright: ignore[reportMissingImports]
 
-    metrics, judge, clip = folder / "metrics.json", options.judge, options.metrics.clip
+    judge, clip = options.judge, options.metrics.clip
     tools = (content_digest(judge) if judge else None, clip, content_digest(annotations) if annotations else None)
-    edits = {name: read_json(folder / "edits" / name / "edit.json").get("key") for name in names}
-    keys = {name: key_of(edit, *tools) for name, edit in edits.items()}
-    due = [name for name in names if not is_made(metrics, keys[name], name)]
+    keys = {name: key_of(read_edit(folder / "edits" / name).get("key"), *tools) for name in names}
+    known = read_metrics(folder).get("keys", {})
+    due = [name for name in names if known.get(name) != keys[name]]
     if not due:
         return {}
     figures = score_run(folder, judge, due, clip, annotations)
-    stored = read_json(metrics)
-    write_json(metrics, stored | {"keys": stored.get("keys", {}) | {name: keys[name] for name in due}})
+    with changed_metrics(folder) as stored:
+        stored["keys"] = stored.get("keys", {}) | {name: keys[name] for name in due}
     return figures
 
 
@@ -80,7 +95,7 @@ def objective(options: TrainOptions, folder: Path) -> float | None:
     name = options.metrics.objective
     if name is None:
         return None
-    edits = read_json(folder / "metrics.json").get("edits", {})
+    edits = read_metrics(folder).get("edits", {})
     measured = [edits.get(edit, {}) for edit in options.video.requests()]
     if not measured or any(not isinstance(figures.get(name), (int, float)) for figures in measured):
         known = sorted({key for figures in measured for key, v in figures.items() if isinstance(v, (int, float))})

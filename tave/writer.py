@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from tave.correspondence import coarsen
-from tave.files import write_json
+from tave.files import whole_folder, write_json
 from tave.pipeline import Edit, Target
 from tave.progress import Progress
+from tave.record import write_record
 from tave.sampling import resize_mask
 from tave.video import Clip, contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
 
@@ -54,11 +55,8 @@ class RunWriter(BasePredictionWriter):
 
 
 def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | None = None) -> None:
-    """Write one edit into ``folder`` under a temporary name, then rename it."""
-    waiting = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(waiting, ignore_errors=True)
-    waiting.mkdir(parents=True)
-    try:
+    """Write one edit into ``folder``, whole or not at all; an older one there goes when this one stands."""
+    with whole_folder(folder, replace=True) as waiting:
         _write_clips(waiting, edit)
         _write_arrays(waiting, edit)
         if truth is not None and _fits(Path(truth), edit.clip.frames):
@@ -66,11 +64,7 @@ def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | 
         notes = [*(reference.note for reference in edit.references), *edit.mask.notes]
         recorded = {"name": edit.target.name, "target_prompt": edit.target.prompt, "notes": [n for n in notes if n]}
         write_json(waiting / "edit.json", recorded | dict(about))
-        if folder.exists():
-            shutil.rmtree(folder)
-        waiting.rename(folder)
-    finally:
-        shutil.rmtree(waiting, ignore_errors=True)
+        write_record(waiting)
 
 
 def write_mask_preview(path: Path, clip: Clip, targets: Sequence[Target]) -> bool:

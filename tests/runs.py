@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,3 +90,17 @@ def evaluations() -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Denoiser, "output", counted)
         yield seen
+
+
+HOLD = "import sys\nfrom pathlib import Path\nfrom tave.locks import claimed\nwith claimed(Path(sys.argv[1])):\n"
+HOLD += " print('held', flush=True)\n sys.stdin.readline()\n"
+
+
+@contextmanager
+def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds ``path`` until it reads a line."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,3 +155,126 @@ def test_tiny_tokenizer_encodes_any_text(tiny: Backbone):
         ids = words(prompt).input_ids
         assert words.unk_token_id not in ids[1:-1]
         assert str(words.decode(ids, skip_special_tokens=True)).replace(" ", "") == prompt.lower().replace(" ", "")
+
+
+# ---- configurations that ask for what the files don't hold -----------------------------------------------------------
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("unet", {"block_out_channels": [10**9] * 3}, "block_out_channels=1000000000 is out of range"),
+        ("unet", {"block_out_channels": [4096, 8192, 8192]}, "but its weights have"),
+        ("unet", {"layers_per_block": 1000}, "layers_per_block=1000 is more than its"),
+        ("unet", {"transformer_layers_per_block": 5000}, "transformer_layers_per_block=5000 is more than its"),
+        ("unet", {"down_block_types": ["DownBlock2D"] * 1000}, "down_block_types has 1000 entries"),
+        ("unet", {"cross_attention_dim": float("nan")}, "cross_attention_dim is nan"),
+        ("unet", {"flip_sin_to_cos": 64}, "flip_sin_to_cos=64 is no value for it"),
+        ("unet", {"attention_head_dim": -1}, "attention_head_dim=-1 is no value for it"),
+        ("unet", {"_class_name": "AutoencoderKL"}, "is of a AutoencoderKL, not of a UNet2DConditionModel"),
+        ("unet", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised weights"),
+        ("vae", {"latent_channels": 10**400}, "latent_channels=10000000000000000000 is out of range"),
+        ("vae", {"block_out_channels": "x"}, "describes no AutoencoderKL"),
+        ("text_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is out of range"),
+        ("text_encoder", {"hidden_size": 16_000, "intermediate_size": 16_000}, "but its weights have"),
+        ("text_encoder", {"max_position_embeddings": "x"}, "describes no CLIPTextModel"),
+        ("image_encoder", {"image_size": 16_000}, "but its weights have"),
+        ("image_encoder", {"attn_implementation": "nobody/kernel"}, "asks for code of a repository"),
+    ],
+)
+def test_a_network_that_the_files_cannot_hold_is_refused(folder: Path, part: str, values: dict[str, Any], message: str):
+    change(folder / part / "config.json", **values)
+    assert message in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("scheduler", {"num_train_timesteps": 10**9}, "num_train_timesteps=1000000000 is out of range"),
+        ("scheduler", {"num_train_timesteps": 16_000}, "num_train_timesteps=16000 is not between 1 and 10000"),
+        ("scheduler", {"num_train_timesteps": 0}, "num_train_timesteps=0 is not between 1 and 10000"),
+        ("scheduler", {"num_train_timesteps": 10.5}, "num_train_timesteps=10.5 is not between 1 and 10000"),
+        ("scheduler", {"beta_end": 2}, "its noise levels don't rise"),
+        ("scheduler", {"trained_betas": [0.5]}, "its noise levels don't rise from 0 to 1, one a timestep"),
+        ("scheduler", {"beta_schedule": "best"}, "describes no scheduler"),
+        ("scheduler", {"steps_offset": ["x"]}, "steps_offset=['x'] is no value for it"),
+        ("scheduler", {"_class_name": "os"}, "is of a os, not of a scheduler"),
+        ("image_noising_scheduler", {"num_train_timesteps": 10**9}, "is out of range"),
+    ],
+)
+def test_a_scheduler_without_levels_is_refused(folder: Path, part: str, values: dict[str, Any], message: str):
+    change(folder / part / "scheduler_config.json", **values)
+    assert message in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "the tokenizer makes 1000000000"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": [1]}, "the tokenizer makes [1] tokens"),
+        ("feature_extractor/preprocessor_config.json", {"crop_size": 10**9}, "crop_size=1000000000 is out of range"),
+        ("feature_extractor/preprocessor_config.json", {"image_std": "x"}, "tokenizer or feature extractor fail"),
+        ("feature_extractor/preprocessor_config.json", {"crop_size": 64}, "makes pictures of (1, 3, 64, 64)"),
+    ],
+)
+def test_inputs_that_the_encoders_do_not_take_are_refused(
+    folder: Path, file: str, values: dict[str, Any], message: str
+):
+    change(folder / file, **values)
+    assert message in refused(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "", "\x00", '{"a":' * 5000, "[" * 100_000])
+@pytest.mark.parametrize("file", ["unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"])
+def test_a_configuration_that_is_no_object_is_named(folder: Path, file: str, content: str):
+    (folder / file).write_text(content)
+    assert str(folder / file) in refused(folder)
+
+
+def test_links_in_a_circle_are_missing_files(folder: Path):
+    file = folder / "unet" / "config.json"
+    file.unlink()
+    file.symlink_to(file)
+    assert "unet lacks config.json" in refused(folder)
+
+
+def test_an_index_names_files_beside_it_alone(folder: Path):
+    (folder / UNET).rename(folder / "unet.safetensors")
+    index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../unet.safetensors"}}))
+    assert "names ../unet.safetensors, which is not beside it" in refused(folder)
+    index.write_text(json.dumps({"weight_map": [1]}))
+    assert "has no weight_map of file names" in refused(folder)
+
+
+def test_code_in_a_folder_is_never_run(folder: Path):
+    """A module that the configuration names as its class, and a pickle beside the weights."""
+    mark = folder / "ran"
+    for part in ("text_encoder", "image_encoder", "unet", "vae", "tokenizer", "feature_extractor"):
+        (folder / part / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
+        for file in (folder / part).glob("*config.json"):
+            change(
+                file,
+                auto_map={"AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None], "AutoConfig": "evil.Evil"},
+            )
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(_Opens(str(mark))))
+    loaded_from(folder)
+    (folder / UNET).unlink()
+    assert "a pickle, which could run code and is not read" in refused(folder)
+    (folder / UNET).write_bytes((folder / "unet" / "diffusion_pytorch_model.bin").read_bytes())
+    assert "a pickle by another name, which is not read" in refused(folder)
+    assert not mark.exists()
+
+
+class _Opens:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")

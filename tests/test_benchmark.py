@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import tave.benchmark
 import tave.controls
 from tave.benchmark import benchmark
 from tave.cli import compose_options
-from tave.config import BenchmarkOptions, OptionError
+from tave.config import BenchmarkOptions, MethodOptions, OptionError
 from tave.files import read_json
 from tave.keys import quoted
+from tave.record import changed_metrics
 from tave.roadside.cases import NAMED, write_case
 from tave.video import write_image
 
@@ -76,14 +78,13 @@ def test_the_same_command_makes_only_what_is_missing(made: Path, copy: Path) -> 
     run = copy / CASES[0]
     shutil.rmtree(run / "edits/source_unchanged")
     before = ages(run)
-    metrics = read_json(run / "metrics.json")
-    del metrics["edits"]["no_correction"], metrics["keys"]["no_correction"]
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    with changed_metrics(run) as metrics:
+        del metrics["edits"]["no_correction"], metrics["keys"]["no_correction"]
     with evaluations() as seen:
         assert benchmark(drawn(copy, listed("only", CASES[0])), show=False) == []
     assert not seen
     changed = {path.name for path, at in before.items() if ages(run)[path] != at}
-    assert changed <= {"run.json", "metrics.json", "source.mp4"}
+    assert changed <= {"run.json", "metrics.json", "source.mp4", "SHA256SUMS"}
     assert figures_of(run) == figures_of(made / CASES[0])
     files = [place / CASES[0] / "edits/source_unchanged/edited.mp4" for place in (made, copy)]
     assert torch.equal(*map(frames_of, files))
@@ -139,7 +140,12 @@ def test_what_fails_is_listed_and_the_rest_continues(
     assert {path.name for path in (copy / CASES[0] / "edits").iterdir()} == {*METHODS} - {"frozen_first_frame"}
     printed = capsys.readouterr()
     assert printed.out.split() == [str(copy)]
-    assert printed.err.strip().endswith(f"{CASES[0]}/frozen_first_frame, {CASES[1]}/tuning")
+    for line in (
+        f"{CASES[0]}, seed 33, frozen_first_frame: RuntimeError: out of memory",
+        f"{CASES[1]}, seed 33, tuning: no video",
+    ):
+        assert line in printed.err
+    assert "error: 2 failed" in printed.err
     assert benchmark(drawn(copy, listed("only", CASES[0])), show=False) == []
     assert not (copy / CASES[0] / "failed.json").exists() and (copy / CASES[1] / "failed.json").exists()
 
@@ -178,3 +184,11 @@ def test_a_set_of_the_users_own_is_edited_and_measured_by_its_annotations(tmp_pa
     label = read_json(tmp_path / "bus/edits/tave/edit.json")["benchmark"]
     assert label == {"case": "bus", "group": ["smaller"], "seed": 33, "method": "tave"}
     assert read_json(tmp_path / "bus/run.json")["size"] == [4, 3, 32, 32]
+
+
+def test_no_two_runs_share_a_folder_and_none_leaves_it(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="larger_0 would hold two runs"):
+        benchmark(drawn(tmp_path, "seeds=[33,33]"), show=False)
+    named = replace(drawn(tmp_path), define={"../x": MethodOptions()}, methods=["../x"])
+    with pytest.raises(OptionError, match=r"'\.\./x' can't be a folder name"):
+        benchmark(named, show=False)

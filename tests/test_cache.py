@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tave.cache import Cache, StoredError, is_made, key_of, read_about, read_tensors, write_tensors
+from tave.cache import (
+    Cache,
+    DamagedError,
+    StoredError,
+    find_tensors,
+    form_of,
+    is_made,
+    key_of,
+    read_about,
+    read_tensors,
+    recall,
+    remember,
+    write_tensors,
+)
 from tave.config import MaskOptions
 from tave.files import write_json
+from tave.finite import NonFiniteError
 from tave.progress import Progress
 
 TENSORS = {"maps": torch.arange(6.0).view(2, 3), "psnr": torch.tensor(31.5)}
@@ -40,6 +59,8 @@ def test_a_product_is_made_if_it_is_stored_with_its_key(tmp_path: Path) -> None:
     write_json(figures, {"key": "k", "keys": {"red": "r"}})
     for product in (tensors, figures):
         assert is_made(product, "k") and not is_made(product, "other")
+    write_json(tmp_path / "odd.json", {"keys": [1]})
+    assert not is_made(tmp_path / "odd.json", "k") and not is_made(tmp_path / "odd.json", "k", "red")
     assert is_made(figures, "r", "red") and not is_made(figures, "r", "blue") and not is_made(figures, "k", "red")
 
 
@@ -109,3 +130,116 @@ def test_a_copy_is_written_beside_the_run_and_read_back(tmp_path: Path, lost: st
     assert made.times == 1 and stored.exists() and copy.exists()
     Cache(folder, "clip", progress, copies).tensors("maps", [2], made)  # another key: computed, the copy replaced
     assert made.times == 2 and is_made(copy, key_of("clip", 2))
+
+
+# ---- what is damaged, or is not what was expected --------------------------------------------------------------------
+
+FORM = form_of(TENSORS)
+
+
+def flipped(path: Path, place: int, mask: int = 0x10) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= mask
+    path.write_bytes(content)
+
+
+def test_no_flipped_byte_of_any_part_of_a_file_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "maps.safetensors"
+    write_tensors(whole, TENSORS, {"key": "k", "psnr": 31.5})
+    refused = 0
+    for place in range(whole.stat().st_size):
+        shutil.copy(whole, path)
+        flipped(path, place)
+        caplog.clear()
+        found = find_tensors(path, "k", FORM)
+        if found is None:
+            refused += 1
+            assert "maps.safetensors" in caplog.text and "making it again" in caplog.text
+        else:  # white space between the parts of the header
+            assert all(torch.equal(found[0][name], TENSORS[name]) for name in TENSORS)
+            assert found[1] == {"key": "k", "psnr": 31.5}
+    assert refused > 0.95 * whole.stat().st_size
+
+
+def test_no_part_of_a_file_is_used_for_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "maps.safetensors"
+    write_tensors(path, TENSORS, {"key": "k"})
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert not is_made(path, "k")
+        with pytest.raises(DamagedError, match=r"maps\.safetensors is damaged .*: delete it and run again"):
+            read_about(path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "no digest"])
+def test_a_damaged_entry_is_named_and_made_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    progress, copy = Progress(show=False), tmp_path / "run" / "maps.safetensors"
+    made, cache = Made(progress), Cache(tmp_path / "cache", "clip", progress, {"maps": copy})
+    cache.tensors("maps", [1], made)
+    (stored,) = (tmp_path / "cache").iterdir()
+    whole = stored.read_bytes()
+    for path in (stored, copy):
+        if damage == "flipped":
+            flipped(path, -3)
+        elif damage == "no digest":
+            save_file(TENSORS, path, {"about": json.dumps({"key": key_of("clip", 1), "seconds": {}})})
+        else:
+            path.write_bytes(whole[:-1] if damage == "cut" else b"")
+    found = cache.tensors("maps", [1], made)
+    assert made.times == 2 and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+    assert [record.getMessage().partition(" is damaged")[0] for record in caplog.records] == [str(stored), str(copy)]
+    cache.tensors("maps", [1], made)
+    assert made.times == 2 and is_made(stored, key_of("clip", 1)) and is_made(copy, key_of("clip", 1))
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"maps": TENSORS["maps"].double()},
+        {"maps": TENSORS["maps"].int()},
+        {"maps": TENSORS["maps"][:, :1]},  # width 1 would broadcast
+        {"maps": TENSORS["maps"][None]},
+        {"more": torch.zeros(1)},
+    ],
+)
+def test_tensors_of_another_form_are_made_again(
+    tmp_path: Path, strange: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Made(Progress(show=False))
+    path, cache = tmp_path / f"maps-{key_of('', 1)}.safetensors", Cache(tmp_path)
+    write_tensors(path, {**TENSORS, **strange}, {"key": key_of("", 1), "seconds": {}})
+    found = cache.tensors("maps", [1], made, FORM)
+    assert form_of(found) == FORM and made.times == 1 and "expected" in caplog.text
+    assert cache.tensors("maps", [1], made, FORM).keys() == TENSORS.keys() and made.times == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nothing_that_is_not_finite_is_stored(tmp_path: Path, value: float) -> None:
+    with pytest.raises(NonFiniteError, match="the maps is not finite"):
+        Cache(tmp_path).tensors("maps", [1], lambda: {"maps": torch.tensor([0, value])})
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_an_entry_makes_it_the_most_recently_used(tmp_path: Path) -> None:
+    made, cache = Made(Progress(show=False)), Cache(tmp_path)
+    cache.tensors("maps", [1], made)
+    (stored,) = tmp_path.iterdir()
+    os.utime(stored, (0, 0))
+    cache.tensors("maps", [1], made)
+    assert made.times == 1 and stored.stat().st_mtime > time.time() - 1000
+
+
+def test_facts_are_remembered_and_a_damaged_record_of_them_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "weights.json"
+    assert remember(path, {"unet": "aa"}) == {} and remember(path, {"unet": "bb"}) == {"unet": "aa"}
+    assert remember(path, {"vae": "cc"}) == {"unet": "bb"} and not caplog.records
+    path.write_text(path.read_text().replace("bb", "ba"))
+    with pytest.raises(DamagedError, match=r"weights\.json is damaged"):
+        recall(path)
+    assert remember(path, {"unet": "bb"}) == {} and "making it again" in caplog.text
+    for text in ("", "[]", "{}", '{"facts": 3}'):
+        path.write_text(text)
+        assert remember(path, {"unet": "bb"}) == {} and recall(path) == {"unet": "bb"}

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 import tave
 from tave import cli, keys
 from tave.config import MethodOptions, OptionError
+from tave.edit import changed
 
 ROOT = Path(tave.__file__).parent.parent
 CLIP = ["video=custom", "video.path=clip.mp4", "video.source_prompt=a bus"]
@@ -52,12 +53,6 @@ def test_options_by_name_are_made_and_changed_by_their_keys() -> None:
     define = cli.compose_options("benchmark", words).define
     assert define["wide"] == MethodOptions(overrides=["mask.dilate=0.1"], oracle=True)
     assert define["tave"].oracle
-
-
-def test_in_a_sweep_a_comma_separates_values() -> None:
-    words = ["video.source_prompt=a,b", "video.path=clip (1).mp4", "mask.dilate=0,0.1", "-m"]
-    assert keys.prepared(words, "train", sweep=True) == [words[0], 'video.path="clip (1).mp4"', *words[2:]]
-    assert keys.prepared(words[:1], "train") == ['video.source_prompt="a,b"']
 
 
 def test_arguments_of_trainer_and_loggers_need_no_plus() -> None:
@@ -125,14 +120,14 @@ def test_another_edit_keeps_what_it_does_not_change(recorded: dict[str, Any]) ->
         "video.target_image=a (1).png",
         "video.target_prompt=it's",
     ]
-    before, after = cli.typed(cli.changed(recorded, [])), cli.typed(cli.changed(recorded, words))
+    before, after = cli.typed(changed(recorded, [])), cli.typed(changed(recorded, words))
     assert (after.mask.dilate, after.mask.branches, after.sampler.guidance_scale) == (0.1, "separate", 3)
     assert (after.video.target_image, after.video.target_prompt) == ("a (1).png", "it's")
     assert (after.tuning, after.memory, after.backbone) == (before.tuning, before.memory, before.backbone)
 
 
 def test_a_choice_of_memory_or_logger_replaces_the_runs(recorded: dict[str, Any]) -> None:
-    after = cli.typed(cli.changed(recorded, ["memory=full", "logger=[wandb]"]))
+    after = cli.typed(changed(recorded, ["memory=full", "logger=[wandb]"]))
     assert (after.memory.weights, after.precision, list(after.logger)) == ("full", "32-true", ["wandb"])
 
 
@@ -141,12 +136,12 @@ def test_a_choice_of_memory_or_logger_replaces_the_runs(recorded: dict[str, Any]
 )
 def test_what_the_tuning_decided_and_what_is_unknown_is_refused(recorded: dict[str, Any], word: str) -> None:
     with pytest.raises(OptionError, match=r"was decided when|is not known|unknown option"):
-        cli.changed(recorded, [word])
+        changed(recorded, [word])
 
 
 def test_a_record_of_another_version_is_refused(recorded: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="another version of tave"):
-        cli.changed({**recorded, "story": 1}, [])
+        changed({**recorded, "story": 1}, [])
 
 
 def called(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Any], *words: str) -> int:
@@ -226,11 +221,6 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
         called(monkeypatch, failing(TypeError("a bug")), "video=bus_to_suv")
 
 
-def test_a_refused_value_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert called(monkeypatch, failing(AssertionError()), "video=bus_to_suv", "mask.dilate=3") == 1
-    assert not list(tmp_path.glob("outputs/*/*"))
-
-
 def test_a_sweep_goes_on_after_a_failed_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,11 +236,101 @@ def test_a_sweep_goes_on_after_a_failed_job(
     assert len(set(ran)) == 2  # one folder each, though `b` and `b%` have the same letters
     assert all(len(name) < 100 and (tmp_path / "sweep" / name).is_dir() for name in ran)
     errors = capfd.readouterr().err
-    assert "video.source_prompt=a: not this one" in errors
-    assert "error: 1 of the sweep's jobs failed" in errors
+    assert errors.count('video.source_prompt="a": not this one') == 2  # at once, and in the summary
+    assert "error: 1 of 3 jobs failed, 2 succeeded" in errors
     first = list(ran)
-    assert called(monkeypatch, work, *words, "logger=none") == 1  # the sweep goes on in its folders
-    assert ran[2:] == first
+    again = ["-m", "hydra.sweep.dir=sweep", "video.source_prompt=b%,'c, at night',b", "video=bus_to_suv", "logger=none"]
+    assert called(monkeypatch, work, *again) == 0  # the sweep goes on in its folders, in another order and with more
+    assert {ran[2], ran[4]} == {*first} and ran[3] not in first
+    assert capfd.readouterr().err.splitlines()[1:] == ["all 3 jobs succeeded"]
+
+
+def test_long_sentences_times_scales_have_a_folder_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sentence = "ein größerer grüner Geländewagen fährt bei Nacht über die alte steinerne Brücke nach Süden (2024)"
+    ran: dict[str, tuple[str, float]] = {}
+
+    def work(options: Any, context: cli.Context) -> None:
+        ran[context.folder.name] = (options.video.edits["suv"].target_prompt, options.sampler.guidance_scale)
+        assert context.folder.is_dir()
+
+    words = [f"video.edits.suv.target_prompt={sentence},{sentence}!", "sampler.guidance_scale=3,5"]
+    assert called(monkeypatch, work, "-m", "video=bus_to_suv", *words, "hydra.sweep.dir=sweep") == 0
+    assert sorted(ran.values()) == [(text, scale) for text in (sentence, f"{sentence}!") for scale in (3, 5)]
+
+
+def test_a_fault_of_the_program_in_a_sweep_is_shown_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(options: Any, context: cli.Context) -> None:
+        if options.seed == 1:
+            raise TypeError("a bug")
+
+    assert called(monkeypatch, work, "-m", "video=bus_to_suv", "seed=1,2", "hydra.sweep.dir=sweep") == 1
+    errors = capfd.readouterr().err
+    assert "Traceback" in errors and "1 of 2 jobs failed, 1 succeeded" in errors
+    assert "Error executing job" not in errors
+
+
+def test_a_stopped_sweep_names_what_failed_before(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(options: Any, context: cli.Context) -> None:
+        raise KeyboardInterrupt if options.seed == 2 else ValueError("not this one")
+
+    assert called(monkeypatch, work, "-m", "video=bus_to_suv", "seed=1,2,3", "hydra.sweep.dir=sweep") == 130
+    *_, verdict, line, stopped = capfd.readouterr().err.splitlines()
+    assert (verdict, line) == ("error: 1 of 1 jobs failed, 0 succeeded", "  +video=bus_to_suv seed=1: not this one")
+    assert stopped.startswith("stopped")
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (False, ["mask.dilate=3"]),
+        (True, ["video.name=../../x", "mask.dilate=3"]),
+        (False, ["-m", "seed=1,x"]),
+        (True, ["-m", "mask.dilate=3,4"]),
+    ],
+)
+def test_a_refused_command_leaves_what_was_there_and_no_empty_folder(
+    there: bool, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if there:
+        (tmp_path / "outputs" / "bus_to_suv").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert called(monkeypatch, failing(AssertionError()), "video=bus_to_suv", *words) == 1
+    left = sorted(path for path in tmp_path.rglob("*") if path.name != "multirun.yaml")
+    assert left == before or words[-1] == "mask.dilate=3,4"  # a sweep that has begun keeps Hydra's record
+    assert sorted(tmp_path.parent.glob("x*")) == []
+
+
+@pytest.mark.parametrize("name", ["../../x", "größer (1)", "x" * 300])
+def test_a_clips_name_never_leads_out_of_the_outputs(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    got: list[cli.Context] = []
+    assert called(monkeypatch, lambda _, context: got.append(context), "video=bus_to_suv", f"video.name={name}") == 0
+    (folder,) = {context.folder for context in got}
+    assert folder.parent.parent == tmp_path / "outputs" and folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("logger.csv.name=../../../out", "logger.csv.name='../../../out' can't be a folder name"),
+        ("logger.csv.version=a/b", "logger.csv.version='a/b' can't be a folder name"),
+        ("trainer.devices=5", "trainer.devices=5: a clip is edited on one device: set trainer.devices=1"),
+        ("trainer.devices=1000000000", "a clip is edited on one device"),
+        ("trainer.devices=[0,1]", "a clip is edited on one device"),
+        ("trainer.num_nodes=2", "set trainer.num_nodes=1"),
+        ("trainer.log_every_n_steps=x", "give a whole number"),
+        ("trainer.deterministic=x", "give true or false"),
+    ],
+)
+def test_arguments_that_would_fail_later_are_refused(word: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        cli.compose_options("train", ["video=bus_to_suv", "logger=csv", word])
+    assert message in str(caught.value)
 
 
 def test_a_study_sweeps_every_study_clip(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_the_simulated_device_refuses_what_a_gpu_refuses() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param([], id="default"),
+        pytest.param([], id="default", marks=pytest.mark.slow),
         *(pytest.param(words, id=name, marks=pytest.mark.slow) for name, words in OTHERS.items()),
     ],
 )
@@ -106,7 +106,7 @@ def test_the_second_family_makes_the_same_edit_on_another_device(
     words = second_family(*sd15)
     expected = edited(clip, tmp_path / "cpu", *words)
     loaded = load_backbone(compose_options("train", ["video=bus_to_suv", *words]).backbone)  # loading uses meta tensors
-    monkeypatch.setattr("tave.run.load_backbone", lambda _: loaded)
+    monkeypatch.setattr("tave.run.load_backbone", lambda *_: loaded)
     pretend(monkeypatch)
     with Elsewhere():
         assert (edited(clip, tmp_path / "elsewhere", *words) - expected).abs().mean() < ALIKE

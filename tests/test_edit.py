@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import TINY, ages, call, evaluations, figures_of, frames_of, options
+from runs import TINY, ages, call, evaluations, figures_of, frames_of, held_elsewhere, options
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,9 +20,10 @@ import tave
 import tave.edit
 import tave.pipeline
 import tave.writer
-from tave.cache import StoredError, read_tensors
+from tave.backbone import BackboneError
+from tave.cache import read_tensors
 from tave.config import OptionError
-from tave.files import read_json
+from tave.files import FileError, read_json
 from tave.run import Run
 from tave.train import train
 from tave.video import write_mask_video, write_video
@@ -44,7 +46,7 @@ def edit(clip: Path, run: Path) -> Callable[..., Path]:
     """Edits ``run`` without measuring; returns the edit's folder."""
 
     def made(name: str, *words: str) -> Path:
-        given = ["metrics.enabled=false", *words]
+        given = ["metrics.enabled=false", f"cache={run.parent / 'cache'}", *words]
         return tave.edit_clip(run, clip / "target.png", "a red suv", name=name, overrides=given, show=False).folder
 
     return made
@@ -57,7 +59,7 @@ def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
 
     def command(prompt: str) -> Path:
         words = [f"video.target_image={clip / 'target.png'}", f"video.target_prompt={prompt}", "video.edit=car"]
-        assert call(tave.edit.main, f"run={run}", *words) == 0
+        assert call(tave.edit.main, f"run={run}", f"cache={run.parent / 'cache'}", *words) == 0
         return Path(capsys.readouterr().out.strip())
 
     before = ages(run)
@@ -65,13 +67,37 @@ def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
     assert made == run / "edits" / "car"
     assert {path.name for path in made.iterdir()} >= {"edited.mp4", "mask.mp4", "field.npz", "edit.json"}
     assert figures_of(run).keys() == {"suv", "car"}
-    kept = {path: at for path, at in before.items() if path.name not in ("metrics.json", "round_trip.mp4")}
+    rewritten = ("metrics.json", "round_trip.mp4", "SHA256SUMS")
+    kept = {path: at for path, at in before.items() if path.name not in rewritten}
     assert ages(run).items() >= kept.items()
     with evaluations() as seen:
         assert command("a red car on a mountain road") == made
     assert not seen
     assert command("a red bus") == command("a red bus") == run / "edits" / "car-2"
     assert read_json(made / "edit.json")["target_prompt"] == "a red car on a mountain road"
+
+
+def test_a_name_at_which_another_process_is_at_work_is_not_free(run: Path, edit: Callable[..., Path]) -> None:
+    with held_elsewhere(run / "edits" / "car"):
+        assert edit("car") == run / "edits" / "car-2"
+    assert edit("car") == run / "edits" / "car"
+    assert {path.name for path in (run / "edits").iterdir()} == {"suv", "car", "car-2"}
+
+
+def test_a_run_whose_folder_goes_under_it_says_so(
+    run: Path, edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = tave.pipeline.sample
+
+    def vandal(*given: Any, **more: Any) -> Tensor:
+        shutil.rmtree(run)
+        return sample(*given, **more)
+
+    monkeypatch.setattr(tave.pipeline, "sample", vandal)
+    with pytest.raises(
+        FileError, match=r"run/.*can't be used \(No such file.*: its folder is gone: run the same command again"
+    ):
+        edit("car")
 
 
 def test_what_the_tuning_decided_is_refused_in_one_line(run: Path, edit: Callable[..., Path]) -> None:
@@ -180,7 +206,7 @@ def test_a_moved_backbone_edits_and_another_one_is_refused(clip: Path, saved: Pa
     here.rename(there)
 
     def edit(*words: str) -> tave.EditedClip:
-        given = [*words, "metrics.enabled=false"]
+        given = [*words, "metrics.enabled=false", f"cache={tmp_path / 'cache'}"]
         return tave.edit_clip(run, clip / "target.png", "a red suv", overrides=given, show=False)
 
     with pytest.raises(ValueError, match=r"here not found"):
@@ -188,7 +214,7 @@ def test_a_moved_backbone_edits_and_another_one_is_refused(clip: Path, saved: Pa
     assert edit(f"backbone.path={there}").frames.shape == (8, 3, 32, 32)
     weights = there / "unet/diffusion_pytorch_model.safetensors"
     save_file({key: tensor * 1.01 for key, tensor in load_file(weights).items()}, weights)
-    with pytest.raises(StoredError, match=r"another backbone.*unet"):
+    with pytest.raises(BackboneError, match=r"unet.* is from another backbone"):
         edit(f"backbone.path={there}", "sampler.guidance_scale=2")
 
 
@@ -198,19 +224,21 @@ def test_a_notebook_gets_frames_mask_and_figures(clip: Path, tmp_path: Path) -> 
     assert isinstance(run, tave.TunedClip)
     assert run.folder == tmp_path / "run" and not (run.folder / "edits").exists()
     assert torch.equal(run.frames, frames_of(clip / "source.mp4"))
-    edit = tave.edit_clip(run, clip / "target.png", "a red suv", name="suv", show=False)
+    cache = [f"cache={tmp_path / 'cache'}"]
+    edit = tave.edit_clip(run, clip / "target.png", "a red suv", name="suv", overrides=cache, show=False)
     assert isinstance(edit, tave.EditedClip)
     assert edit.folder == run.folder / "edits/suv"
     assert edit.frames.shape == run.frames.shape == (8, 3, 32, 32)
     assert edit.mask.shape == (8, 1, 32, 32) and set(edit.mask.unique().tolist()) == {0.0, 1.0}
     assert edit.figures["background_psnr_outside_mask"] > 20
-    again = tave.edit_clip(str(run.folder), clip / "target.png", "a red suv", name="suv", show=False)
+    folder = str(run.folder)
+    again = tave.edit_clip(folder, clip / "target.png", "a red suv", name="suv", overrides=cache, show=False)
     assert again.folder == edit.folder
 
 
 def test_several_pictures_of_one_object_are_all_shown(clip: Path, run: Path) -> None:
     image, other = clip / "target.png", run / "edits/suv/side_by_side.png"
-    given = ["reference.mode=as_is", "metrics.enabled=false"]
+    given = ["reference.mode=as_is", "metrics.enabled=false", f"cache={run.parent / 'cache'}"]
     one, two, both = (
         tave.edit_clip(run, images, "a red suv", overrides=given, show=False)
         for images in (image, [image, image], [image, other])

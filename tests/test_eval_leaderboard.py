@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import random
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import pytest
 import torch
 
 from eval import EvalError
-from eval.leaderboard import LeaderboardOptions, leaderboard
+from eval.leaderboard import LeaderboardOptions, leaderboard, markdown
+from eval.page import page
 from eval.runs import Result, find, read_results, split_methods
-from eval.tables import by_method, interval, means, missing, paired, repeated
+from eval.tables import as_json, by_method, interval, means, missing, paired, repeated
 from tave.config import WHOLE
+from tave.files import FileError
 from tave.video import read_clip, write_video
 
 FACTS = {"id": "residue/-/96x96/pixels/v1", "higher_is_better": False, "unit": "share"}
@@ -235,3 +240,116 @@ def test_what_cannot_be_shown_is_refused(runs: Path, tmp_path: Path, given: dict
     with pytest.raises(EvalError, match=message):
         show(runs, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+# ---- other people's files --------------------------------------------------------------------------------------------
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x\n# y",
+    [],
+    [1],
+    {},
+    {"a": [1]},
+    "\ud800",
+]
+RAW = [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 5000, b'{"a":' * 5000]
+
+
+def places(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a JSON tree."""
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield (*at, key)
+        yield from places(node[key], (*at, key))
+
+
+def damage(file: Path, draw: random.Random) -> None:
+    """Change, drop or rename one value of a JSON file, or replace the file."""
+    if draw.random() < 0.15:
+        file.write_bytes(draw.choice(RAW))
+        return
+    content = json.loads(file.read_text())
+    *path, last = draw.choice(list(places(content)))
+    node = content
+    for key in path:
+        node = node[key]
+    value = node.pop(last) if isinstance(node, dict) and draw.random() < 0.3 else draw.choice(ODD)
+    node[draw.choice(["../../x", "<b>", "a" * 1000, last]) if isinstance(node, dict) else last] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("ordinary", [False, True])
+def test_whatever_the_files_hold_is_tabulated_or_named(tmp_path: Path, ordinary: bool) -> None:
+    draw = random.Random(int(ordinary))
+    for number in range(25):
+        runs = tmp_path / str(number)
+        for name, value in (("a", 0.1), ("b", 0.3)):
+            if ordinary:
+                plain_run(runs / name, value, {"experiment": None, "overrides": ["mask.dilate=1"]})
+            else:
+                make_run(runs / name, name, {"tave": {"residue": value}, "patent": {"residue": 0.5}})
+        failure = {"failed": [{"case": "z", "method": "tave", "error": "no clip"}]}
+        (runs / "failed.json").write_text(json.dumps(failure))
+        damage(draw.choice(sorted(runs.rglob("*.json"))), draw)
+        try:
+            found = split_methods(read_results(find(str(runs)), find(str(runs), "failed.json")))
+            board = as_json(found, list(found.metrics), "tave")
+            text = markdown(board | {"notices": {"Left out": found.left_out}}, "t", "") + page(
+                board | {"notices": {}}, [], "t"
+            )
+            assert "<b>" not in text.partition("</table>")[2] and "\n# y" not in text
+            json.dumps(board, allow_nan=False)
+        except (EvalError, FileError) as error:
+            assert "\n" not in str(error) and str(runs) in str(error)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_tabulated(runs: Path, tmp_path: Path) -> None:
+    (runs / "a" / "metrics.json").write_text("[]")
+    label(runs / "b/edits/patent", "b", ["no", "name"])  # type: ignore[arg-type]
+    make_run(runs / "d", "d", {"tave": {"residue": float("nan")}, "patent": {"residue": 0.4}})
+    page_path, board = show(runs, tmp_path / "out")
+    assert {(mean["method"], mean["n"]) for mean in board["means"] if mean["group"] == "all"} == {
+        ("tave", 2),
+        ("patent", 2),
+    }
+    lines = "\n".join(board["left_out"])
+    assert all(f"{runs / name}" in lines for name in ("a/metrics.json", "b/edits/patent/edit.json", "d/metrics.json"))
+    assert "## Left out" in page_path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc", "..", "a/b"])
+def test_an_edits_name_never_leads_out_of_its_run(runs: Path, tmp_path: Path, name: str) -> None:
+    record = json.loads((runs / "a" / "metrics.json").read_text())
+    record["edits"][name] = {"residue": 0.1}
+    (runs / "a" / "metrics.json").write_text(json.dumps(record))
+    assert all(name not in json.dumps(mean) for mean in show(runs, tmp_path / "out")[1]["means"])
+
+
+NASTY = "=cmd()|<img src=x onerror=alert(1)>\n# head\x1b[31m [a](javascript:x) `c` *b*"
+
+
+def test_names_are_text_in_every_file(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(runs / "d", "d", {"odd": {"residue": 0.3}})
+    label(runs / "d/edits/odd", "d", "odd", benchmark={"case": NASTY, "method": NASTY, "group": [NASTY], "seed": 1})
+    (runs / "failed.json").write_text(json.dumps({"failed": [{"case": NASTY, "method": NASTY, "error": NASTY}]}))
+    page_path, _ = show(runs, tmp_path / "out")
+    shown = markdown_it(page_path.with_suffix(".md").read_text())
+    assert shown == set()
+    text = page_path.read_text().partition("</style>")[2]
+    assert "<img" not in text and "\x1b" not in text + capsys.readouterr().out
+    with page_path.with_name("cases.csv").open(newline="") as source:
+        assert all(not cell.startswith(("=", "+", "-", "@")) for line in csv.reader(source) for cell in line)
+
+
+def markdown_it(text: str) -> set[str]:
+    """What a name has become in Markdown: an image, a link, code or emphasis that no table has itself."""
+    bare = re.sub(r"\\.", "", text.partition("## Ids")[0])
+    marks = {"img": "<img", "a": "](", "code": "`", "em": "*b*", "head": "\n# head"}
+    return {name for name, mark in marks.items() if mark in bare}

@@ -58,7 +58,9 @@ def test_what_people_wrote_is_kept(sweep: Path, tmp_path: Path) -> None:
     options = StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])
     readme = study(options)
     readme.write_text(readme.read_text().replace("Not written yet.", "Guidance helps.\n\nUntil it doesn't."))
-    assert study(options).read_text().endswith("## What was learnt\n\nGuidance helps.\n\nUntil it doesn't.\n")
+    assert study(options).read_text().endswith("## Findings\n\nGuidance helps.\n\nUntil it doesn't.\n")
+    readme.write_text(readme.read_text().replace("## Findings", "## As an earlier version called it"))
+    assert study(options).read_text().endswith("## Findings\n\nGuidance helps.\n\nUntil it doesn't.\n")
 
 
 def test_the_picture_is_an_axis_within_a_clip_and_not_between_clips(tmp_path: Path) -> None:
@@ -87,3 +89,46 @@ def test_two_ids_and_two_backbones_are_not_mixed_nor_edits_of_one_run(sweep: Pat
     written(sweep, "bike", 1, 2.0, {"good": 1.0}, weights={"unet/a": "v"})
     with pytest.raises(EvalError, match="UNets v, w"):
         read_sweep(sweep, "b*")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[]",
+        "hydra: 3",
+        "a: &a [*a]",
+        "\0",
+        "hydra: {runtime: {choices: {experiment: ../train}}, overrides: {task: [1]}}",
+    ],
+)
+def test_hydras_record_is_data(sweep: Path, tmp_path: Path, record: str) -> None:
+    """A stranger's multirun.yaml names a file elsewhere, or is none."""
+    (sweep / "multirun.yaml").write_text(record)
+    text = study(StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])).read_text()
+    assert "Tune on one clip" not in text and "| guidance_scale=2.0 |" in text
+
+
+def test_texts_that_are_not_utf8_are_kept(sweep: Path, tmp_path: Path) -> None:
+    options = StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"])
+    readme = study(options)
+    readme.write_bytes(before := readme.read_bytes() + b"gr\xfcn")
+    with pytest.raises(EvalError, match=r"README\.md is no UTF-8 text"):
+        study(options)
+    assert readme.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("run.json", {"config": []}),
+        ("run.json", {"config": {"video": {"name": 3}}}),
+        ("run.json", {"weights": 3, "hardware": "x"}),
+        ("metrics.json", {"stages": {"masking": {"seconds": "x"}}}),
+        ("metrics.json", {"reconstruction_psnr": math.nan}),
+    ],
+)
+def test_a_damaged_run_is_named(sweep: Path, tmp_path: Path, file: str, change: dict[str, Any]) -> None:
+    path = sweep / "bus-1-2.0" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"^[^\n]*(bus-1-2\.0|hardware|UNets)[^\n]*$"):
+        study(StudyOptions(str(sweep), str(tmp_path / "out"), metrics=["good"]))

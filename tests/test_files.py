@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tave.files import FileError, content_digest, file_digest, read_json, whole_file, write_json
+from tave import files
+from tave.files import (
+    HOST,
+    PART,
+    FileError,
+    check_writable,
+    content_digest,
+    file_digest,
+    naming,
+    read_json,
+    remove_leftovers,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from tave.progress import Progress
 
 
@@ -18,6 +38,121 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path: Path) -> None:
         temporary.write_text("second")
         raise ZeroDivisionError
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_rights_that_the_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "a") as temporary:
+            temporary.unlink()
+            temporary.touch(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_any_name_that_the_system_takes_can_be_written(tmp_path: Path) -> None:
+    with whole_file(tmp_path / ("ä" * 127)) as temporary:
+        temporary.write_text("1")
+    message = r"ä: can't be written \(File name too long\): give a shorter name"
+    with pytest.raises(FileError, match=message), whole_file(tmp_path / ("ä" * 128)):
+        raise AssertionError("told after the work")
+    with pytest.raises(FileError, match="too long"):
+        check_writable(tmp_path.joinpath(*["deep" * 50] * 20))
+    assert [path.name for path in tmp_path.iterdir()] == ["ä" * 127]
+
+
+def folder_of(path: Path, text: str, *, replace: bool = True) -> None:
+    with whole_folder(path, replace=replace) as waiting:
+        assert waiting.name == path.name
+        (waiting / "a").write_text(text)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "edits" / "suv"
+    folder_of(path, "first")
+    with pytest.raises(ZeroDivisionError), whole_folder(path, replace=True) as waiting:
+        (waiting / "a").write_text("second")
+        raise ZeroDivisionError
+    assert (path / "a").read_text() == "first"
+    with pytest.raises(FileError, match=r"suv: .* a folder of this name is there: give another name"):
+        folder_of(path, "second", replace=False)
+    assert (path / "a").read_text() == "first"
+    folder_of(path, "third")
+    assert (path / "a").read_text() == "third" and list(path.parent.iterdir()) == [path]
+
+
+class Killed(BaseException):
+    """Stands for the death of a process: nothing of its own runs any more."""
+
+
+@pytest.mark.parametrize("operation", range(6))
+def test_whenever_a_process_dies_one_of_the_two_folders_is_there_after_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: int
+) -> None:
+    path, left = tmp_path / "suv", iter(range(operation))
+    folder_of(path, "old")
+
+    def mortal(name: str) -> Callable[..., Any]:
+        original = getattr(Path, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_undo_or_complete", lambda around: None)
+        patch.setattr(files, "TOKEN", "ofthedead")
+        for name in ("mkdir", "rename"):
+            patch.setattr(Path, name, mortal(name))
+        with suppress(Killed):
+            folder_of(path, "new")
+    remove_leftovers(tmp_path)
+    assert (path / "a").read_text() in ("old", "new") and list(tmp_path.iterdir()) == [path]
+    remove_leftovers(tmp_path)
+    folder_of(path, "newer")
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    mine = files._beside(tmp_path / "a").name
+    gone = [f"{PART}{HOST}-{dead.pid}-0-1", f"{PART}{HOST}-{os.getpid()}-anothertoken-1", f"{PART}old-1-0-1"]
+    kept = [mine, f"{PART}{HOST}-{os.getppid()}-0-1", f"{PART}another-1-0-1", "a.txt"]
+    for name in (*gone, *kept):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / gone[-1], (0, 0))  # of another host, and so old that it wrote nothing that long
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free some space"), (errno.EROFS, "may write"), (errno.EACCES, "rights"), (errno.EIO, "disk")],
+)
+def test_what_the_system_refuses_names_file_and_remedy_in_one_line(tmp_path: Path, number: int, remedy: str) -> None:
+    message = rf"a\.txt: can't be written \(.*\): .*{remedy}"
+    with pytest.raises(FileError, match=message) as caught, whole_file(tmp_path / "a.txt"):
+        raise OSError(number, os.strerror(number))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    with pytest.raises(FileError, match=rf"^{tmp_path}.*{remedy}"), naming(tmp_path):
+        raise OSError(number, os.strerror(number), *([] if number in files.REFUSED else [tmp_path / "logs"]))
+
+
+def test_what_a_user_gave_is_not_named_a_failed_write(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), naming(tmp_path / "run"):
+        (tmp_path / "clip.mp4").read_bytes()
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"file: can't be written .*: a part of this path is a file"):
+        check_writable(tmp_path / "file" / "b")
 
 
 def test_a_folders_digest_depends_on_names_and_contents_not_on_its_place(tmp_path: Path) -> None:

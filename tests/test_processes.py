@@ -54,4 +54,4 @@ def test_a_sweep_tunes_once_and_a_repeated_one_makes_nothing(clip: Path, tmp_pat
     before = ages(tmp_path / "sweep")
     assert started(*words).wait(timeout=300) == 0
     changed = {path.name for path, at in ages(tmp_path / "sweep").items() if before.get(path) != at}
-    assert changed <= {"run.json", "metrics.json", "source.mp4", "multirun.yaml"}
+    assert changed <= {"run.json", "metrics.json", "source.mp4", "SHA256SUMS", "multirun.yaml"}

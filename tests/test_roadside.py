@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tave.config import CONF
-from tave.files import write_json
+from tave.files import file_digest, write_json
 from tave.listing import read_listing
 from tave.roadside import cases, draw, resolver, scene, sheet
 from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, groups_of
@@ -149,7 +149,8 @@ def test_documentation_pictures_of_runs(tmp_path: Path, monkeypatch: pytest.Monk
         edit.mkdir(parents=True)
         for path in (edit / "edited.mp4", edit / "mask.mp4", edit.parents[1] / "source.mp4"):
             path.write_bytes((CLIPS / name / "source.mp4").read_bytes())
-        write_json(edit / "edit.json", {"target_image": str(CLIPS / name / "target.png")})
+        target = CLIPS / name / "target.png"
+        write_json(edit / "edit.json", {"target_image": str(target), "sha256": file_digest(target)})
         figures = {"ideal_psnr": 12.0, "residue": 0.5 if name == "bus_to_suv" else None}
         write_json(edit.parents[1] / "metrics.json", {"edits": {"suv": figures}, "metrics": {}})
     monkeypatch.setattr(sys, "argv", ["sheet", str(tmp_path / "runs"), str(tmp_path / "docs")])

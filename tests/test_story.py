@@ -25,9 +25,9 @@ from tave.train import objective, train
 from tave.video import write_image
 
 FILES = {"run.json", "metrics.json", "source.mp4", "round_trip.mp4", "edits"}
-FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors"}
+FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors", "SHA256SUMS"}
 EDIT = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
-EDIT |= {"soft_mask.npz", "field.npz", "edit.json", "truth"}
+EDIT |= {"soft_mask.npz", "field.npz", "edit.json", "truth", "SHA256SUMS"}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,8 @@ def test_the_same_command_again_makes_nothing(run: Path, clip: Path, cache: Path
         train(options(clip, cache), here, show=False)
     assert not seen
     after = ages(here)
-    assert {path.name for path in before if after[path] != before[path]} <= {"run.json", "metrics.json", "source.mp4"}
+    rewritten = {"run.json", "metrics.json", "source.mp4", "SHA256SUMS"}
+    assert {path.name for path in before if after[path] != before[path]} <= rewritten
     assert figures_of(here) == figures
 
 

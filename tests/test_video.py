@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tave.config import ReadOptions
-from tave.files import content_digest, file_digest
+from tave.files import FileError, content_digest, file_digest
 from tave.video import (
     VideoError,
     contact_sheet,
@@ -183,7 +183,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path: Path) -> None:
     broken[3, 0, 0, 0] = math.nan
     with pytest.raises(VideoError, match=r"a\.mp4.*NaN"):
         write_video(target, broken, 8)
-    with pytest.raises(VideoError, match=r"a\.mp4: could not be written"):
+    with pytest.raises(FileError, match=r"a\.mp4: can't be written"):
         write_video(target, torch.zeros(1, 3, 8, 20_000), 8)  # wider than the encoder takes
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     assert target.read_bytes() == before

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from transformers.models.clip.image_processing_clip import CLIPImageProcessor
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 
 from tave.backbone.parts import BackboneError, BackboneMissingError
+from tave.backbone.sizes import COPY, LEVELS, check_network, check_types, header_of, line, part_config
 from tave.config import PACKAGE
 from tave.files import FileError, file_digest, read_json
 
+LARGEST_PICTURE = 2048  # side in px of what an image encoder sees: of the published ones 224 or 336
 Part = TypeVar("Part")
 Files = dict[str, list[Path]]
 """Part -> its weight files, one or shards."""
 
-COPY = "copy it again"
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-PICKLES = (b"PK", b"\x80")  # the first bytes of torch.save's files: a zip archive, or a bare pickle
 WEIGHTS = {"text_encoder": "model", "image_encoder": "model"}  # part -> stem of its weights' name
 STEM = "diffusion_pytorch_model"  # that of the other parts
 # Width of the UNet's image vector, twice the image encoder's -> name of the checkpoint.
 UNCLIP_VARIANTS = {2048: "sd21_unclip", 1536: "sd21_unclip_small"}
+NETWORKS: dict[str, type] = {
+    "text_encoder": CLIPTextModel,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
 PLAIN = {  # part without weights -> alternative sets of files
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "feature_extractor": (("preprocessor_config.json",),),
@@ -45,7 +56,7 @@ def find(
     """
     incomplete: FileError | None = None
     for place in mirrors if path is None else [path]:
-        folder = _local(place)
+        folder = local_copy(place)
         if folder is None:
             continue
         try:
@@ -55,7 +66,8 @@ def find(
     raise incomplete or BackboneMissingError(missing, key)
 
 
-def _local(place: str | Path) -> Path | None:
+def local_copy(place: str | Path) -> Path | None:
+    """The folder ``place``, or the copy of the repository `owner/name` in the hub's local cache."""
     folder = Path(place).expanduser()
     if folder.is_dir():
         return folder
@@ -82,7 +94,8 @@ def _files_of(part: str) -> str:
 def pipeline_files(folder: Path, plain: Sequence[str], models: Sequence[str], layout: str) -> Files:
     """The weight files of ``models`` in a pipeline's folder, whose parts without weights are ``plain``.
 
-    Raises :class:`BackboneError` for a missing file, and for a UNet with more input channels than latents have.
+    Raises :class:`BackboneError` for a missing file, for a network that the files can't hold
+    (:mod:`tave.backbone.sizes`), and for a UNet with more input channels than latents have.
     """
     for part in plain:
         if not any(all((folder / part / name).is_file() for name in names) for names in PLAIN[part]):
@@ -90,8 +103,10 @@ def pipeline_files(folder: Path, plain: Sequence[str], models: Sequence[str], la
                 f"{folder / part} lacks {_files_of(part)}: copy the subfolder {part} there from {layout}"
             )
     found = {part: weight_files(folder / part, WEIGHTS.get(part, STEM), layout) for part in models}
-    inputs = read_json(folder / "unet" / "config.json", COPY).get("in_channels", 4)
-    latents = read_json(folder / "vae" / "config.json", COPY).get("latent_channels", 4)
+    for part in NETWORKS.keys() & found.keys():
+        check_network(NETWORKS[part], folder / part, found[part])
+    inputs = part_config(folder / "unet" / "config.json").get("in_channels", 4)
+    latents = part_config(folder / "vae" / "config.json").get("latent_channels", 4)
     if inputs != latents:
         raise BackboneError(
             f"{folder / 'unet'} takes {inputs} channels, but its autoencoder makes {latents}: use the plain checkpoint "
@@ -116,7 +131,7 @@ def weight_files(inside: Path, stem: str, layout: str) -> list[Path]:
             return [inside / name]
     for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json"):
         if (inside / name).is_file():
-            shards = sorted(set(read_json(inside / name, COPY).get("weight_map", {}).values()))
+            shards = _shards(inside / name)
             if absent := [shard for shard in shards if not (inside / shard).is_file()]:
                 raise lacks(absent[0])
             return [inside / shard for shard in shards]
@@ -127,17 +142,36 @@ def weight_files(inside: Path, stem: str, layout: str) -> list[Path]:
     raise lacks(f"{stem}.safetensors")
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, all beside it."""
+    names = read_json(index, COPY).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise BackboneError(f"{index} has no weight_map of file names: {COPY}")
+    if outside := sorted(name for name in names.values() if Path(name).name != name):
+        raise BackboneError(f"{index} names {outside[0]}, which is not beside it: {COPY}")
+    return sorted(set(names.values()))
+
+
 def unet_config(folder: Path) -> dict[str, Any]:
     """The UNet's ``config.json``, empty if there is none: the family is checked before its files are."""
     file = folder / "unet" / "config.json"
-    return read_json(file, COPY) if file.is_file() else {}
+    config = part_config(file) if file.is_file() else {}
+    for key in ("class_embed_type", "addition_embed_type"):
+        if not isinstance(config.get(key), str | None):
+            raise BackboneError(f"{file}: {key} is no name: {COPY}")
+    if not isinstance(config.get("projection_class_embeddings_input_dim"), int | None):
+        raise BackboneError(f"{file}: projection_class_embeddings_input_dim is no number: {COPY}")
+    return config
 
 
-def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> tuple[dict[str, str], list[str]]:
+def verified(
+    files: Files, root: Path, known: Mapping[str, Any], name: str, tuned_from: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], list[str]]:
     """Hash ``files`` and compare with ``known``: part -> precision (fp32, fp16) -> published SHA-256 of a single file.
 
-    Returns path within ``root`` -> SHA-256, and the paths without a published value, this package's own excepted.
-    Raises :class:`BackboneError` for a hash that differs, and for a file that is not in safetensors format.
+    ``tuned_from``: path within ``root`` -> SHA-256 of what a clip was tuned from. Returns such hashes, and the paths
+    without a published value, this package's own excepted. Raises :class:`BackboneError` for a hash that differs, and
+    for a file that is not in safetensors format.
     """
     hashes: dict[str, str] = {}
     unverified: list[str] = []
@@ -146,6 +180,11 @@ def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> t
             precision = _precision(file)
             inside = str(file.relative_to(root))
             hashes[inside] = file_digest(file)
+            if tuned_from is not None and tuned_from.get(inside) != hashes[inside]:
+                raise BackboneError(
+                    f"{file} is from another backbone than the clip was tuned from (its SHA-256 is {hashes[inside]}, "
+                    f"not {tuned_from.get(inside)}): give that one by backbone.path=FOLDER, or tune again"
+                )
             published = known.get(part, {}).get(precision) if len(found) == 1 else None
             if published is None:
                 unverified += [] if root.is_relative_to(PACKAGE) else [inside]
@@ -158,15 +197,7 @@ def verified(files: Files, root: Path, known: Mapping[str, Any], name: str) -> t
 
 def _precision(file: Path) -> str:
     """fp32, fp16, bf16 or mixed, from the header alone."""
-    try:
-        with safe_open(file, "pt") as stored:
-            kinds = {stored.get_slice(key).get_dtype() for key in stored.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        with file.open("rb") as source:
-            pickled = source.read(2).startswith(PICKLES)
-        reason = "a pickle by another name, which is not read" if pickled else f"not a safetensors file ({line(error)})"
-        raise BackboneError(f"{file} is {reason}: copy it again as safetensors") from error
-    floating = kinds & set(PRECISIONS)
+    floating = header_of([file]).types & set(PRECISIONS)
     return PRECISIONS[floating.pop()] if len(floating) == 1 else "mixed"
 
 
@@ -183,11 +214,17 @@ def option_for(unet: Mapping[str, Any]) -> str:
 
 
 def read_part(kind: type[Part], folder: Path, **settings: Any) -> Part:
-    """``kind.from_pretrained`` with errors in one line."""
+    """``kind.from_pretrained`` with errors in one line, whatever the library raises for a file's content."""
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **settings)  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:
         raise BackboneError(f"{folder} can't be read as {kind.__name__} ({line(error)}): {COPY}") from error
+
+
+def read_extractor(folder: Path) -> CLIPImageProcessor:
+    """The feature extractor in ``folder``: its pictures are small, so that resizing them takes no memory."""
+    part_config(folder / "preprocessor_config.json", LARGEST_PICTURE)
+    return read_part(CLIPImageProcessor, folder)
 
 
 def read_model(kind: type[Part], folder: Path, weights: list[Path], **settings: Any) -> Part:
@@ -203,7 +240,12 @@ def read_model(kind: type[Part], folder: Path, weights: list[Path], **settings: 
 
 def scheduler_config(file: Path) -> dict[str, Any]:
     """Read a ``scheduler_config.json``; it must give the noise levels, or the library would use its own."""
-    config = read_json(file, COPY)
+    config = part_config(file)
+    if not str(config.get("_class_name", "Scheduler")).endswith("Scheduler"):
+        raise BackboneError(f"{file} is of a {config['_class_name']}, not of a scheduler: {COPY}")
+    levels = config.get("num_train_timesteps", 1000)
+    if not isinstance(levels, int) or not 1 <= levels <= LEVELS:
+        raise BackboneError(f"{file}: num_train_timesteps={levels} is not between 1 and {LEVELS}: {COPY}")
     if config.get("trained_betas"):
         return config
     ends = () if config.get("beta_schedule") == "squaredcos_cap_v2" else ("beta_start", "beta_end")
@@ -211,6 +253,26 @@ def scheduler_config(file: Path) -> dict[str, Any]:
         if config.get(key) is None:
             raise BackboneError(f"{file} lacks {key}, which decides the noise levels: {COPY} from the checkpoint")
     return config
+
+
+def read_noising(file: Path) -> DDPMScheduler:
+    """The scheduler that adds noise to image embeddings."""
+    return _scheduler(DDPMScheduler, scheduler_config(file), file)
+
+
+def _scheduler(kind: Any, config: dict[str, Any], file: Path) -> Any:
+    """A scheduler whose levels are some: shares of signal in (0, 1] that fall, one for each timestep."""
+    check_types(kind, config, file)
+    try:
+        made = kind.from_config(config)
+        copy.deepcopy(made).set_timesteps(1)
+        shares = made.alphas_cumprod
+    except Exception as error:  # whatever the library raises for a file's content
+        raise BackboneError(f"{file} describes no scheduler ({line(error)}): {COPY}") from error
+    falls = ((shares > 0) & (shares <= 1)).all() and (shares.diff() <= 0).all()
+    if not falls or len(shares) != made.config["num_train_timesteps"]:
+        raise BackboneError(f"{file}: its noise levels don't rise from 0 to 1, one a timestep: {COPY}")
+    return made
 
 
 def read_scheduler(file: Path, prediction_type: str | None) -> DDIMScheduler:
@@ -225,9 +287,4 @@ def read_scheduler(file: Path, prediction_type: str | None) -> DDIMScheduler:
             raise BackboneError(
                 f"{file} has prediction_type={stated}, but these weights predict {prediction_type}: {COPY} from them"
             )
-    return cast(DDIMScheduler, DDIMScheduler.from_config(defaults | config))
-
-
-def line(error: Exception) -> str:
-    """An error's message, shortened to one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return cast(DDIMScheduler, _scheduler(DDIMScheduler, defaults | config, file))

@@ -7,7 +7,7 @@ of the library that are added to the UNet, so inflation and tuning see one netwo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,7 @@ ADAPTER_LAYOUT = "the repository h94/IP-Adapter"
 TOKENS = 4  # of the plain adapter, the only one that is supported
 
 
-def load_ip_adapter(options: BackboneOptions) -> Backbone:
+def load_ip_adapter(options: BackboneOptions, tuned_from: Mapping[str, str] | None = None) -> Backbone:
     """Load Stable Diffusion 1.5 and put IP-Adapter into its UNet; see :func:`tave.backbone.load_backbone`.
 
     The adapter and its image encoder are found by ``adapter`` and ``adapter_mirrors``, in the layout of their own
@@ -46,8 +46,8 @@ def load_ip_adapter(options: BackboneOptions) -> Backbone:
     missing = _missing("adapter", options.adapter, options.adapter_mirrors, needed)
     place, beside = files.find(options.adapter, options.adapter_mirrors, _check_adapter, missing, "adapter")
     name = options.name or f"{options.path} + {options.adapter}"
-    hashes, unverified = files.verified(weights, folder, options.sha256, name)
-    more_hashes, more_unverified = files.verified(beside, place, options.sha256, name)
+    hashes, unverified = files.verified(weights, folder, options.sha256, name, tuned_from)
+    more_hashes, more_unverified = files.verified(beside, place, options.sha256, name, tuned_from)
     encoder = read_model(CLIPVisionModelWithProjection, place / ENCODER, beside["image_encoder"])
     parts: dict[str, Any] = {
         "tokenizer": read_part(CLIPTokenizer, folder / "tokenizer"),
@@ -61,7 +61,12 @@ def load_ip_adapter(options: BackboneOptions) -> Backbone:
     tensors = _adapter(place / ADAPTER, parts["unet"], int(encoder.config.projection_dim))
     pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)  # type: ignore[arg-type]
     with _without_empty_warning():
-        pipeline.load_ip_adapter(cast(Any, tensors), subfolder="", weight_name="")
+        try:
+            pipeline.load_ip_adapter(cast(Any, tensors), subfolder="", weight_name="")
+        except Exception as error:  # whatever the library raises for a file's content
+            raise BackboneError(
+                f"{place / ADAPTER} does not fit the UNet ({files.line(error)}): {files.COPY}"
+            ) from error
     return Backbone(
         **parts,
         name=name,
@@ -86,6 +91,7 @@ def _check_adapter(folder: Path) -> files.Files:
         reason = f"; {pickle.name} is a pickle, which could run code and is not read" if pickle.is_file() else ""
         raise BackboneError(f"{folder} lacks {ADAPTER}: copy it there from {ADAPTER_LAYOUT}{reason}")
     encoder = files.weight_files(folder / ENCODER, files.WEIGHTS["image_encoder"], ADAPTER_LAYOUT)
+    files.check_network(CLIPVisionModelWithProjection, folder / ENCODER, encoder)
     return {"image_encoder": encoder, "adapter": [file]}
 
 
@@ -98,7 +104,7 @@ def _missing(key: str, path: str | None, mirrors: Sequence[str], needed: str) ->
 def _extractor(folder: Path, side: int) -> CLIPImageProcessor:
     """As the library's pipeline: its folder has one for the safety checker, the adapter's repository has none."""
     if (folder / "preprocessor_config.json").is_file():
-        return read_part(CLIPImageProcessor, folder)
+        return files.read_extractor(folder)
     return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
@@ -113,7 +119,7 @@ def _adapter(file: Path, unet: UNet2DConditionModel, width: int) -> dict[str, di
         state.setdefault(group, {})[rest] = tensor
     text = int(unet.config["cross_attention_dim"])
     shape = getattr(state["image_proj"].get("proj.weight"), "shape", None)
-    if shape is None:
+    if shape is None or len(shape) != 2:
         raise BackboneError(
             f"{file} is no plain IP-Adapter (it lacks image_proj.proj.weight): use {Path(ADAPTER).name}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -73,6 +74,7 @@ class Backbone:
         text, expected = self.text_encoder.config.hidden_size, self.unet.config["cross_attention_dim"]
         if text != expected:
             raise BackboneError(f"backbone {self.name}: text encoder ({text}) and UNet ({expected}) {remedy}")
+        self._check_inputs()
         if self.noising is not None:
             width, expected = self.noising.mean.numel(), self.unet.config["projection_class_embeddings_input_dim"]
             if self.image_width != width or expected != 2 * width:
@@ -80,6 +82,33 @@ class Backbone:
                     f"backbone {self.name}: image encoder ({self.image_width}), normalizer ({width}) and UNet "
                     f"({expected}, should be twice that) {remedy}"
                 )
+
+    def _check_inputs(self) -> None:
+        """Raise :class:`BackboneError` if tokenizer or feature extractor make what the encoders don't take."""
+        text, side = self.text_encoder.config, self.image_encoder.config.image_size
+        length, remedy = self.tokenizer.model_max_length, "take all subfolders from one checkpoint"
+        if not isinstance(length, int) or not 0 < length <= text.max_position_embeddings:
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer makes {str(length)[:20]} tokens, the text encoder takes "
+                f"{text.max_position_embeddings}: {remedy}"
+            )
+        try:
+            ids = self.tokenizer(["a"], padding="max_length", max_length=length).input_ids
+            pixels = self.feature_extractor(
+                images=[np.zeros((3, 16, 16), np.uint8)], input_data_format="channels_first"
+            )
+            shape = np.asarray(pixels["pixel_values"]).shape
+        except Exception as error:  # whatever the library raises for a file's content
+            line = " ".join(str(error).split())[:160]
+            raise BackboneError(
+                f"backbone {self.name}: tokenizer or feature extractor fail ({line}): {remedy}"
+            ) from error
+        if len(self.tokenizer) > text.vocab_size or max(ids[0]) >= text.vocab_size or shape != (1, 3, side, side):
+            raise BackboneError(
+                f"backbone {self.name}: the tokenizer knows {len(self.tokenizer)} tokens, the text encoder "
+                f"{text.vocab_size}; the feature extractor makes pictures of {shape}, the image encoder takes "
+                f"{side}x{side}: {remedy}"
+            )
 
     @property
     def image_width(self) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
@@ -23,7 +22,7 @@ PLAIN = ("tokenizer", "feature_extractor", "scheduler", "image_noising_scheduler
 MODELS = ("text_encoder", "image_encoder", "image_normalizer", "unet", "vae")
 
 
-def load_unclip(options: BackboneOptions) -> Backbone:
+def load_unclip(options: BackboneOptions, tuned_from: Mapping[str, str] | None = None) -> Backbone:
     """Load an SD-unCLIP backbone; see :func:`tave.backbone.load_backbone`."""
     path, name = options.path, options.name
 
@@ -37,11 +36,11 @@ def load_unclip(options: BackboneOptions) -> Backbone:
         remedy = f"none of {mirrors} is in the local hub cache; give backbone.path=FOLDER, {LAYOUT}"
     missing = f"backbone {path or name} not found: {remedy}: {files.listing((*PLAIN, *MODELS))}"
     folder, weights = files.find(path, options.mirrors, check, missing)
-    hashes, unverified = files.verified(weights, folder, options.sha256, name or str(path))
+    hashes, unverified = files.verified(weights, folder, options.sha256, name or str(path), tuned_from)
     return Backbone(
         tokenizer=read_part(CLIPTokenizer, folder / "tokenizer"),
         text_encoder=read_model(CLIPTextModel, folder / "text_encoder", weights["text_encoder"]),
-        feature_extractor=read_part(CLIPImageProcessor, folder / "feature_extractor"),
+        feature_extractor=files.read_extractor(folder / "feature_extractor"),
         image_encoder=read_model(CLIPVisionModelWithProjection, folder / "image_encoder", weights["image_encoder"]),
         noising=_noising(folder, weights["image_normalizer"][0]),
         unet=read_model(UNet2DConditionModel, folder / "unet", weights["unet"]),
@@ -70,10 +69,12 @@ def _check_family(folder: Path, name: str | None) -> None:
 
 def _noising(folder: Path, normalizer: Path) -> ImageNoising:
     """The statistics are read without the library's module, see :class:`ImageNoising`."""
-    files.scheduler_config(folder / "image_noising_scheduler" / "scheduler_config.json")
-    scheduler = read_part(DDPMScheduler, folder / "image_noising_scheduler")
+    scheduler = files.read_noising(folder / "image_noising_scheduler" / "scheduler_config.json")
     try:
         tensors = load_file(normalizer)
-        return ImageNoising(tensors["mean"].float().flatten(), tensors["std"].float().flatten(), scheduler)
+        mean, std = (tensors[key].float().flatten() for key in ("mean", "std"))
     except (OSError, KeyError, SafetensorError) as error:
         raise BackboneError(f"{normalizer} has no mean and std ({files.line(error)}): {files.COPY}") from error
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise BackboneError(f"{normalizer}: mean and std are no statistics (std > 0): {files.COPY}")
+    return ImageNoising(mean, std, scheduler)

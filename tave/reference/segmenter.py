@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import AutoModelForUniversalSegmenta
 
 from tave.backbone.files import COPY, Files, find, read_model, read_part, verified, weight_files
 from tave.backbone.parts import BackboneError
+from tave.backbone.sizes import bounded_config, header_of
 from tave.files import FileError, read_json
 from tave.reference.cutout import LEAST, MOST, MatteError
 from tave.video.frames import to_pixels
@@ -98,6 +99,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
         if config.is_file() and (kind := read_json(config, COPY).get("model_type")) not in MODELS:
             raise BackboneError(f"{folder} is a {kind}, not a supported segmentation network: give one of {kinds}")
         files = {"segmenter": weight_files(folder, "model", LAYOUT)}
+        bounded_config(config, header_of(files["segmenter"]))
         if not (folder / PROCESSOR).is_file():
             raise BackboneError(f"{folder} lacks {PROCESSOR}: copy its files there from {LAYOUT}")
         return files

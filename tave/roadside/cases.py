@@ -6,8 +6,7 @@ Editing never reads a case's ``truth/``. ``clips/`` holds the named clips as :fu
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tave.files import write_json
+from tave.files import remove_leftovers, whole_folder, write_json
+from tave.locks import claimed
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
 from tave.roadside.scene import (
     COLORS,
@@ -312,14 +312,12 @@ def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
     record = place / "scene.json"
     if record.is_file() and json.loads(record.read_text()) == scene:
         return place
-    temporary = folder / f".{case.name}.{os.getpid()}"
-    write_case(case, temporary, size)
-    write_json(temporary / record.name, scene)
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        temporary.rename(place)
-    except OSError:  # another process was faster
-        shutil.rmtree(temporary)
+    remove_leftovers(folder)
+    with claimed(place, wait=math.inf):
+        if not (record.is_file() and json.loads(record.read_text()) == scene):  # another process was faster
+            with whole_folder(place, replace=True) as waiting:
+                write_case(case, waiting, size)
+                write_json(waiting / record.name, scene)
     return place
 
 

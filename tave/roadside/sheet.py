@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tave.config import WHOLE
-from tave.files import read_json
+from tave.files import FileError, file_digest
+from tave.record import check_record, read_edit, read_metrics
 from tave.video import read_clip
 from tave.video.frames import to_pixels
 
@@ -44,9 +45,14 @@ def clips_of(run: Path) -> dict[str, list[Image.Image]]:
     """Return the frames of source, mask and edit (the run's first) by label, and the target image as a clip of one."""
     edit = min(path for path in (run / "edits").glob("[!.]*") if path.is_dir())
     paths = {"source": run / "source.mp4", "mask": edit / "mask.mp4", "edit": edit / "edited.mp4"}
+    check_record(run, ["source.mp4"])
+    check_record(edit)
     clips = {label: read_clip(path, WHOLE).frames for label, path in paths.items()}
     shown = {label: [Image.fromarray(frame) for frame in to_pixels(clip)] for label, clip in clips.items()}
-    with Image.open(read_json(edit / "edit.json")["target_image"]) as opened:
+    record = read_edit(edit)
+    if file_digest(record["target_image"]) != record.get("sha256"):
+        raise FileError(f"{record['target_image']} has changed since the edit {edit}: make the edit again")
+    with Image.open(record["target_image"]) as opened:
         picture = opened.convert("RGBA")
     opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return {"target image": [opaque.resize(shown["source"][0].size, Image.Resampling.LANCZOS)], **shown}
@@ -102,7 +108,7 @@ def write_moving_picture(run: Path, path: Path, fps: float = 8.0) -> None:
 
 def table(runs: list[Path]) -> str:
     """Return Markdown with a line per metric and a column per clip; the mean is over the clips that have the metric."""
-    records = [read_json(run / "metrics.json") for run in runs]
+    records = [read_metrics(run) for run in runs]
     found: list[dict[str, Any]] = [record["edits"][min(record["edits"])] for record in records]
     names = [run.name.replace("_", " ") for run in runs]
     lines = [f"| | mean | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]

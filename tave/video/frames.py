@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -48,12 +48,21 @@ class Origin:
         return {"path": str(self.path), "times": [*map(str, self.times)], "rate": str(self.rate), **plain}
 
     @staticmethod
-    def recorded(record: Mapping[str, Any]) -> Origin:
-        """The origin of a :meth:`record`, without how the pictures are stored."""
-        width, height = record["size"]
-        times, rate = tuple(map(Fraction, record["times"])), Fraction(record["rate"])
-        more = record["total"], None, record["audio"], tuple(record["notes"])
-        return Origin(Path(record["path"]), (width, height), times, rate, *more)
+    def recorded(at: Path, record: Any) -> Origin | None:
+        """The origin of a :meth:`record` in the file ``at``, without how the pictures are stored; None if it has none.
+
+        Raises :class:`VideoError` for anything else.
+        """
+        if record is None:
+            return None
+        try:
+            width, height = map(int, record["size"])
+            times, rate = tuple(map(Fraction, record["times"])), Fraction(record["rate"])
+            total = None if record["total"] is None else int(record["total"])
+            more = total, None, bool(record["audio"]), tuple(map(str, record["notes"]))
+            return Origin(Path(str(record["path"])), (width, height), times, rate, *more)
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise VideoError(f"{at}: its origin can't be read: tune again with tave.train") from error
 
     @property
     def summary(self) -> str | None:

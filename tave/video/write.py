@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import torch
-from av.error import FFmpegError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -44,7 +41,8 @@ def write_video(
         comment: goes into the file's metadata.
 
     Raises:
-        VideoError: no ``.mp4`` path, wrong shape or rate, pixels that aren't finite, or the file can't be written.
+        VideoError: no ``.mp4`` path, wrong shape or rate, or pixels that aren't finite.
+        FileError: the file can't be written.
     """
     path = _named(path, ".mp4")
     choice("chroma", chroma, CHROMA)
@@ -55,7 +53,7 @@ def write_video(
     odd = frames.shape[-1] % 2 or frames.shape[-2] % 2
     pixel_format = "rgb24" if lossless else "yuv420p" if chroma == "420" and not odd else "yuv444p"
     with (
-        _whole(path) as temporary,
+        whole_file(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as file,
     ):
         rate = Fraction(fps).limit_denominator(65_535)
@@ -88,20 +86,8 @@ def write_image(path: str | Path, frame: Tensor, *, comment: str = GENERATED) ->
     _refuse_shape(path, frame[None])
     text = PngInfo()
     text.add_text("Comment", comment)
-    with _whole(path) as temporary:
+    with whole_file(path) as temporary:
         Image.fromarray(to_pixels(frame)).save(temporary, "PNG", pnginfo=text)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """:func:`whole_file` with errors that name the file and the remedy."""
-    try:
-        with whole_file(path) as temporary:
-            yield temporary
-    except (OSError, FFmpegError) as error:
-        raise VideoError(
-            f"{path}: could not be written ({error}); check the folder, its rights and free space"
-        ) from error
 
 
 def _named(path: str | Path, suffix: str) -> Path:

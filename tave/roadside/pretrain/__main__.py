@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from rich.progress import track
 from safetensors import safe_open
@@ -26,8 +26,11 @@ from torch.utils.data import DataLoader
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPVisionModelWithProjection
 
 from tave.backbone import load_backbone
+from tave.checkpoints import CheckpointFile, resumable
 from tave.cli import Context, entry_point
 from tave.config import BackboneOptions, PretrainOptions
+from tave.files import prepare, whole_file, writing
+from tave.interrupts import check, deferred
 from tave.roadside.pretrain import exam, networks, training
 from tave.roadside.pretrain.data import CHUNK, TrainingSet, draw_training_set, load_training_set, to_signed
 
@@ -54,8 +57,19 @@ def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
     for name, state in read_shipped(shipped).items():
         path = folder / name / (START if name in stages else WEIGHTS)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: tensor.float().contiguous() for key, tensor in state.items()}, path)
+            save({key: tensor.float().contiguous() for key, tensor in state.items()}, path)
+
+
+def save(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
+    """Write a safetensors file, all or nothing."""
+    with whole_file(path) as waiting:
+        save_file(tensors, waiting, metadata or None)
+
+
+def write(text: str, path: Path) -> None:
+    """Write a text file, all or nothing."""
+    with whole_file(path) as waiting:
+        waiting.write_text(text, encoding="utf-8")
 
 
 def load(network: Any, folder: Path) -> Any:
@@ -80,6 +94,7 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
             folder, train_time_interval=timedelta(minutes=1), save_last=True, save_top_k=0, save_on_exception=True
         ),
         TQDMProgressBar(refresh_rate=20),
+        LambdaCallback(on_train_batch_end=lambda *_: check()),  # a signal ends it between two steps
     ]
     if average:  # not from the first step: the random weights would stay in the average for thousands of steps
         callbacks.append(EMAWeightAveraging(decay=0.998, update_starting_at_step=part.steps // 3))
@@ -95,11 +110,13 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
         callbacks=callbacks,
         default_root_dir=folder,
         enable_model_summary=False,
+        plugins=[CheckpointFile()],
     )
     steps, last = DataLoader(range(part.steps), batch_size=1), folder / "last.ckpt"  # type: ignore[arg-type]
-    trainer.fit(part, steps, ckpt_path=last if last.exists() else None)
+    with deferred(), writing(folder):
+        trainer.fit(part, steps, ckpt_path=resumable(last))
     state = {name: tensor.contiguous() for name, tensor in part.network.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"steps": str(part.steps)})
+    save(state, folder / WEIGHTS, steps=str(part.steps))
 
 
 def _started(network: nn.Module, folder: Path) -> Any:
@@ -173,7 +190,7 @@ def encode_data(folder: Path, data: TrainingSet, options: PretrainOptions) -> tr
             for name, pictures in (("embeds", small), ("views", views)):
                 found[name].append(embed(pictures, ["a car"])[0].float().cpu())
     tensors = {name: torch.cat(parts).contiguous() for name, parts in found.items()}
-    save_file(tensors, stored)
+    save(tensors, stored)
     return training.Encoded(**tensors)
 
 
@@ -209,14 +226,14 @@ def ship(folder: Path, data: TrainingSet, options: PretrainOptions) -> None:
     }
     for name, part in parts.items():
         saved: Any = part.half() if isinstance(part, nn.Module) else part
-        saved.save_pretrained(str(target / "backbone" / name))
+        with writing(target / "backbone" / name):
+            saved.save_pretrained(str(target / "backbone" / name))
     projection = clip.text_projection.weight.half().contiguous()
-    save_file({"text_projection.weight": projection}, target / TEXT_PROJECTION)
-    (target / "judge").mkdir(parents=True, exist_ok=True)
+    save({"text_projection.weight": projection}, target / TEXT_PROJECTION)
     halves = {name: tensor.half() for name, tensor in load_file(folder / "judge" / WEIGHTS).items()}
-    save_file(halves, target / "judge" / "open_clip_model.safetensors")
-    (target / "judge" / "open_clip_config.json").write_text(json.dumps(networks.JUDGE, indent=2) + "\n")
-    (target / "judge" / "classes.json").write_text(json.dumps(exam.captions_by_class(), indent=1) + "\n")
+    save(halves, target / "judge" / "open_clip_model.safetensors")
+    write(json.dumps(networks.JUDGE, indent=2) + "\n", target / "judge" / "open_clip_config.json")
+    write(json.dumps(exam.captions_by_class(), indent=1) + "\n", target / "judge" / "classes.json")
     examine(folder, target, options)
 
 
@@ -236,7 +253,8 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
         *exam.examine_judge(judge, many),
     ]
     unet_marks, pictures = exam.examine_unet(backbone, judge, few)
-    exam.picture_sheet(pictures).save(target / "samples.png")
+    with whole_file(target / "samples.png") as waiting:
+        exam.picture_sheet(pictures).save(waiting, "PNG")
     steps = ", ".join(f"{name} {steps_of(folder / name)}" for name in PARTS)
     facts = {
         "pictures": f"{options.count} of {options.size} px, seed {options.seed}",
@@ -246,7 +264,7 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
         "rows of samples.png": ", ".join(pictures),
     }
     text = exam.card([*marks, *unet_marks], facts)
-    (target / "README.md").write_text(text)
+    write(text, target / "README.md")
     print(text)
 
 
@@ -269,6 +287,7 @@ def pretrain(options: PretrainOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = Path(options.folder)
+    prepare(folder, *([Path(options.target)] if "ship" in options.stages else []))
     pictures = (folder / "data", options.count)
     if "data" in options.stages:
         drawn = draw_training_set(*pictures, options.size, networks.VISION_SIZE, options.seed, options.workers)

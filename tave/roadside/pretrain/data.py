@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tave.files import whole_file
+from tave.interrupts import follow_parent
 from tave.roadside.draw import background, draw, over, silhouette, to_bytes, vehicle_layer
 from tave.roadside.scene import PLACES, Vehicle, portrait, sample_scene
 
@@ -110,7 +111,7 @@ def _through_codec(frames: np.ndarray, crf: int) -> np.ndarray:
 
 def draw_training_set(folder: Path, count: int, size: int, view_size: int, seed: int, workers: int) -> Iterator[int]:
     """Draw ``count`` pictures into ``folder``, without the chunks that are there; yields after each chunk."""
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
         yield from pool.map(partial(_draw_file, folder, size, view_size, seed), range(-(-count // CHUNK)))
 
 

@@ -1,0 +1,159 @@
+"""A run made again in a temporary folder, from what its folder records, and compared bit for bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from tave.cache import read_tensors
+from tave.cli import typed
+from tave.config import WHOLE, EditEntry, EditingOptions, ReadOptions, TrainOptions, VerifyOptions
+from tave.edit import edit, options_of
+from tave.files import FileError
+from tave.findings import Finding, find_input
+from tave.origin import origin
+from tave.progress import Progress
+from tave.record import keep_places, read_edit, read_metrics, read_run, recorded, taken
+from tave.run import Run
+from tave.video import Clip, read_clip, write_video
+
+THREADS = 256  # more than that no run has
+PLATFORM = {"versions": ("torch", "diffusers", "transformers"), "hardware": ("machine", "gpu")}
+
+
+def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
+    """Tune and edit again, and say what differs. What can't be made again is a finding too."""
+    yield from _platform(read_run(run))
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="tave-verify-") as place:
+        again = Path(place) / "run"
+        try:
+            base = _options(run, options, Path(place))
+            yield from _tuning(run, again, base, options)
+            for folder in sorted(path for path in run.glob("edits/[!.]*") if path.is_dir()):
+                yield from _edit(folder, again, base, options)
+            if (run / "trajectory.safetensors").is_file() and (again / "trajectory.safetensors").is_file():
+                yield _same_tensors(run, again, "trajectory.safetensors")
+        except ValueError as error:
+            yield Finding(False, f"{run} can't be made again: {error}")
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _platform(record: Mapping[str, Any]) -> Iterator[Finding]:
+    """What of this machine differs from the run's, so that bits may; the number of threads is made the same."""
+    here, was = origin(), {key: value if isinstance(value := record.get(key), dict) else {} for key in PLATFORM}
+    other = [
+        f"{name} {was[part][name]}, here {here[part][name]}"
+        for part, names in PLATFORM.items()
+        for name in names
+        if was[part].get(name) != here[part][name]
+    ]
+    if other:
+        yield Finding(None, f"made on another platform ({'; '.join(other)}): bits may differ without any change")
+    threads = was["hardware"].get("threads")
+    if isinstance(threads, int) and 0 < threads <= THREADS:
+        torch.set_num_threads(threads)
+
+
+def _options(run: Path, options: VerifyOptions, place: Path) -> TrainOptions:
+    base = typed(options_of(run))
+    given = {key: value for key in ("path", "adapter") if (value := getattr(options.backbone, key)) is not None}
+    return replace(base, cache=str(place / "cache"), logger={}, backbone=replace(base.backbone, **given))
+
+
+def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
+    """Tune again on the original clip if it is here, else on ``source.mp4``."""
+    shown = read_clip(run / "source.mp4", WHOLE)
+    clip = _original(run, options) or shown
+    if not torch.equal(clip.frames, shown.frames):
+        yield Finding(False, f"{run / 'source.mp4'} doesn't show the frames that are read from the original clip")
+    again.mkdir(parents=True)
+    write_video(again / "source.mp4", clip.frames, clip.fps, lossless=True)
+    with closing(Run(base, again, clip, Progress(show=False))) as made:
+        made.tune()
+        made.record()
+    yield _same_tensors(run, again, "tuned.safetensors")
+
+
+def _original(run: Path, options: VerifyOptions) -> Clip | None:
+    record = read_run(run)
+    path, inputs = record["config"]["video"].get("path"), record.get("inputs")
+    if not isinstance(path, str) or not isinstance(inputs, dict):
+        return None
+    found = find_input(path, inputs.get(path), options.inputs)
+    return None if found is None else read_clip(found, ReadOptions.recorded(recorded(run)["video"]))
+
+
+def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
+    """Make one edit again, and compare its files and figures."""
+    record, name = read_edit(folder), folder.name
+    if record.get("control"):
+        yield Finding(None, f"{folder}: a control of a benchmark, which tave.benchmark makes")
+        return
+    try:
+        entry = _entry(folder, record, options)
+        chosen = replace(base, video=replace(base.video, edits={name: entry}), **_editing(folder, record))
+        edit(again, chosen, overwrite=True, show=False)
+    except ValueError as error:
+        yield Finding(False, f"{folder} can't be made again: {error}")
+        return
+    made = again / "edits" / name
+    files = sorted(path.name for path in made.iterdir() if path.suffix in (".mp4", ".png", ".npz"))
+    other = [file for file in files if not (folder / file).is_file() or _bytes(folder / file) != _bytes(made / file)]
+    figures = [read_metrics(each).get("edits", {}).get(name, {}) for each in (folder.parents[1], again)]
+    other += [key for key in sorted(figures[0].keys() & figures[1].keys()) if figures[0][key] != figures[1][key]]
+    same = f"{len(files)} files and {len(figures[0].keys() & figures[1].keys())} figures of {folder}, made again"
+    yield Finding(not other, f"{folder}: made again, {', '.join(other)} differ" if other else same)
+
+
+def _entry(folder: Path, record: Mapping[str, Any], options: VerifyOptions) -> EditEntry:
+    """The request of an edit, with its inputs where they are now. Raises :class:`FileError` for one that isn't here."""
+
+    def found(each: Any, key: str, digest: str) -> str | None:
+        path = each.get(key) if isinstance(each, dict) else None
+        if path is None:
+            return None
+        here = find_input(str(path), each.get(digest), options.inputs)
+        if here is None:
+            raise FileError(f"{path} is not here as it was: give inputs=FOLDER, which holds it")
+        return str(here)
+
+    more = record.get("more_images")
+    images = [record, *(more if isinstance(more, list) else ())]
+    mattes = [found(each, "matte", "matte_sha256") for each in images]
+    return EditEntry(
+        target_image=[found(each, "target_image", "sha256") for each in images],
+        target_prompt=str(record.get("target_prompt")),
+        matte=mattes if all(mattes) else None,
+        mask=found(record, "mask", "mask_sha256"),
+        object=number if isinstance(number := record.get("object"), int) else None,
+        mask_inverted=record.get("mask_inverted") is True,
+        truth=str(folder / "truth") if (folder / "truth").is_dir() else None,
+    )
+
+
+def _editing(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the stages after tuning that ``edit.json`` records."""
+    stored, hints = record.get("options"), get_type_hints(EditingOptions)
+    if not isinstance(stored, dict):
+        raise FileError(f"{folder / 'edit.json'} records no options: make the edit again")
+    groups = {key: taken(folder / "edit.json", key, stored[key], kind) for key, kind in hints.items() if key in stored}
+    keep_places(groups, record)
+    return {key: hints[key](**group) for key, group in groups.items()}
+
+
+def _same_tensors(run: Path, again: Path, name: str) -> Finding:
+    one, other = (read_tensors(folder / name)[0] for folder in (run, again))
+    same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return Finding(same, f"{run / name}: made again, {'the same bits' if same else 'it differs'}")
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes()
