@@ -1,6 +1,6 @@
 """Files -> one :class:`Case` for each edit of a run folder, or for bare files of any system.
 
-A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/edited.mp4``, the result as it is played;
+A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/network.mp4``, the result at their size;
 ``soft_mask.npz``, the mask in numbers; ``edit.json``, the request; and for drawn clips ``truth/``, the known answer.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
-from tave.record import check_record, read_edit, read_run, recorded
-from tave.video import Image4, MaskRequest, VideoError, read_clip, read_image, read_masks, read_matte
+from tave.record import check_record, network_clip, read_edit, read_run, recorded
+from tave.video import Image4, MaskRequest, Origin, VideoError, View, read_clip, read_image, read_masks, read_matte
 from tave.video.frames import from_pixels
 
 from . import EvalError
@@ -135,16 +135,19 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     record = read_run(run)
     path = folder / "soft_mask.npz"
     arrays = _arrays(path, ("binary", "mask", "alpha"))
-    source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", folder / "edited.mp4"))
+    result = network_clip(folder)
+    source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", result))
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
-            raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
+            raise EvalError(f"{result} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
     annotation = None
     if annotations:
         if not mapping_in(record.get("config", {}), "video", run / "run.json"):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
-        annotation = read_annotations(annotations, edited, ReadOptions.recorded(recorded(run)["video"]))
+        cut, view = ReadOptions.recorded(recorded(run)["video"]), View.recorded(run / "run.json", record.get("crop"))
+        origin = Origin.recorded(run / "run.json", record.get("origin"))
+        annotation = read_annotations(annotations, edited, cut, view, origin.size if origin else None)
     return Case(
         name=folder.name,
         source=source,
@@ -198,14 +201,17 @@ def read_picture(path: Path, matte: Path | None = None) -> Image4:
     return Image4(rgb, alpha)
 
 
-def read_annotations(folder: Path, like: Tensor, options: ReadOptions = WHOLE) -> Tensor:
+def read_annotations(
+    folder: Path, like: Tensor, options: ReadOptions = WHOLE, view: View | None = None, shown: Any = None
+) -> Tensor:
     """The annotated objects, all of them -> ``f H W`` bool, with the frames and size of the clip ``like``.
 
-    ``folder``: numbered pictures, palette or RGB, as in DAVIS; ``options``: those with which the clip was read.
+    ``folder``: numbered pictures, palette or RGB, as in DAVIS; ``options``: those with which the clip was read;
+    ``view``: the part of its frames, of the size ``shown``, that ``like`` shows.
     """
     if not folder.is_dir():
         raise EvalError(f"annotations={folder}: no such folder; give one with a numbered picture a frame, as in DAVIS")
-    return _read(MaskRequest(folder, len(like), _size_of(like), options, "annotations"))
+    return _read(MaskRequest(folder, len(like), _size_of(like), options, "annotations", shown), view)
 
 
 def read_mask(path: Path, like: Tensor, number: int | None = None, inverted: bool = False) -> Tensor:
@@ -216,9 +222,9 @@ def read_mask(path: Path, like: Tensor, number: int | None = None, inverted: boo
     return _read(MaskRequest(path, len(like), _size_of(like), WHOLE, "mask", None, number, inverted))
 
 
-def _read(request: MaskRequest) -> Tensor:
+def _read(request: MaskRequest, view: View | None = None) -> Tensor:
     try:
-        masks = read_masks(request)
+        masks = read_masks(request, view)
     except VideoError as error:
         raise EvalError(str(error)) from error
     for note in masks.notes:

@@ -224,6 +224,7 @@ def _options(job: Job, overrides: Sequence[str] = ()) -> TrainOptions:
         f"cache={quoted(Path(options.folder) / 'cache')}",
         f"metrics.clip={'null' if options.clip is None else quoted(options.clip)}",
         "logger=none",
+        "video.crop=frame",  # one part for all methods
         *options.overrides,
         *([f"video.frames={case.frames}"] if case.frames else []),
         f"seed={job.seed}",

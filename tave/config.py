@@ -24,8 +24,8 @@ BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.bloc
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
 EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.object")
-EDIT_KEYS += ("video.mask_inverted", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run")
+EDIT_KEYS += ("video.mask_inverted", "video.edit", "video.edits", "video.audio")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run", "inputs")
 
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
 TRAINABLES = ("patent", "none", "temporal_only", "all_attention", "lora")
@@ -33,6 +33,7 @@ KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
 PREDICTIONS = ("v_prediction", "epsilon")
 REFERENCES = ("as_is", "neutral", "in_context", "joint", "none")
 MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
+CROPS = ("object", "frame")
 UNIONS = ("none", "unconditional", "disputed")
 PRESETS = ("full", "80gb", "24gb", "16gb", "12gb", "8gb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -190,13 +191,15 @@ def check_name(what: str, name: str) -> None:
 class ReadOptions(Options, group="video"):
     """Which frames of a clip to read, and at what size."""
 
-    frames: int | None = option(8, "number of frames; null: all", low=1, high=10_000)
+    frames: int | None = option(None, "number of frames; null: all", low=1, high=10_000)
     start: int = option(0, "index of the first frame", low=0, high=10_000_000)
     stride: int = option(1, "take every n-th frame", low=1, high=10_000)
     width: int | None = option(None, "width in px; null: by height and aspect, or the clip's own", low=1, high=16_384)
     height: int | None = option(None, "height in px; null: by width and aspect, or the clip's own", low=1, high=16_384)
     fit: str = option("crop", "how a clip of another aspect fits", choices=("crop", "stretch", "pad"))
     multiple: int = option(8, "width and height are multiples of this many px", low=1, high=1024)
+    crop: str = option("object", "part of the frame that is edited: around the object, or by fit", choices=CROPS)
+    audio: str = option("keep", "the clip's sound in the edited clip", choices=("keep", "drop"))
     backdrop: str = option("black", "what transparent pixels of a clip show", choices=("black", "grey", "white"))
 
     def __post_init__(self) -> None:
@@ -551,6 +554,7 @@ class EditOptions(TrainOptions):
     """Root of ``conf/edit.yaml``; what is not given is the run's."""
 
     run: str = option(MISSING, "folder of the tuned clip, as tave.train printed it", text=True)
+    inputs: str | None = option(None, "folder of the clip's file; null: where it was", text=True)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tave.cli import Context, entry_point, one_line, schema, typed
 from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, WHOLE, MemoryOptions, OptionError, TrainOptions, nearest
 from tave.files import naming
+from tave.findings import find_input
 from tave.keys import ROOTS, choices_of, literal, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
 from tave.record import check_links, check_record, read_run, recorded
@@ -32,6 +33,7 @@ from tave.train import measure_and_log
 
 if TYPE_CHECKING:
     from tave.run import Run
+    from tave.video import Footage
 
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,12 @@ def edit(
     overrides: Sequence[str] = (),
     about: dict[str, Any] | None = None,
     overwrite: bool = False,
+    footage: Footage | None = None,
     show: bool = True,
 ) -> list[str]:
     """Make the requested edits in the run ``folder``; returns their names. Earlier edits are kept.
+
+    ``footage``: the clip's file, which the edits are laid over; None: they have the network's size.
 
     An edit that exists with the same key is not made again; another edit of the same name gets a numbered name, or is
     replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further
@@ -55,7 +60,7 @@ def edit(
     from tave.progress import Progress
     from tave.run import Run
     from tave.space import check_present, check_space
-    from tave.video import Origin, read_clip
+    from tave.video import Origin, View, read_clip
 
     requests = options.video.requests()
     if not requests:
@@ -63,10 +68,12 @@ def edit(
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
     clip = read_clip(folder / "source.mp4", WHOLE)
-    clip = replace(clip, origin=Origin.recorded(folder / "run.json", read_run(folder).get("origin")))
+    record, at = read_run(folder), folder / "run.json"
+    view = View.recorded(at, record.get("crop"))
+    clip = replace(clip, origin=Origin.recorded(at, record.get("origin")), view=view)
     with (
         naming(folder),
-        closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,
+        closing(Run(options, folder, clip, Progress(show=show), folder / "tuned.safetensors", footage)) as run,
         ExitStack() as claims,
     ):
         check_space(run.needed())
@@ -80,6 +87,25 @@ def edit(
         if options.metrics.enabled:
             measure_and_log(run, named)
     return list(named)
+
+
+def footage_of(folder: Path, options: TrainOptions, inputs: str | None = None) -> Footage | None:
+    """The file of which the run ``folder`` read its clip, where it was or in the folder ``inputs``.
+
+    It has the SHA-256 that the run recorded: with another one, or if it isn't there, None, and a line says so.
+    """
+    from tave.video import Footage, View
+
+    record = read_run(folder)
+    path, known = record["config"].get("video", {}).get("path"), record.get("inputs")
+    view = View.recorded(folder / "run.json", record.get("crop"))
+    if not isinstance(path, str) or not isinstance(known, dict) or view is None:
+        return None
+    if (here := find_input(path, known.get(path), inputs)) is not None:
+        return Footage(here, options.video, view)
+    why = "has changed since it was tuned on" if Path(path).expanduser().exists() else "is not here"
+    log.warning("%s %s: the edit has the network's size; give inputs=FOLDER, which holds the clip as it was", path, why)
+    return None
 
 
 def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
@@ -162,14 +188,15 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _words(context: Context) -> list[str]:
-    return [word for word in context.overrides if word.lstrip("+").partition("=")[0] != "run"]
+    return [word for word in context.overrides if word.lstrip("+").partition("=")[0] not in ("run", "inputs")]
 
 
 def _work(cfg: DictConfig, context: Context) -> None:
     if OmegaConf.is_missing(cfg, "run"):
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
     folder, words = Path(cfg.run), _words(context)
-    for name in edit(folder, typed(options_of(folder, words)), overrides=words):
+    options = typed(options_of(folder, words))
+    for name in edit(folder, options, overrides=words, footage=footage_of(folder, options, cfg.inputs)):
         print(folder / "edits" / name)
 
 

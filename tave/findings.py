@@ -34,5 +34,5 @@ def inputs_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 def find_input(path: str, digest: Any, moved: str | None = None) -> Path | None:
     """Where the input ``path`` lies with this SHA-256: there, or by its name in the folder ``moved``."""
-    places = [Path(path), *([Path(moved).expanduser() / Path(path).name] if moved else [])]
+    places = [Path(path).expanduser(), *([Path(moved).expanduser() / Path(path).name] if moved else [])]
     return next((place for place in places if place.exists() and content_digest(place) == digest), None)

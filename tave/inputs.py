@@ -103,7 +103,7 @@ def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions, say: Callable[[s
         entry.object,
         entry.mask_inverted,
     )
-    masks = read_masks(request)
+    masks = read_masks(request, clip.view)
     for note in masks.notes:
         say(note)
     return masks.inside

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,21 +77,41 @@ class Target:
     region: Tensor | None = None
 
 
+class Layer(NamedTuple):
+    """What is laid over the clip: ``pixels`` `f 3 H W` in [-1, 1] of the opacity ``alpha`` `f 1 H W`; or, if it is the
+    ``whole`` result, what replaces it (``sampler.composite=false``).
+    """
+
+    pixels: Tensor
+    alpha: Tensor
+    whole: bool = False
+
+
 @dataclass(frozen=True)
 class Edit:
-    """The result. ``frames`` `f 3 H W` in [-1, 1]; ``alpha`` `f 1 H W`: the edit's opacity in the composite.
+    """The result.
 
     ``references``: what the image encoder saw, one per target image; ``field``: the inter-frame field of the last step.
     """
 
     target: Target
     clip: Clip
-    frames: Tensor
-    alpha: Tensor
+    layer: Layer
     mask: EditMask
     references: Sequence[Reference]
     inversion: Inversion
     field: Field | None = None
+
+    @property
+    def alpha(self) -> Tensor:
+        """`f 1 H W`, the edit's opacity in the composite."""
+        return self.layer.alpha
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """The edited clip, `f 3 H W` in [-1, 1]."""
+        pixels = self.layer.pixels
+        return pixels if self.layer.whole else composite(pixels, self.clip.frames.to(pixels), self.alpha)
 
 
 class Pipeline:
@@ -196,10 +217,9 @@ class Pipeline:
                 log.warning("edit %s: %s", target.name, note)
                 mask = replace(mask, notes=(*mask.notes, note))
         alpha = composite_alpha(resize_mask(mask.mask, *frames.shape[-2:]).to(frames), options.sampler.feather)
-        if options.sampler.composite:
-            frames = composite(frames, source.clip.frames.to(frames), alpha)
+        layer = Layer(frames, alpha, whole=not options.sampler.composite)
         field = inter_frame.field if inter_frame else None
-        return Edit(target, source.clip, frames, alpha, mask, references, inversion, field)
+        return Edit(target, source.clip, layer, mask, references, inversion, field)
 
     def _condition_and_mask(
         self, source: Source, trajectory: Trajectory, target: Target

@@ -21,7 +21,7 @@ from tave.origin import origin
 from tave.progress import Progress
 from tave.record import keep_places, read_edit, read_metrics, read_run, recorded, taken
 from tave.run import Run
-from tave.video import Clip, read_clip, write_video
+from tave.video import Footage, View, read_clip, write_video
 
 THREADS = 256  # more than that no run has
 PLATFORM = {"versions": ("torch", "diffusers", "transformers"), "hardware": ("machine", "gpu")}
@@ -35,9 +35,10 @@ def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
         again = Path(place) / "run"
         try:
             base = _options(run, options, Path(place))
-            yield from _tuning(run, again, base, options)
+            footage = _footage(run, options)
+            yield from _tuning(run, again, base, footage)
             for folder in sorted(path for path in run.glob("edits/[!.]*") if path.is_dir()):
-                yield from _edit(folder, again, base, options)
+                yield from _edit(folder, again, base, options, footage)
             if (run / "trajectory.safetensors").is_file() and (again / "trajectory.safetensors").is_file():
                 yield _same_tensors(run, again, "trajectory.safetensors")
         except ValueError as error:
@@ -68,10 +69,10 @@ def _options(run: Path, options: VerifyOptions, place: Path) -> TrainOptions:
     return replace(base, cache=str(place / "cache"), logger={}, backbone=replace(base.backbone, **given))
 
 
-def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
+def _tuning(run: Path, again: Path, base: TrainOptions, footage: Footage | None) -> Iterator[Finding]:
     """Tune again on the original clip if it is here, else on ``source.mp4``."""
     shown = read_clip(run / "source.mp4", WHOLE)
-    clip = _original(run, options) or shown
+    clip = shown if footage is None else read_clip(footage.path, footage.cut, footage.view)
     if not torch.equal(clip.frames, shown.frames):
         yield Finding(False, f"{run / 'source.mp4'} doesn't show the frames that are read from the original clip")
     again.mkdir(parents=True)
@@ -82,16 +83,20 @@ def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) 
     yield _same_tensors(run, again, "tuned.safetensors")
 
 
-def _original(run: Path, options: VerifyOptions) -> Clip | None:
+def _footage(run: Path, options: VerifyOptions) -> Footage | None:
+    """The original clip, if it is here."""
     record = read_run(run)
     path, inputs = record["config"]["video"].get("path"), record.get("inputs")
-    if not isinstance(path, str) or not isinstance(inputs, dict):
+    view = View.recorded(run / "run.json", record.get("crop"))
+    if not isinstance(path, str) or not isinstance(inputs, dict) or view is None:
         return None
     found = find_input(path, inputs.get(path), options.inputs)
-    return None if found is None else read_clip(found, ReadOptions.recorded(recorded(run)["video"]))
+    return None if found is None else Footage(found, ReadOptions.recorded(recorded(run)["video"]), view)
 
 
-def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
+def _edit(
+    folder: Path, again: Path, base: TrainOptions, options: VerifyOptions, footage: Footage | None
+) -> Iterator[Finding]:
     """Make one edit again, and compare its files and figures."""
     record, name = read_edit(folder), folder.name
     if record.get("control"):
@@ -100,11 +105,15 @@ def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions)
     try:
         entry = _entry(folder, record, options)
         chosen = replace(base, video=replace(base.video, edits={name: entry}), **_editing(folder, record))
-        edit(again, chosen, overwrite=True, show=False)
+        laid_over = (folder / "network.mp4").is_file()
+        edit(again, chosen, overwrite=True, footage=footage if laid_over else None, show=False)
     except ValueError as error:
         yield Finding(False, f"{folder} can't be made again: {error}")
         return
     made = again / "edits" / name
+    if laid_over and footage is None:
+        yield Finding(None, f"{folder / 'edited.mp4'}: the clip is not here: give inputs=FOLDER, which holds it")
+        (made / "edited.mp4").rename(made / "network.mp4")
     files = sorted(path.name for path in made.iterdir() if path.suffix in (".mp4", ".png", ".npz"))
     other = [file for file in files if not (folder / file).is_file() or _bytes(folder / file) != _bytes(made / file)]
     figures = [read_metrics(each).get("edits", {}).get(name, {}) for each in (folder.parents[1], again)]

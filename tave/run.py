@@ -51,7 +51,7 @@ from tave.pipeline import Target
 from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.space import check_space
-from tave.video import Clip, read_clip, write_video
+from tave.video import Clip, Footage, read_clip, write_video
 from tave.writer import RunWriter, write_mask_preview
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,20 @@ class Run:
     """One clip under one configuration, in ``folder``: ``tune``, then ``predict``, then ``record``.
 
     What is stored with the same key is not made again (:mod:`tave.cache`). ``tuned``: tuned weights of an earlier run
-    to edit with instead of tuning.
+    to edit with instead of tuning. ``footage``: the clip's file, which the edits are laid over.
     """
 
     def __init__(
-        self, options: TrainOptions, folder: Path, clip: Clip, progress: Progress, tuned: Path | None = None
+        self,
+        options: TrainOptions,
+        folder: Path,
+        clip: Clip,
+        progress: Progress,
+        tuned: Path | None = None,
+        footage: Footage | None = None,
     ) -> None:
         self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
+        self.footage = footage
         check_links(folder)
         prepare(folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/"))
         self.loggers = open_loggers(options.logger, folder)
@@ -119,7 +126,9 @@ class Run:
         clip = read_clip(options.video.path, options.video)
         for note in clip_notes(clip):
             progress.note(note)
-        run = cls(options, folder, clip, progress)
+        assert clip.view is not None
+        footage = Footage(Path(options.video.path), options.video, clip.view)
+        run = cls(options, folder, clip, progress, footage=footage)
         targets = run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
@@ -242,7 +251,7 @@ class Run:
             **about,
         }
         recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
-        writer = RunWriter(self.folder, truths, recorded, self.progress)
+        writer = RunWriter(self.folder, truths, recorded, self.progress, self.footage)
         with without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
@@ -257,7 +266,8 @@ class Run:
     def edit_key(self, target: Target) -> str:
         """The key of an edit: all that it depends on."""
         images = [part for image in target.images for part in (image.rgb, image.alpha, image.matte)]
-        return key_of(self.key, self.options.editing, target.prompt, *images, target.region)
+        written = [self.footage is not None, self.options.video.audio]
+        return key_of(self.key, self.options.editing, target.prompt, *images, target.region, written)
 
     def targets(self, entries: Mapping[str, EditEntry]) -> list[Target]:
         """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
@@ -345,6 +355,7 @@ class Run:
             "fps": self.clip.fps,
             "origin": self.clip.origin and self.clip.origin.record(),
             "size": list(self.clip.frames.shape),
+            "crop": self.clip.view and list(self.clip.view),
             **origin(),
             "weights": dict(self.backbone.hashes),
             "weights_unverified": list(self.backbone.unverified),

@@ -20,24 +20,44 @@ from tave.pipeline import Edit, Target
 from tave.progress import Progress
 from tave.record import write_record
 from tave.sampling import resize_mask
-from tave.video import Clip, contact_sheet, mask_frames, side_by_side, write_image, write_mask_video, write_video
+from tave.video import (
+    Clip,
+    Footage,
+    Overlay,
+    contact_sheet,
+    mask_frames,
+    open_footage,
+    pasted,
+    side_by_side,
+    write_image,
+    write_like,
+    write_mask_video,
+    write_video,
+)
 
 log = logging.getLogger(__name__)
 
 
 class RunWriter(BasePredictionWriter):
-    """Writes ``edits/NAME/``: edited.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz, reference.png,
-    edit.json.
+    """Writes ``edits/NAME/``: edited.mp4, network.mp4, mask.mp4, side_by_side.mp4 and .png, soft_mask.npz, field.npz,
+    reference.png, edit.json.
 
     ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to the
-    content of ``edit.json``: how it was requested.
+    content of ``edit.json``: how it was requested. ``footage``: the file that the edit is laid over; None: edited.mp4
+    has the network's size, and there is no network.mp4.
     """
 
     def __init__(
-        self, folder: Path, truths: Mapping[str, str], about: Mapping[str, Mapping[str, Any]], progress: Progress
+        self,
+        folder: Path,
+        truths: Mapping[str, str],
+        about: Mapping[str, Mapping[str, Any]],
+        progress: Progress,
+        footage: Footage | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         self.folder, self.truths, self.about, self.progress = folder, truths, about, progress
+        self.footage = footage
 
     def write_on_batch_end(
         self,
@@ -51,20 +71,45 @@ class RunWriter(BasePredictionWriter):
     ) -> None:
         name = prediction.target.name
         with self.progress.stage("writing", f"writing {name}"):
-            write_edit(self.folder / "edits" / name, prediction, self.about.get(name, {}), self.truths.get(name))
+            about, truth = self.about.get(name, {}), self.truths.get(name)
+            write_edit(self.folder / "edits" / name, prediction, about, truth, self.footage)
 
 
-def write_edit(folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | None = None) -> None:
+def write_edit(
+    folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | None = None, footage: Footage | None = None
+) -> None:
     """Write one edit into ``folder``, whole or not at all; an older one there goes when this one stands."""
     with whole_folder(folder, replace=True) as waiting:
+        said = [] if footage is None else _lay_over(waiting / "edited.mp4", edit, footage)
+        write_video(waiting / ("network.mp4" if footage else "edited.mp4"), edit.frames.cpu(), edit.clip.fps)
         _write_clips(waiting, edit)
         _write_arrays(waiting, edit)
         if truth is not None and _fits(Path(truth), edit.clip.frames):
             shutil.copytree(truth, waiting / "truth")
-        notes = [*(reference.note for reference in edit.references), *edit.mask.notes]
+        notes = [*(reference.note for reference in edit.references), *edit.mask.notes, *said]
         recorded = {"name": edit.target.name, "target_prompt": edit.target.prompt, "notes": [n for n in notes if n]}
-        write_json(waiting / "edit.json", recorded | dict(about))
+        write_json(waiting / "edit.json", recorded | _mapping(edit.clip) | dict(about))
         write_record(waiting)
+
+
+def _lay_over(path: Path, edit: Edit, footage: Footage) -> list[str]:
+    """Write the clip as its file has it, with the edit in it. Returns what the user should know, which is logged."""
+    pixels, alpha = edit.layer.pixels.cpu(), edit.alpha.cpu()
+    overlay = Overlay(pixels, torch.ones_like(alpha) if edit.layer.whole else alpha)
+    with open_footage(footage) as opened:
+        notes = write_like(path, opened, (base for base, _ in pasted(opened, overlay, footage.view)), footage)
+    for note in notes:
+        log.warning("edit %s: %s", edit.target.name, note)
+    return notes
+
+
+def _mapping(clip: Clip) -> dict[str, Any]:
+    """Where the network's frames lie in the file, and when (docs/clips.md)."""
+    size = {"network_size": [clip.frames.shape[-1], clip.frames.shape[-2]]}
+    if clip.origin is None or clip.view is None:
+        return size
+    times = [round(float(time), 6) for time in clip.origin.times]
+    return size | {"source_size": list(clip.origin.size), "crop": list(clip.view), "times": times}
 
 
 def write_mask_preview(path: Path, clip: Clip, targets: Sequence[Target]) -> bool:
@@ -78,7 +123,6 @@ def write_mask_preview(path: Path, clip: Clip, targets: Sequence[Target]) -> boo
 def _write_clips(folder: Path, edit: Edit) -> None:
     source, edited, fps = edit.clip.frames.cpu(), edit.frames.cpu(), edit.clip.fps
     mask, soft = (resize_mask(plane, *source.shape[-2:]).cpu() for plane in (edit.mask.mask, edit.mask.soft))
-    write_video(folder / "edited.mp4", edited, fps)
     write_mask_video(folder / "mask.mp4", mask, fps)
     write_video(folder / "side_by_side.mp4", side_by_side([source, shaded(source, mask), edited]), fps)
     write_image(folder / "side_by_side.png", contact_sheet([source, mask_frames(soft), shaded(source, mask), edited]))

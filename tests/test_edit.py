@@ -131,7 +131,7 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
         write_mask_video(tmp_path / "mask.mp4", mask, 8.0)
         folder = edit(f"from_{inside.start}", f"video.mask={tmp_path / 'mask.mp4'}", "sampler.fresh_noise=0.5")
         assert (folder / "field.npz").is_file()
-        made.append(frames_of(folder / "edited.mp4"))
+        made.append(frames_of(folder / "network.mp4"))
         assert torch.equal(made[-1][..., outside], source[..., outside])
         assert (made[-1] - source)[..., inside].abs().mean() > 0.1
         with np.load(folder / "soft_mask.npz") as stored:
@@ -167,7 +167,7 @@ def test_frames_without_the_object_come_back_as_they_were(
     caplog.clear()
     run = train(given, tmp_path / "run", show=False)
     assert sum("is empty in frame" in message for message in caplog.messages) == 1
-    source, made = frames_of(run / "source.mp4"), frames_of(run / "edits" / "suv" / "edited.mp4")
+    source, made = frames_of(run / "source.mp4"), frames_of(run / "edits" / "suv" / "network.mp4")
     assert torch.equal(made[[0, 1, 6, 7]], source[[0, 1, 6, 7]])
     assert all((made[index] - source[index]).abs().mean() > 0.01 for index in range(2, 6))
     assert read_json(run / "edits" / "suv" / "edit.json")["object"] == 1

@@ -6,28 +6,37 @@ the same bits back. Errors are :class:`VideoError` and name the file and the rem
 
 from tave.config import ReadOptions
 from tave.video.cuts import find_cuts
+from tave.video.encode import write_like
 from tave.video.frames import Clip, Image4, Origin, VideoError, centre, fit_frames, ranges
 from tave.video.image import read_image, read_matte
 from tave.video.masks import MaskRequest, Masks, read_masks
+from tave.video.paste import Footage, Overlay, open_footage, pasted
 from tave.video.read import open_clip, read_clip
 from tave.video.sheet import contact_sheet, mask_frames, side_by_side
+from tave.video.view import View, frame_size
 from tave.video.write import GENERATED, write_image, write_mask_video, write_video
 
 __all__ = [
     "GENERATED",
     "Clip",
+    "Footage",
     "Image4",
     "MaskRequest",
     "Masks",
     "Origin",
+    "Overlay",
     "ReadOptions",
     "VideoError",
+    "View",
     "centre",
     "contact_sheet",
     "find_cuts",
     "fit_frames",
+    "frame_size",
     "mask_frames",
     "open_clip",
+    "open_footage",
+    "pasted",
     "ranges",
     "read_clip",
     "read_image",
@@ -35,6 +44,7 @@ __all__ = [
     "read_matte",
     "side_by_side",
     "write_image",
+    "write_like",
     "write_mask_video",
     "write_video",
 ]

@@ -61,8 +61,7 @@ def hdr_to_sdr(pixels: np.ndarray, colour: Colour, rgb: bool = False) -> np.ndar
 
 def _to_rgb(pixels: np.ndarray, colour: Colour) -> np.ndarray:
     """`H W 3` uint16 Y'CbCr -> uint16 R'G'B' of full range. FFmpeg's own has an error of a level, and PQ is steep."""
-    red, blue = (0.2126, 0.0722) if colour.matrix == 1 else (0.2627, 0.0593)  # BT.709, else BT.2020
-    low, luma, chroma = (0, 65_535, 65_535) if colour.full else (16 << 8, 219 << 8, 224 << 8)
+    red, blue, low, luma, chroma = _coding(colour)
     y = (pixels[..., 0].astype(np.float32) - low) / luma
     cb, cr = ((pixels[..., i].astype(np.float32) - 32_768) / chroma for i in (1, 2))
     r, b = y + 2 * (1 - red) * cr, y + 2 * (1 - blue) * cb
@@ -91,6 +90,32 @@ def _srgb_bytes() -> np.ndarray:
     light = np.linspace(0, 1, _CODES)
     signal = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
     return (signal * 255 + 0.5).astype(np.uint8)
+
+
+def sdr_to_hdr(pixels: np.ndarray, colour: Colour) -> np.ndarray:
+    """The inverse of :func:`hdr_to_sdr`: `H W 3` uint8 sRGB -> uint16 Y'CbCr of a PQ or HLG stream."""
+    light = _srgb_light()[pixels]
+    if colour.primaries in (BT2020, 2):
+        light = (light @ np.linalg.inv(_TO_BT709).T.astype(np.float32)).clip(0)
+    signal = np.interp(light, _light(colour.transfer), np.linspace(0, 1, _CODES))
+    red, blue, low, luma, chroma = _coding(colour)
+    y = red * signal[..., 0] + (1 - red - blue) * signal[..., 1] + blue * signal[..., 2]
+    cb, cr = (signal[..., 2] - y) / (2 - 2 * blue), (signal[..., 0] - y) / (2 - 2 * red)
+    coded = np.stack([low + luma * y, 32_768 + chroma * cb, 32_768 + chroma * cr], axis=-1)
+    return (coded + 0.5).clip(0, _CODES - 1).astype(np.uint16)
+
+
+def _coding(colour: Colour) -> tuple[float, float, int, int, int]:
+    """Shares of red and blue in luma, and for 16 bit: black, the span of luma, that of chroma."""
+    red, blue = (0.2126, 0.0722) if colour.matrix == 1 else (0.2627, 0.0593)  # BT.709, else BT.2020
+    return red, blue, *((0, 65_535, 65_535) if colour.full else (16 << 8, 219 << 8, 224 << 8))
+
+
+@cache
+def _srgb_light() -> np.ndarray:
+    """Linear light for each sRGB byte."""
+    signal = np.arange(256) / 255
+    return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def over(pixels: np.ndarray, backdrop: str) -> np.ndarray:

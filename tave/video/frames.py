@@ -17,6 +17,7 @@ from tave.config import choice, within
 
 if TYPE_CHECKING:
     from tave.video.probe import Stored
+    from tave.video.view import View
 
 
 class VideoError(ValueError):
@@ -74,12 +75,13 @@ class Origin:
 class Clip:
     """``frames`` `f 3 H W` float32 in [-1, 1], and the rate ``fps`` at which they play at true speed.
 
-    ``origin``: the file that they were read from, if any.
+    ``origin``: the file that they were read from, if any; ``view``: which part of its frames they show.
     """
 
     frames: Tensor
     fps: float
     origin: Origin | None = None
+    view: View | None = None
 
 
 class Image4(NamedTuple):
@@ -131,21 +133,29 @@ def fit_frames(frames: Tensor, width: int, height: int, fit: str = "crop") -> Te
     within("width", width, 1, 16_384)
     within("height", height, 1, 16_384)
     old_height, old_width = frames.shape[-2:]
-    new_width, new_height = width, height
-    if fit != "stretch":
-        scales = (width / old_width, height / old_height)
-        scale = max(scales) if fit == "crop" else min(scales)
-        outer = max if fit == "crop" else min
-        new_width = outer(width, max(1, round(old_width * scale)))
-        new_height = outer(height, max(1, round(old_height * scale)))
+    (new_width, new_height), (left, top) = placement((old_width, old_height), (width, height), fit)
     if (new_height, new_width) != (old_height, old_width):
         frames = functional.interpolate(
             frames, (new_height, new_width), mode="bicubic", antialias=True, align_corners=False
         ).clamp(-1, 1)
     if fit == "pad":
-        left, top = (width - new_width) // 2, (height - new_height) // 2
-        return functional.pad(frames, (left, width - new_width - left, top, height - new_height - top), value=-1.0)
+        around = (-left, width - new_width + left, -top, height - new_height + top)
+        return functional.pad(frames, around, value=-1.0)
     return centre(frames, width, height)
+
+
+def placement(old: tuple[int, int], new: tuple[int, int], fit: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How frames of the size ``old`` (width, height) fill the size ``new``: the size to which they are scaled, and
+    where the upper left corner of ``new`` lies in that; negative where ``fit=pad`` adds bars.
+    """
+    if fit == "stretch":
+        return new, (0, 0)
+    scales = [to / size for to, size in zip(new, old, strict=True)]
+    scale, outer = (max(scales), max) if fit == "crop" else (min(scales), min)
+    width, height = (outer(to, max(1, round(size * scale))) for to, size in zip(new, old, strict=True))
+    if fit == "pad":
+        return (width, height), (-((new[0] - width) // 2), -((new[1] - height) // 2))
+    return (width, height), ((width - new[0]) // 2, (height - new[1]) // 2)
 
 
 def centre(frames: Tensor, width: int, height: int) -> Tensor:

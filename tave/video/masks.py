@@ -18,6 +18,7 @@ from tave.video.frames import VideoError, centre, fit_frames, ranges
 from tave.video.image import grey_levels, open_picture, refuse_missing
 from tave.video.probe import open_video, reading, video_stream
 from tave.video.read import PICTURES, open_clip, picture_files
+from tave.video.view import View, whole_view
 
 HALF = 128  # of 255: where a soft mask ends
 MOST_OF_FRAME = 0.5  # share of the frame above which a mask is questioned
@@ -63,8 +64,8 @@ class _Plane(NamedTuple):
     numbered: bool = False
 
 
-def read_masks(request: MaskRequest) -> Masks:
-    """The masks of the clip's chosen frames, 1 inside.
+def read_masks(request: MaskRequest, view: View | None = None) -> Masks:
+    """The masks of the clip's chosen frames, 1 inside. ``view``: the part of its frames that they show.
 
     A file or folder has a mask for every chosen frame, or for every frame of the clip, or one picture for all.
 
@@ -84,7 +85,7 @@ def read_masks(request: MaskRequest) -> Masks:
         raise VideoError(f"{where}: its pictures differ in size; give masks of one size")
     if (width, height) not in (request.size, request.source):
         notes.append(f"its {width}x{height} are brought to the clip's {'x'.join(map(str, request.size))}")
-    masks = torch.stack([_placed(torch.from_numpy(each), request) for each in inside])
+    masks = torch.stack([_placed(each, request, view) for each in inside])
     if len(masks) == 1 < request.count:
         masks = masks.expand(request.count, -1, -1)
         notes.append("its one picture is used for all frames")
@@ -274,9 +275,9 @@ def _voc_palette() -> np.ndarray:
 # ---- inside -> the clip's size ---------------------------------------------------------------------------------------
 
 
-def _placed(inside: Tensor, request: MaskRequest) -> Tensor:
+def _placed(mask: np.ndarray, request: MaskRequest, view: View | None) -> Tensor:
     """`H W` bool at the size of the clip's frames, cut as the clip was."""
-    width, height = request.size
+    (width, height), inside = request.size, torch.from_numpy(mask)
     cut, source = request.cut, request.source
     if inside.shape == (height, width):
         return inside
@@ -286,6 +287,10 @@ def _placed(inside: Tensor, request: MaskRequest) -> Tensor:
             return _resized(inside, width, height, "stretch")  # a mask of the frames as they are edited
         inside = _resized(inside, *source, "stretch")
         sides = source
+    if view is not None and source is not None and view != whole_view(source, cut):
+        seen = view.scaled(sides[0] / source[0], sides[1] / source[1])
+        part = torch.from_numpy(np.ascontiguousarray(seen.cut(inside.numpy().astype(np.uint8))))
+        return _resized(part > 0, width, height, "stretch")
     given = bool(cut.width or cut.height)
     if not given and [side // cut.multiple * cut.multiple for side in sides] == [width, height]:
         return centre(inside, width, height)  # trimmed like the clip, not resampled

@@ -23,6 +23,7 @@ from tave.video.decode import Filters, Picture, pictures, shown_pixels
 from tave.video.frames import Clip, Origin, VideoError, centre, fit_frames, from_bytes, to_bytes
 from tave.video.image import read_pixels, refuse_missing, silent_errors
 from tave.video.probe import Stored, decord_agrees, open_video, reading, shown_frames, video_stream
+from tave.video.view import View, frame_size, whole_view
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FOLDER_RATE = Fraction(8)  # frames/s of a folder of pictures, which has none of its own
@@ -43,8 +44,10 @@ class Reader(NamedTuple):
     frames: Iterator[Frame]
 
 
-def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
+def read_clip(path: str | Path, options: ReadOptions | None = None, view: View | None = None) -> Clip:
     """Read a video file, or a folder of numbered pictures, as frames of one size.
+
+    ``view``: the part of its frames to read, in whole pixels; None: all of them, as ``options.fit`` says.
 
     Frame i is the i-th picture that a player shows, in its orientation, pixel shape and colours (docs/clips.md); where
     the frame rate varies, ``origin.times`` has the times. ``fps`` is the file's average rate divided by the stride.
@@ -57,18 +60,20 @@ def read_clip(path: str | Path, options: ReadOptions | None = None) -> Clip:
     frames: list[Tensor] = []
     times: list[Fraction] = []
     with open_clip(path, options) as (origin, reader):
+        if view == whole_view(origin.size, options):
+            view = None
         for pixels, time in reader:
             pixels = over(pixels, options.backdrop) if pixels.shape[2] == 4 else pixels
-            frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-            frames.append(sized(frame, path, options))
+            frames.append(sized(pixels, path, options, view))
             times.append(time)
     sizes = {f"{frame.shape[2]}x{frame.shape[1]}" for frame in frames}
     if len(sizes) > 1:
         raise VideoError(f"{path}: its frames differ in size ({', '.join(sorted(sizes))}); set width and height")
     height, width = frames[0].shape[-2:]
-    notes = (*origin.notes, *_cut_notes(origin, options, len(frames), (width, height)))
+    view = view or whole_view(origin.size, options)
+    notes = (*origin.notes, *_cut_notes(origin, options, len(frames), (width, height), view))
     origin = replace(origin, times=tuple(times), notes=notes)
-    return Clip(from_bytes(torch.stack(frames)), float(origin.rate) / options.stride, origin)
+    return Clip(from_bytes(torch.stack(frames)), float(origin.rate) / options.stride, origin, view)
 
 
 @contextmanager
@@ -204,28 +209,25 @@ def picture_files(path: Path, masks: bool = False) -> tuple[list[Path], list[Pat
     return files, left_out
 
 
-def sized(frame: Tensor, path: Path, options: ReadOptions) -> Tensor:
-    """One decoded frame `3 H W` uint8 at the requested size."""
-    height, width = frame.shape[-2:]
-    multiple = options.multiple
+def sized(pixels: np.ndarray, path: Path, options: ReadOptions, view: View | None = None) -> Tensor:
+    """One decoded frame `H W 3` uint8, or the ``view`` of it, at the requested size, `3 h w`."""
+    height, width = pixels.shape[:2]
+    if options.width is None and options.height is None and min(width, height) < options.multiple:
+        raise VideoError(
+            f"{path}: is {width}x{height}, smaller than a block of {options.multiple} pixels; set width and height"
+        )
+    size = frame_size((width, height), options)
+    if view is not None:
+        pixels = view.cut(pixels)
+    frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     if options.width is None and options.height is None:
-        if min(width, height) < multiple:
-            raise VideoError(
-                f"{path}: is {width}x{height}, smaller than a block of {multiple} pixels; set width and height"
-            )
-        return centre(frame, width // multiple * multiple, height // multiple * multiple).contiguous()
-    new_width = options.width or _nearest(width * (options.height or 0) / height, multiple)
-    new_height = options.height or _nearest(height * new_width / width, multiple)
-    if (new_width, new_height) == (width, height):
+        return centre(frame, *size).contiguous()
+    if size == (frame.shape[2], frame.shape[1]):
         return frame.contiguous()
-    return to_bytes(fit_frames(from_bytes(frame[None]), new_width, new_height, options.fit)[0])
+    return to_bytes(fit_frames(from_bytes(frame[None]), *size, "stretch" if view else options.fit)[0])
 
 
-def _nearest(length: float, multiple: int) -> int:
-    return max(1, round(length / multiple)) * multiple
-
-
-def _cut_notes(origin: Origin, options: ReadOptions, count: int, size: tuple[int, int]) -> list[str]:
+def _cut_notes(origin: Origin, options: ReadOptions, count: int, size: tuple[int, int], view: View) -> list[str]:
     """What the chosen frames, size and sound leave out of the file, for the user."""
     notes = []
     rate, total = float(origin.rate), origin.total
@@ -239,21 +241,26 @@ def _cut_notes(origin: Origin, options: ReadOptions, count: int, size: tuple[int
         notes.append(f"{options.start} frames are left out before the first that is read")
     if options.stride > 1:
         notes.append(f"{rate / options.stride:.4g} instead of {rate:.4g} frames/s")
-    if size != origin.size:
-        (width, height), (old_width, old_height) = size, origin.size
-        how = f"{old_width}x{old_height} is "
-        same = abs(width / old_width - height / old_height) * max(origin.size) < 1
-        if options.width is None and options.height is None:
-            how += f"cut to {width}x{height}, multiples of {options.multiple}"
-        elif same or options.fit == "stretch":
-            how += f"resized to {width}x{height}" + ("" if same else ", which stretches it")
-        elif options.fit == "pad":
-            how += f"resized to {width}x{height} with black bars"
-        else:
-            scale = max(width / old_width, height / old_height)
-            how += f"cropped to its middle {round(width / scale)}x{round(height / scale)}"
-            how += f" and resized to {width}x{height}" if scale != 1 else ""
-        notes.append(how)
-    if origin.audio:
+    if seen := _seen(origin.size, size, view, options):
+        notes.append(seen)
+    if origin.audio and options.audio == "drop":
         notes.append("its sound is left out")
     return notes
+
+
+def _seen(shown: tuple[int, int], size: tuple[int, int], view: View, options: ReadOptions) -> str | None:
+    """Which part of frames of the size ``shown`` is edited, and at which ``size``; None for all, at their own."""
+    if (0, 0, *shown) == view == (0, 0, *size):
+        return None
+    whole, part, at = (f"{round(width)}x{round(height)}" for width, height in (shown, view[2:], size))
+    if view != whole_view(shown, options):
+        return f"of its {whole} the {part} around the object is edited, at {at}"
+    if options.width is None and options.height is None:
+        return f"of its {whole} the middle {part} is edited, in blocks of {options.multiple} pixels"
+    if abs(shown[0] / size[0] * size[1] - shown[1]) < 1:
+        return f"its {whole} is edited at {at}"
+    if options.fit == "crop":
+        return f"of its {whole} the middle {part} is edited, at {at}"
+    return f"its {whole} is edited at {at}, " + (
+        "which stretches it" if options.fit == "stretch" else "with black bars"
+    )

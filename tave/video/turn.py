@@ -44,3 +44,16 @@ class Turn(NamedTuple):
         if self.transpose:
             pixels = pixels.swapaxes(0, 1)
         return pixels[:: -1 if self.flip else 1, :: -1 if self.mirror else 1]
+
+    def matrix(self, width: int, height: int) -> np.ndarray:
+        """`3 3`: from a point of the stored picture to that of the turned one of ``width`` x ``height``, in pixels from
+        the upper left corner.
+        """
+        if self.degrees:
+            turned = np.eye(3)
+            turned[:2] = cv2.getRotationMatrix2D((width / 2, height / 2), -self.degrees, 1.0)
+            return turned
+        across, down = (-1 if self.mirror else 1), (-1 if self.flip else 1)
+        offset = [width * self.mirror, height * self.flip]
+        first, second = ([0, across], [down, 0]) if self.transpose else ([across, 0], [0, down])
+        return np.array([[*first, offset[0]], [*second, offset[1]], [0, 0, 1]], np.float64)

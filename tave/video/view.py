@@ -1,0 +1,75 @@
+"""Which part of a file's frames the network sees: from pixels of the file to pixels of the network, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from tave.config import ReadOptions
+from tave.video.frames import VideoError, placement
+
+
+class View(NamedTuple):
+    """A box in pixels of the frames as a player shows them; it may reach beyond them.
+
+    Pixel ``u`` of ``n`` across of the network's frames is centred at ``left + (u + 0.5) * width / n - 0.5`` of the
+    file's.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @staticmethod
+    def recorded(at: object, record: Any) -> View | None:
+        """The view in the JSON of the file ``at``; None for none. Raises :class:`VideoError` for anything else."""
+        if record is None:
+            return None
+        try:
+            view = View(*map(float, record))
+            if all(map(math.isfinite, view)) and min(view.width, view.height) > 0:
+                return view
+        except (TypeError, ValueError):
+            pass
+        raise VideoError(f"{at}: its crop can't be read: tune again with tave.train")
+
+    def scaled(self, across: float, down: float) -> View:
+        """The same view of frames that are so many times as wide and high."""
+        return View(self.left * across, self.top * down, self.width * across, self.height * down)
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels `H W c` of a view in whole pixels; what lies beyond the frame mirrors what lies within."""
+        left, top, width, height = map(round, self)
+        tall, wide = pixels.shape[:2]
+        beyond = [max(0, -top), max(0, top + height - tall), max(0, -left), max(0, left + width - wide)]
+        inside = pixels[max(0, top) : top + height, max(0, left) : left + width]
+        return cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REFLECT) if any(beyond) else inside
+
+
+def frame_size(shown: tuple[int, int], options: ReadOptions) -> tuple[int, int]:
+    """Width and height of the network's frames for a clip of the size ``shown``."""
+    multiple, (width, height) = options.multiple, shown
+    if options.width is None and options.height is None:
+        return width // multiple * multiple, height // multiple * multiple
+    new_width = options.width or _nearest(width * (options.height or 0) / height, multiple)
+    return new_width, options.height or _nearest(height * new_width / width, multiple)
+
+
+def whole_view(shown: tuple[int, int], options: ReadOptions) -> View:
+    """What the network sees of a clip of the size ``shown`` that is read whole, by ``video.fit``."""
+    size = frame_size(shown, options)
+    if options.width is None and options.height is None:  # trimmed to multiples, not resampled
+        return View(*((old - new) // 2 for old, new in zip(shown, size, strict=True)), *size)
+    scaled, offset = placement(shown, size, options.fit)
+    steps = [old / new for old, new in zip(shown, scaled, strict=True)]
+    return View(
+        *(o * s for o, s in zip(offset, steps, strict=True)), *(n * s for n, s in zip(size, steps, strict=True))
+    )
+
+
+def _nearest(length: float, multiple: int) -> int:
+    return max(1, round(length / multiple)) * multiple
