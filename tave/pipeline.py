@@ -185,6 +185,16 @@ class Pipeline:
         psnrs = {"reconstruction_psnr": psnr(frames, truth), "autoencoder_psnr": psnr(source.round_trip, truth)}
         return {"latents": trajectory.latents} | {name: torch.tensor(value) for name, value in psnrs.items()}
 
+    def locate(self, clip: Clip, prompt: str, target: Target) -> Tensor:
+        """Where ``target`` would be edited, `f 1 H W`, 1 = edit: a first look at a clip that isn't tuned on yet."""
+        source = self.encode(clip, prompt)
+        condition = inversion_condition(source.condition, self.options.inversion.condition)
+        with self.progress.stage("locating", f"looking for the region of {target.name}") as on_step:
+            refine = self.options.inversion.refine
+            trajectory = invert(self.denoiser, self.schedule, source.latents, condition, refine, on_step=on_step)
+        mask = self._condition_and_mask(source, trajectory, target)[-1].mask
+        return resize_mask(mask, *clip.frames.shape[-2:]).cpu()
+
     def edit(self, source: Source, inversion: Inversion, target: Target) -> Edit:
         """Find the mask, sample inside it, decode, composite over the source."""
         options, trajectory = self.options, inversion.trajectory

@@ -30,7 +30,8 @@ from tave.cache import (
     write_tensors,
 )
 from tave.checkpoints import TuningCheckpoint, resumable
-from tave.config import EditEntry, OptionError, TrainOptions
+from tave.config import EditEntry, OptionError, ReadOptions, TrainOptions
+from tave.crop import find_box, overview
 from tave.data import VideoData
 from tave.editor import UNET
 from tave.files import FileError, prepare, whole_file, write_json
@@ -51,7 +52,7 @@ from tave.pipeline import Target
 from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.space import check_space
-from tave.video import Clip, Footage, read_clip, write_video
+from tave.video import Clip, Footage, read_clip, shown_size, write_video
 from tave.writer import RunWriter, write_mask_preview
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,7 @@ class Run:
         tuned: Path | None = None,
         footage: Footage | None = None,
     ) -> None:
-        self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
-        self.footage = footage
+        self.options, self.folder, self.progress, self.footage = options, folder, progress, footage
         check_links(folder)
         prepare(folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/"))
         self.loggers = open_loggers(options.logger, folder)
@@ -93,10 +93,17 @@ class Run:
         self._note_weights()
         device = build_trainer(options, str(folder)).strategy.root_device
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
-        pipeline = self.editor.pipeline
+        self._said: set[str] = set()
+        self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
+        self._take(clip, None if tuned is None else self._load(tuned))
+
+    def _take(self, clip: Clip, tuned: str | None = None) -> None:
+        """Work on ``clip``; ``tuned``: the key of tuned weights that are loaded already."""
+        options, pipeline = self.options, self.editor.pipeline
+        self.clip = clip
         self.data = VideoData(pipeline, clip, options.video.source_prompt, steps=options.tuning.steps)
         if tuned is not None:
-            self.tuned_key = self._load(tuned)
+            self.tuned_key = tuned
         else:
             self.tuned_key = key_of(
                 *(dict(self.backbone.hashes), self.backbone.name, self.editor.denoiser.prediction_type),
@@ -109,10 +116,8 @@ class Run:
             rounding(options.memory, options.precision),
         )
         pipeline.cache = Cache(
-            Path(options.cache), self.key, progress, {"trajectory": folder / "trajectory.safetensors"}
+            Path(options.cache), self.key, self.progress, {"trajectory": self.folder / "trajectory.safetensors"}
         )
-        self._said: set[str] = set()
-        self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
 
     @classmethod
     def begin(cls, options: TrainOptions, folder: Path, *, show: bool = True) -> Run:
@@ -123,13 +128,21 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
-        clip = read_clip(options.video.path, options.video)
-        for note in clip_notes(clip):
+        path, video = Path(options.video.path), options.video
+        whole = overview(shown_size(path), video) if options.mask.region == "found" else None
+        clip = read_clip(path, whole or video)
+        notes = clip_notes(clip)
+        run = cls(options, folder, clip, progress)
+        if whole is not None:
+            found = {run.edit_key(target): target for target in run.targets(whole.requests(), whole)}
+            view = find_box(run.editor.pipeline, run.clip, video, found)
+            run._take(read_clip(path, video, view))
+            notes = clip_notes(run.clip)
+        for note in notes:
             progress.note(note)
-        assert clip.view is not None
-        footage = Footage(Path(options.video.path), options.video, clip.view)
-        run = cls(options, folder, clip, progress, footage=footage)
-        targets = run.targets(options.video.requests())
+        assert run.clip.view is not None
+        run.footage = Footage(path, video, run.clip.view)
+        targets = run.targets(video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
         tuned = folder / "tuned.safetensors"
@@ -269,10 +282,14 @@ class Run:
         written = [self.footage is not None, self.options.video.audio]
         return key_of(self.key, self.options.editing, target.prompt, *images, target.region, written)
 
-    def targets(self, entries: Mapping[str, EditEntry]) -> list[Target]:
-        """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
+    def targets(self, entries: Mapping[str, EditEntry], cut: ReadOptions | None = None) -> list[Target]:
+        """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at.
+
+        ``cut``: how the clip was read, if not for the edit: what its masks do then is not said.
+        """
         reference = self.options.reference
-        targets = read_targets(entries, self.clip, self.options.video, reference, self._warn_once)
+        say = self._warn_once if cut is None else log.debug
+        targets = read_targets(entries, self.clip, cut or self.options.video, reference, say)
         if targets and reference.matte == "segmented" and reference.mode not in ("as_is", "none"):
             device = self.editor.pipeline.encoders.device
             targets, self.segmenter_hashes = segment_targets(targets, str(reference.segmenter), device, self.progress)

@@ -26,7 +26,7 @@ from tave.video import write_image
 
 FILES = {"run.json", "metrics.json", "source.mp4", "round_trip.mp4", "edits"}
 FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors", "SHA256SUMS"}
-EDIT = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
+EDIT = {"edited.mp4", "network.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
 EDIT |= {"soft_mask.npz", "field.npz", "edit.json", "truth", "SHA256SUMS"}
 
 

@@ -11,7 +11,7 @@ from tave.video.frames import Clip, Image4, Origin, VideoError, centre, fit_fram
 from tave.video.image import read_image, read_matte
 from tave.video.masks import MaskRequest, Masks, read_masks
 from tave.video.paste import Footage, Overlay, open_footage, pasted
-from tave.video.read import open_clip, read_clip
+from tave.video.read import open_clip, read_clip, shown_size
 from tave.video.sheet import contact_sheet, mask_frames, side_by_side
 from tave.video.view import View, frame_size
 from tave.video.write import GENERATED, write_image, write_mask_video, write_video
@@ -42,6 +42,7 @@ __all__ = [
     "read_image",
     "read_masks",
     "read_matte",
+    "shown_size",
     "side_by_side",
     "write_image",
     "write_like",

@@ -90,6 +90,12 @@ def open_clip(path: Path, options: ReadOptions) -> Iterator[Reader]:
             yield _open_file(path, container, options)
 
 
+def shown_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a clip's frames as a player shows them. Raises :class:`VideoError` like :func:`read_clip`."""
+    with open_clip(Path(path).expanduser(), ReadOptions()) as (origin, _):
+        return origin.size
+
+
 def _open_file(path: Path, container: av.container.InputContainer, options: ReadOptions) -> Reader:
     with reading(path):
         stream, notes = video_stream(path, container)
