@@ -12,28 +12,24 @@ import numpy as np
 
 from tave.config import VideoOptions
 from tave.inflate import frames_of
-from tave.inputs import SMALLEST
 from tave.pipeline import Pipeline, Target
 from tave.regions import box_of
 from tave.video import Clip, View, frame_size
 
 log = logging.getLogger(__name__)
 
-# Around the object's path, share of its longer side: the new object may be larger, and what the network sees of the
-# place around it tells it how large things are.
-MARGIN = 0.25
+# Around the object's path, share of its longer side: the new object may be larger, and the network needs to see where
+# it stands.
+MARGIN = 0.2
 
 
-def overview(shown: tuple[int, int], video: VideoOptions) -> VideoOptions | None:
-    """How a clip that is ``shown`` in this size is read to look for the object: the whole frame in its own aspect, of
-    as many pixels as the network's. None where a part of it could not be seen better than all of it.
+def overview(shown: tuple[int, int], video: VideoOptions) -> View | None:
+    """The whole of frames that are ``shown`` in this size, to look for the object in; None where the network sees all
+    of their pixels anyway, or is asked to.
     """
     size = frame_size(shown, video)
-    if video.crop == "frame" or (size[0] >= shown[0] and size[1] >= shown[1]):
-        return None
-    scale = max(math.sqrt(size[0] * size[1] / (shown[0] * shown[1])), SMALLEST / min(shown))
-    width, height = (max(1, round(side * scale / video.multiple)) * video.multiple for side in shown)
-    return replace(video, width=width, height=height, fit="stretch")
+    crop = video.crop == "object" and (size[0] < shown[0] or size[1] < shown[1])
+    return View(0, 0, *shown) if crop else None
 
 
 def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mapping[str, Target]) -> View | None:
@@ -62,21 +58,27 @@ def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mappi
 def box_around(region: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> View | None:
     """The box of a ``region`` `H W` bool of frames ``shown`` in this size, with a margin; None for an empty region.
 
-    It has the aspect of ``size``, the network's, and at least as many pixels; it lies inside the frame, or reaches
-    beyond both of two borders where the frame is too narrow.
+    It lies inside the frame and has at least as many pixels as the network's ``size``, and its aspect; only a region
+    that no such box covers gets one of another aspect.
     """
     if not region.any():
         return None
     box, (tall, wide) = box_of(region), region.shape
-    left, right = (side * shown[0] / wide for side in (box.left, box.right))
-    top, bottom = (side * shown[1] / tall for side in (box.top, box.bottom))
-    margin = 2 * MARGIN * max(right - left, bottom - top)
-    width, height = min(shown[0], right - left + margin), min(shown[1], bottom - top + margin)
-    scale = max(width / size[0], height / size[1], 1.0)
-    edges = round(size[0] * scale), round(size[1] * scale)
+    (left, right), (top, bottom) = (
+        (low * whole / cells, high * whole / cells)
+        for low, high, whole, cells in ((box.left, box.right, shown[0], wide), (box.top, box.bottom, shown[1], tall))
+    )
+    needed = right - left, bottom - top
+    least, most = (
+        max(n / s for n, s in zip(needed, size, strict=True)),
+        min(w / s for w, s in zip(shown, size, strict=True)),
+    )
+    wanted = max((n + 2 * MARGIN * max(needed)) / s for n, s in zip(needed, size, strict=True))
+    scale = max(least, min(wanted, most), 1.0)
+    edges = [min(whole, math.ceil(side * scale)) for side, whole in zip(size, shown, strict=True)]
     middles = (left + right) / 2, (top + bottom) / 2
     corner = (
-        round(min(max(0, middle - edge / 2), whole - edge)) if edge <= whole else (whole - edge) // 2
+        round(min(max(0, middle - edge / 2), whole - edge))
         for middle, edge, whole in zip(middles, edges, shown, strict=True)
     )
     return View(*map(float, corner), *map(float, edges))

@@ -19,8 +19,7 @@ from tave.progress import Progress
 from tave.reference import MatteError, TargetImage, matte
 from tave.reference.segmenter import load_segmenter
 from tave.video import Clip, MaskRequest, find_cuts, read_image, read_masks, read_matte
-
-SMALLEST = 32  # px of a clip's side
+from tave.video.view import SMALLEST
 
 
 def read_targets(

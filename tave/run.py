@@ -30,7 +30,7 @@ from tave.cache import (
     write_tensors,
 )
 from tave.checkpoints import TuningCheckpoint, resumable
-from tave.config import EditEntry, OptionError, ReadOptions, TrainOptions
+from tave.config import EditEntry, OptionError, TrainOptions
 from tave.crop import find_box, overview
 from tave.data import VideoData
 from tave.editor import UNET
@@ -130,11 +130,11 @@ class Run:
         progress = Progress(show=show)
         path, video = Path(options.video.path), options.video
         whole = overview(shown_size(path), video) if options.mask.region == "found" else None
-        clip = read_clip(path, whole or video)
+        clip = read_clip(path, video, whole)
         notes = clip_notes(clip)
         run = cls(options, folder, clip, progress)
         if whole is not None:
-            found = {run.edit_key(target): target for target in run.targets(whole.requests(), whole)}
+            found = {run.edit_key(target): target for target in run.targets(video.requests(), quiet=True)}
             view = find_box(run.editor.pipeline, run.clip, video, found)
             run._take(read_clip(path, video, view))
             notes = clip_notes(run.clip)
@@ -282,14 +282,14 @@ class Run:
         written = [self.footage is not None, self.options.video.audio]
         return key_of(self.key, self.options.editing, target.prompt, *images, target.region, written)
 
-    def targets(self, entries: Mapping[str, EditEntry], cut: ReadOptions | None = None) -> list[Target]:
+    def targets(self, entries: Mapping[str, EditEntry], quiet: bool = False) -> list[Target]:
         """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at.
 
-        ``cut``: how the clip was read, if not for the edit: what its masks do then is not said.
+        ``quiet``: what their masks do is not said.
         """
         reference = self.options.reference
-        say = self._warn_once if cut is None else log.debug
-        targets = read_targets(entries, self.clip, cut or self.options.video, reference, say)
+        say = log.debug if quiet else self._warn_once
+        targets = read_targets(entries, self.clip, self.options.video, reference, say)
         if targets and reference.matte == "segmented" and reference.mode not in ("as_is", "none"):
             device = self.editor.pipeline.encoders.device
             targets, self.segmenter_hashes = segment_targets(targets, str(reference.segmenter), device, self.progress)

@@ -151,36 +151,30 @@ def test_a_folder_of_pictures_and_transparent_ones_become_a_clip(tmp_path: Path)
 
 
 def test_a_box_is_edited_where_it_lies(tmp_path: Path) -> None:
-    """The network saw 80x48 pixels at (64, 40) at half the size: its middle is (104, 64)."""
+    """The network saw 120x72 pixels at (40, 24) at half the size: the rectangle is 100 to 129 across, 60 to 77 down."""
     clips.write(tmp_path / "a.mp4", Setting())
-    view = View(60, 36, 80, 48)
-    cut = replace(HALF, width=40, height=24)
+    view, cut = View(40, 24, 120, 72), replace(HALF, width=60, height=36, multiple=4)
     clip = read_clip(tmp_path / "a.mp4", cut, view)
-    whole = shown(tmp_path / "a.mp4").frames[..., 36:84, 60:140]
-    small = torch.nn.functional.interpolate(whole, (24, 40), mode="bicubic", antialias=True).clamp(-1, 1)
+    whole = shown(tmp_path / "a.mp4").frames[..., 24:96, 40:160]
+    small = torch.nn.functional.interpolate(whole, (36, 60), mode="bicubic", antialias=True).clamp(-1, 1)
     assert (clip.frames - small).abs().max() < 0.01
-    assert "of its 160x96 the 80x48 around the object is edited, at 40x24" in str(clip.origin and clip.origin.summary)
+    assert "of its 160x96 the 120x72 around the object is edited, at 60x36" in str(clip.origin and clip.origin.summary)
     made = edited(tmp_path / "a.mp4", cut, view)
     before, after = (to_pixels(shown(path).frames).astype(float) for path in (tmp_path / "a.mp4", made))
-    assert np.abs(after[:, 62:70, 102:118].mean((0, 1, 2)) - GREEN).max() < 3
+    assert np.abs(after[:, 64:74, 104:126].mean((0, 1, 2)) - GREEN).max() < 3
     changed = np.abs(after - before).mean((0, 3)) > 12
     rows, columns = np.nonzero(changed.any(1))[0], np.nonzero(changed.any(0))[0]
-    assert (
-        abs(rows[0] - 60) <= 2
-        and abs(rows[-1] - 71) <= 2
-        and abs(columns[0] - 100) <= 2
-        and abs(columns[-1] - 119) <= 2
-    )
+    found = rows[0], rows[-1], columns[0], columns[-1]
+    assert max(abs(at - expected) for at, expected in zip(found, (60, 77, 100, 129), strict=True)) <= 2
 
 
-def test_a_box_beyond_the_frame_is_cut_and_pasted(tmp_path: Path) -> None:
+def test_bars_around_the_frame_are_not_pasted(tmp_path: Path) -> None:
+    """With ``video.fit=pad`` the network's 80x80 show 160x160 pixels from -32 down: the rectangle's are 48 to 87."""
     clips.write(tmp_path / "a.mp4", Setting())
-    view = View(0, -32, 160, 160)
-    clip = read_clip(tmp_path / "a.mp4", replace(HALF, width=80, height=80), view)
-    assert torch.equal(clip.frames[:, :, :16], clip.frames[:, :, 16:32].flip(2))  # mirrored, not black
-    made = edited(tmp_path / "a.mp4", replace(HALF, width=80, height=80), view)  # the rectangle: 80..119 by 48..87
-    after = to_pixels(shown(made).frames)
+    cut = replace(HALF, width=80, height=80, fit="pad")
+    after = to_pixels(shown(edited(tmp_path / "a.mp4", cut)).frames)
     assert np.abs(after[:, 52:84, 84:116].mean((0, 1, 2)) - GREEN).max() < 3
+    assert np.abs(after[:, 90:, 84:116].mean((0, 1, 2)) - clips.SKY).max() < 3
 
 
 def test_an_empty_edit_and_a_network_larger_than_the_file(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def picture_files(path: Path, masks: bool = False) -> tuple[list[Path], list[Pat
 
 
 def sized(pixels: np.ndarray, path: Path, options: ReadOptions, view: View | None = None) -> Tensor:
-    """One decoded frame `H W 3` uint8, or the ``view`` of it, at the requested size, `3 h w`."""
+    """One decoded frame `H W 3` uint8 at the requested size, or the ``view`` of it with as many pixels, `3 h w`."""
     height, width = pixels.shape[:2]
     if options.width is None and options.height is None and min(width, height) < options.multiple:
         raise VideoError(
@@ -224,7 +224,7 @@ def sized(pixels: np.ndarray, path: Path, options: ReadOptions, view: View | Non
         )
     size = frame_size((width, height), options)
     if view is not None:
-        pixels = view.cut(pixels)
+        pixels, size = view.cut(pixels), view.size(size, options.multiple)
     frame = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     if options.width is None and options.height is None:
         return centre(frame, *size).contiguous()
@@ -259,6 +259,8 @@ def _seen(shown: tuple[int, int], size: tuple[int, int], view: View, options: Re
     if (0, 0, *shown) == view == (0, 0, *size):
         return None
     whole, part, at = (f"{round(width)}x{round(height)}" for width, height in (shown, view[2:], size))
+    if view[2:] == shown:
+        return f"its {whole} is edited at {at}"
     if view != whole_view(shown, options):
         return f"of its {whole} the {part} around the object is edited, at {at}"
     if options.width is None and options.height is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from tave.config import ReadOptions
 from tave.video.frames import VideoError, placement
+
+SMALLEST = 32  # px of a side that can be edited
 
 
 class View(NamedTuple):
@@ -42,12 +43,15 @@ class View(NamedTuple):
         return View(self.left * across, self.top * down, self.width * across, self.height * down)
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels `H W c` of a view in whole pixels; what lies beyond the frame mirrors what lies within."""
+        """Of pixels `H W ...` those of a view that lies inside, in whole pixels."""
         left, top, width, height = map(round, self)
-        tall, wide = pixels.shape[:2]
-        beyond = [max(0, -top), max(0, top + height - tall), max(0, -left), max(0, left + width - wide)]
-        inside = pixels[max(0, top) : top + height, max(0, left) : left + width]
-        return cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REFLECT) if any(beyond) else inside
+        return pixels[top : top + height, left : left + width]
+
+    def size(self, network: tuple[int, int], multiple: int) -> tuple[int, int]:
+        """Width and height of the network's frames of this view: as many pixels as in ``network``, its aspect."""
+        scale = math.sqrt(network[0] * network[1] / (self.width * self.height))
+        scale = max(scale, SMALLEST / min(self.width, self.height))
+        return _nearest(self.width * scale, multiple), _nearest(self.height * scale, multiple)
 
 
 def frame_size(shown: tuple[int, int], options: ReadOptions) -> tuple[int, int]:
