@@ -22,7 +22,7 @@ JUDGE = PACKAGE / "roadside" / "weights" / "judge"  # a CLIP trained on the draw
 BACKBONE_KEYS = ("video.width", "video.height", "video.multiple", "tuning.steps", "tuning.lr", "inversion.steps")
 BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.block")
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
-EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
+EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "output", "metrics", "logger", "trainer", "memory")
 EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.object")
 EDIT_KEYS += ("video.mask_inverted", "video.edit", "video.edits", "video.audio")
 EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "run", "inputs")
@@ -445,6 +445,13 @@ class SamplerOptions(Options, group="sampler"):
 
 
 @dataclass(frozen=True)
+class OutputOptions(Options, group="output"):
+    """What is written of an edit beside its clip."""
+
+    frames: str | None = option(None, "also its frames and mattes as pictures; null: none", choices=("png",))
+
+
+@dataclass(frozen=True)
 class EditingOptions:
     """All choices of the stages after tuning."""
 
@@ -509,6 +516,7 @@ class TrainOptions(Options):
     mask: MaskOptions = option(MaskOptions, "the region of the edit")
     correction: CorrectionOptions = option(CorrectionOptions, "inter-frame correction")
     sampler: SamplerOptions = option(SamplerOptions, "sampling of the edit")
+    output: OutputOptions = option(OutputOptions, "what is written beside the edited clip")
     memory: MemoryOptions = option(MemoryOptions, "what is done to save memory")
     metrics: MetricsOptions = option(MetricsOptions, "what is measured of the edits")
     trainer: dict[str, Any] = option(TRAINER, "arguments of lightning.Trainer")

@@ -68,7 +68,7 @@ def possible(name: str, case: ListedCase) -> bool:
 
 
 def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
-    apart = shutil.ignore_patterns("network.mp4", "side_by_side.*", "reference*.png", "field.npz")
+    apart = shutil.ignore_patterns("network.mp4", "frames", "mattes", "side_by_side.*", "reference*.png", "field.npz")
     with whole_folder(folder, replace=True) as waiting:
         shutil.copytree(ours, waiting, ignore=apart, dirs_exist_ok=True)
         write_video(waiting / "edited.mp4", frames, source.fps)

@@ -167,13 +167,20 @@ class Run:
         trained = [weight for weight in self.editor.denoiser.unet.parameters() if weight.requires_grad]
         tuned, here = sum(weight.nbytes for weight in trained), self.folder / "tuned.safetensors"
         tuned = tuned if options.tuning.steps else 0
-        cache = Path(options.cache)
+        cache, shown = Path(options.cache), self.clip.origin.size if self.clip.origin else (0, 0)
+        stills = (
+            {self.folder / "edits" / "frames": len(frames) * 3 * shown[0] * shown[1]} if options.output.frames else {}
+        )
         stored = {} if here.is_file() else {cache / f"tuned-{self.tuned_key}.safetensors": (1 + CHECKPOINT) * tuned}
-        return stored | {
-            self.folder / "trajectory.safetensors": trajectory,
-            cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
-            here: tuned,
-        }
+        return (
+            stored
+            | stills
+            | {
+                self.folder / "trajectory.safetensors": trajectory,
+                cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
+                here: tuned,
+            }
+        )
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 
@@ -264,7 +271,8 @@ class Run:
             **about,
         }
         recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
-        writer = RunWriter(self.folder, truths, recorded, self.progress, self.footage)
+        stills = self.options.output.frames is not None
+        writer = RunWriter(self.folder, truths, recorded, self.progress, self.footage, stills)
         with without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
@@ -279,7 +287,7 @@ class Run:
     def edit_key(self, target: Target) -> str:
         """The key of an edit: all that it depends on."""
         images = [part for image in target.images for part in (image.rgb, image.alpha, image.matte)]
-        written = [self.footage is not None, self.options.video.audio]
+        written = [self.footage is not None, self.options.video.audio, self.options.output]
         return key_of(self.key, self.options.editing, target.prompt, *images, target.region, written)
 
     def targets(self, entries: Mapping[str, EditEntry], quiet: bool = False) -> list[Target]:

@@ -25,6 +25,7 @@ from tave.video import (
     Footage,
     Overlay,
     contact_sheet,
+    kept_as_pictures,
     mask_frames,
     open_footage,
     pasted,
@@ -32,8 +33,10 @@ from tave.video import (
     write_image,
     write_like,
     write_mask_video,
+    write_still,
     write_video,
 )
+from tave.video.frames import to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class RunWriter(BasePredictionWriter):
 
     ``truths`` maps an edit's name to the folder of its known answer, copied beside it for the metrics; ``about`` to the
     content of ``edit.json``: how it was requested. ``footage``: the file that the edit is laid over; None: edited.mp4
-    has the network's size, and there is no network.mp4.
+    has the network's size, and there is no network.mp4. ``stills``: also write the frames and mattes as pictures.
     """
 
     def __init__(
@@ -54,10 +57,11 @@ class RunWriter(BasePredictionWriter):
         about: Mapping[str, Mapping[str, Any]],
         progress: Progress,
         footage: Footage | None = None,
+        stills: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
         self.folder, self.truths, self.about, self.progress = folder, truths, about, progress
-        self.footage = footage
+        self.footage, self.stills = footage, stills
 
     def write_on_batch_end(
         self,
@@ -72,15 +76,23 @@ class RunWriter(BasePredictionWriter):
         name = prediction.target.name
         with self.progress.stage("writing", f"writing {name}"):
             about, truth = self.about.get(name, {}), self.truths.get(name)
-            write_edit(self.folder / "edits" / name, prediction, about, truth, self.footage)
+            write_edit(self.folder / "edits" / name, prediction, about, truth, self.footage, self.stills)
 
 
 def write_edit(
-    folder: Path, edit: Edit, about: Mapping[str, Any], truth: str | None = None, footage: Footage | None = None
+    folder: Path,
+    edit: Edit,
+    about: Mapping[str, Any],
+    truth: str | None = None,
+    footage: Footage | None = None,
+    stills: bool = False,
 ) -> None:
     """Write one edit into ``folder``, whole or not at all; an older one there goes when this one stands."""
     with whole_folder(folder, replace=True) as waiting:
-        said = [] if footage is None else _lay_over(waiting / "edited.mp4", edit, footage)
+        said = [] if footage is None else _lay_over(waiting, edit, footage, stills)
+        if footage is None and stills:
+            for number, (frame, alpha) in enumerate(zip(to_pixels(edit.frames), edit.alpha.cpu().numpy(), strict=True)):
+                write_still(waiting, number, frame, alpha[0])
         write_video(waiting / ("network.mp4" if footage else "edited.mp4"), edit.frames.cpu(), edit.clip.fps)
         _write_clips(waiting, edit)
         _write_arrays(waiting, edit)
@@ -92,12 +104,15 @@ def write_edit(
         write_record(waiting)
 
 
-def _lay_over(path: Path, edit: Edit, footage: Footage) -> list[str]:
+def _lay_over(folder: Path, edit: Edit, footage: Footage, stills: bool) -> list[str]:
     """Write the clip as its file has it, with the edit in it. Returns what the user should know, which is logged."""
     pixels, alpha = edit.layer.pixels.cpu(), edit.alpha.cpu()
     overlay = Overlay(pixels, torch.ones_like(alpha) if edit.layer.whole else alpha)
     with open_footage(footage) as opened:
-        notes = write_like(path, opened, (base for base, _ in pasted(opened, overlay, footage.view)), footage)
+        frames = pasted(opened, overlay, footage.view)
+        if stills:
+            frames = kept_as_pictures(folder, frames, opened, footage.cut)
+        notes = write_like(folder / "edited.mp4", opened, (base for base, _ in frames), footage)
     for note in notes:
         log.warning("edit %s: %s", edit.target.name, note)
     return notes

@@ -30,7 +30,7 @@ from tave.roadside.cases import NAMED, target_image
 from tave.roadside.draw import background, over, to_bytes, vehicle_layer
 from tave.roadside.scene import UNITS, Scene
 
-RATE, PATH, TOP = 30, 8.0, 28.0  # frames/s; units that the bus drives; y of the picture's upper edge
+RATE, PATH, TOP = 30, 8.0, 24.0  # frames/s; units that the bus drives; y of the picture's upper edge
 CASE = NAMED["bus_to_suv"]
 NOISE = 1.5  # standard deviation of the sensor's noise, 8-bit levels
 BITS = 17e6 / (1920 * 1080)  # a phone's bits/s for each pixel

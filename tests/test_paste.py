@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,10 +14,24 @@ import pytest
 import torch
 from clips import COUNT, HEIGHT, SHOWN, WIDTH, Setting, drawn, number_of
 from PIL import Image
+from runs import call, options
 from test_readers import SETTINGS, VARYING
 
+import tave.edit
 from tave.config import ReadOptions
-from tave.video import Clip, Footage, Overlay, VideoError, open_footage, pasted, read_clip, write_like
+from tave.files import read_json
+from tave.train import train
+from tave.video import (
+    Clip,
+    Footage,
+    Overlay,
+    VideoError,
+    kept_as_pictures,
+    open_footage,
+    pasted,
+    read_clip,
+    write_like,
+)
 from tave.video.frames import fit_frames, to_pixels
 from tave.video.paste import planes
 from tave.video.view import View, whole_view
@@ -271,3 +286,54 @@ def test_the_whole_view_is_where_the_reader_takes_its_pixels() -> None:
         x, y = view.left + at * view.width / 64, view.top + down * view.height / 64
         assert float(read[0, 32, 8]) == pytest.approx((x - 0.5) / 159 * 2 - 1, abs=0.01)
         assert float(read[1, 32, 8]) == pytest.approx((y - 0.5) / 95 * 2 - 1, abs=0.01)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_and_mattes_lie_one_over_the_other(tmp_path: Path) -> None:
+    """A turned clip, every second frame from 3 on: pictures as players show them, under their numbers in the file."""
+    clips.write(tmp_path / "a.mp4", Setting())
+    clips.set_matrix(tmp_path / "a.mp4", "rot90")
+    cut = ReadOptions(start=3, stride=2, frames=4, width=48, height=80)
+    clip = read_clip(tmp_path / "a.mp4", cut)
+    assert clip.view is not None
+    footage = Footage(tmp_path / "a.mp4", cut, clip.view)
+    with open_footage(footage) as opened:
+        frames = kept_as_pictures(tmp_path, pasted(opened, overlay(4, (48, 80)), clip.view), opened, cut)
+        write_like(tmp_path / "b.mp4", opened, (base for base, _ in frames), footage)
+    names = [f"{number:06d}.png" for number in (3, 5, 7, 9)]
+    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == names
+    for name, after in zip(names, to_pixels(shown(tmp_path / "b.mp4").frames), strict=True):
+        picture, matte = (np.asarray(Image.open(tmp_path / kind / name)) for kind in ("frames", "mattes"))
+        assert picture.shape == (WIDTH, HEIGHT, 3) and matte.shape == (WIDTH, HEIGHT)
+        assert np.abs(picture.astype(float) - after).mean() < 1.5
+        assert (matte[82:118, 50:70] == 255).all() and not matte[:70].any()
+        assert np.abs(picture[matte == 255].mean(0) - GREEN).max() < 3
+
+
+def test_another_edit_is_laid_over_the_file_if_it_is_the_recorded_one(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copy(clip / "source.mp4", tmp_path / "clip.mp4"))
+    given = options(clip, tmp_path / "cache", f"video.path={source}", "metrics.enabled=false")
+    run = train(given, tmp_path / "run", show=False)
+    assert read_json(run / "edits/suv/edit.json")["crop"] == [0, 0, 32, 32]
+
+    def edit(name: str, *words: str) -> set[str]:
+        target = [f"video.target_image={clip / 'target.png'}", "video.target_prompt=a van", f"video.edit={name}"]
+        common = [f"run={run}", f"cache={tmp_path / 'cache'}", "metrics.enabled=false", "logger=none", *words]
+        assert call(tave.edit.main, *target, *common) == 0
+        return {path.name for path in (run / "edits" / name).iterdir()}
+
+    assert {"edited.mp4", "network.mp4"} <= edit("here")
+    pictures = edit("pictures", "output.frames=png")
+    assert {"frames", "mattes", "edited.mp4"} <= pictures
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.move(source, tmp_path / "moved/clip.mp4"))
+    assert "network.mp4" not in edit("gone")
+    assert "is not here: the edit has the network's size; give inputs=FOLDER" in capsys.readouterr().err
+    assert "network.mp4" in edit("moved", f"inputs={moved.parent}")
+    source.write_bytes(moved.read_bytes()[:-1] + b"x")
+    assert "network.mp4" not in edit("changed")
+    assert "has changed since it was tuned on" in capsys.readouterr().err

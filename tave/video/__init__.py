@@ -13,6 +13,7 @@ from tave.video.masks import MaskRequest, Masks, read_masks
 from tave.video.paste import Footage, Overlay, open_footage, pasted
 from tave.video.read import open_clip, read_clip, shown_size
 from tave.video.sheet import contact_sheet, mask_frames, side_by_side
+from tave.video.stills import kept_as_pictures, write_still
 from tave.video.view import View, frame_size
 from tave.video.write import GENERATED, write_image, write_mask_video, write_video
 
@@ -33,6 +34,7 @@ __all__ = [
     "find_cuts",
     "fit_frames",
     "frame_size",
+    "kept_as_pictures",
     "mask_frames",
     "open_clip",
     "open_footage",
@@ -47,5 +49,6 @@ __all__ = [
     "write_image",
     "write_like",
     "write_mask_video",
+    "write_still",
     "write_video",
 ]

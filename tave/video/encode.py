@@ -19,7 +19,7 @@ from tave.video.probe import open_video, reading
 from tave.video.write import GENERATED
 
 # Of every frame and block alike, so that no frame is worse than the others. Measured: docs/clips.md.
-_QUANTIZER = 17
+_QUANTIZER = 15
 _COPIED = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # sound that an mp4 holds as it is
 _H264 = "mbtree=0:ipratio=1:pbratio=1"
 _HEVC = "ipratio=1:pbratio=1:pools=none:frame-threads=1:log-level=none"
