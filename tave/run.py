@@ -168,19 +168,14 @@ class Run:
         tuned, here = sum(weight.nbytes for weight in trained), self.folder / "tuned.safetensors"
         tuned = tuned if options.tuning.steps else 0
         cache, shown = Path(options.cache), self.clip.origin.size if self.clip.origin else (0, 0)
-        stills = (
-            {self.folder / "edits" / "frames": len(frames) * 3 * shown[0] * shown[1]} if options.output.frames else {}
-        )
+        stills = len(frames) * 3 * shown[0] * shown[1] if options.output.frames else 0
         stored = {} if here.is_file() else {cache / f"tuned-{self.tuned_key}.safetensors": (1 + CHECKPOINT) * tuned}
-        return (
-            stored
-            | stills
-            | {
-                self.folder / "trajectory.safetensors": trajectory,
-                cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
-                here: tuned,
-            }
-        )
+        return stored | {
+            self.folder / "trajectory.safetensors": trajectory,
+            cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
+            here: tuned,
+            self.folder / "edits" / "frames": stills,
+        }
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
 

@@ -26,15 +26,13 @@ def kept_as_pictures(
     for index, (base, opacity) in enumerate(frames):
         whole = cv2.resize(opacity, (width, height), interpolation=cv2.INTER_LINEAR)
         matte = stored.turn.apply(whole[..., None])
-        number = cut.start + index * cut.stride
-        write_still(
-            folder, number, shown_pixels(base.frame, stored, stored.shown, filters), matte.reshape(matte.shape[:2])
-        )
+        pixels = shown_pixels(base.frame, stored, stored.shown, filters)
+        write_still(folder, cut.start + index * cut.stride, pixels, matte.reshape(matte.shape[:2]))
         yield base, opacity
 
 
 def write_still(folder: Path, number: int, pixels: np.ndarray, opacity: np.ndarray) -> None:
-    """Write ``frames/NUMBER.png`` of `H W 3` uint8, before any video codec, and ``mattes/NUMBER.png`` of `H W` in [0, 1].
+    """Write ``pixels`` `H W 3` uint8 as ``frames/NUMBER.png``, ``opacity`` `H W` in [0, 1] as ``mattes/NUMBER.png``.
 
     Raises :class:`FileError` where the system refuses.
     """
