@@ -29,7 +29,7 @@ def region(top: int, bottom: int, left: int, right: int) -> np.ndarray:
 
 def test_the_box_has_the_object_in_its_middle_and_a_margin_in_the_networks_aspect() -> None:
     box = box_around(region(30, 40, 50, 70), SHOWN, (32, 32))  # 100x50 px at 250,150
-    assert box == View(300 - 70, 175 - 70, 140, 140) and box.width == 100 * (1 + 2 * MARGIN)
+    assert box == View(300 - 70, 175 - 70, 140, 140) and 100 * (1 + 2 * MARGIN) == 140
     wide = box_around(region(30, 40, 50, 70), SHOWN, (64, 32))
     assert wide is not None and wide.width == 2 * wide.height and wide.size((64, 32), 8) == (64, 32)
 
@@ -58,7 +58,7 @@ def test_no_box_has_fewer_pixels_than_the_network_and_none_is_empty() -> None:
 def test_the_overview_shows_the_whole_frame_in_as_many_pixels() -> None:
     given = VideoOptions(width=96, height=96)
     whole = overview((1920, 1080), given)
-    assert whole == View(0, 0, 1920, 1080) and whole.size((96, 96), 8) == (128, 72)
+    assert whole is not None and whole == (0, 0, 1920, 1080) and whole.size((96, 96), 8) == (128, 72)
     assert overview((96, 96), given) is None and overview((90, 50), given) is None
     assert overview((1920, 1080), VideoOptions(width=96, height=96, crop="frame")) is None
     assert overview((1920, 1080), VideoOptions()) is None  # read at its own size

@@ -108,7 +108,8 @@ def sdr_to_hdr(pixels: np.ndarray, colour: Colour) -> np.ndarray:
 def _coding(colour: Colour) -> tuple[float, float, int, int, int]:
     """Shares of red and blue in luma, and for 16 bit: black, the span of luma, that of chroma."""
     red, blue = (0.2126, 0.0722) if colour.matrix == 1 else (0.2627, 0.0593)  # BT.709, else BT.2020
-    return red, blue, *((0, 65_535, 65_535) if colour.full else (16 << 8, 219 << 8, 224 << 8))
+    low, luma, chroma = (0, 65_535, 65_535) if colour.full else (16 << 8, 219 << 8, 224 << 8)
+    return red, blue, low, luma, chroma
 
 
 @cache

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import av.container
@@ -106,6 +106,19 @@ class Sound:
         return due
 
 
+class _Track(NamedTuple):
+    """Sound that is read from ``stream`` of the file at ``path`` and written to ``out``, ``shift`` seconds earlier.
+
+    ``begin``: the seconds from which it is wanted.
+    """
+
+    path: Path
+    stream: av.AudioStream
+    out: av.AudioStream
+    shift: Fraction
+    begin: float
+
+
 def open_sound(
     file: av.container.OutputContainer, footage: Footage, shift: Fraction, inputs: ExitStack
 ) -> Sound | None:
@@ -116,38 +129,32 @@ def open_sound(
     path = footage.path.expanduser()
     if path.is_dir() or footage.cut.audio == "drop":
         return None
-    container = inputs.enter_context(open_video(path))
-    stream = container.streams.best("audio")
-    if stream is None:
+    stream = cast(av.AudioStream | None, inputs.enter_context(open_video(path)).streams.best("audio"))
+    if stream is None or stream.codec_context is None:
         return None
-    name = stream.codec_context.name if stream.codec_context is not None else "unknown"
-    begin = shift if footage.cut.start else None
-    if name in _COPIED:
-        return Sound(_copied(path, container, stream, file.add_stream_from_template(stream), shift, begin))
-    out = file.add_stream("aac", rate=stream.codec_context.sample_rate)
-    return Sound(_encoded(path, container, stream, out, shift, begin), f"its sound ({name}) is encoded as AAC")
+    begin = float(shift) if footage.cut.start else -math.inf
+    if (name := stream.codec_context.name) in _COPIED:
+        return Sound(_copied(_Track(path, stream, file.add_stream_from_template(stream), shift, begin)))
+    out = cast(av.AudioStream, file.add_stream("aac", rate=stream.codec_context.sample_rate))
+    return Sound(_encoded(_Track(path, stream, out, shift, begin)), f"its sound ({name}) is encoded as AAC")
 
 
-def _copied(path, container, stream, out, shift, begin) -> Iterator[tuple[Fraction, av.Packet]]:
-    ticks = round(shift / stream.time_base)
-    with reading(path):
-        for packet in container.demux(stream):
-            if packet.pts is None or packet.dts is None:
-                continue
-            seconds = packet.pts * stream.time_base
-            if begin is None or seconds >= begin:
-                packet.stream, packet.pts, packet.dts = out, packet.pts - ticks, packet.dts - ticks
+def _copied(track: _Track) -> Iterator[tuple[Fraction, av.Packet]]:
+    base = track.stream.time_base or Fraction(1)
+    with reading(track.path):
+        for packet in track.stream.container.demux(track.stream):  # type: ignore[union-attr]
+            if packet.pts is not None and packet.dts is not None and packet.pts * base >= track.begin:
+                seconds, ticks = packet.pts * base, round(track.shift / base)
+                packet.stream, packet.pts, packet.dts = track.out, packet.pts - ticks, packet.dts - ticks
                 yield seconds, packet
 
 
-def _encoded(path, container, stream, out, shift, begin) -> Iterator[tuple[Fraction, av.Packet]]:
-    with reading(path):
-        ticks, seconds = round(shift / stream.time_base), Fraction(0)
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                continue
-            seconds = frame.pts * stream.time_base
-            if begin is None or seconds >= begin:
-                frame.pts -= ticks
-                yield from ((seconds, packet) for packet in out.encode(frame))
-        yield from ((seconds, packet) for packet in out.encode(None))
+def _encoded(track: _Track) -> Iterator[tuple[Fraction, av.Packet]]:
+    base, seconds = track.stream.time_base or Fraction(1), Fraction(0)
+    with reading(track.path):
+        for frame in track.stream.container.decode(track.stream):  # type: ignore[union-attr]
+            if frame.pts is not None and frame.pts * base >= track.begin:
+                seconds = frame.pts * base
+                frame.pts -= round(track.shift / base)
+                yield from ((seconds, packet) for packet in track.out.encode(frame))
+        yield from ((seconds, packet) for packet in track.out.encode(None))

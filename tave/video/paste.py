@@ -122,7 +122,7 @@ def planes(frame: av.VideoFrame) -> list[np.ndarray]:
     """The samples of a planar frame, `H W` each, uint8 or uint16, to be read or written in place."""
     kind = np.dtype(np.uint16 if frame.format.components[0].bits > 8 else np.uint8)
     return [
-        np.frombuffer(plane, kind).reshape(plane.height, plane.line_size // kind.itemsize)[:, : plane.width]
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, plane.line_size // kind.itemsize)[:, : plane.width]
         for plane in frame.planes
     ]
 

@@ -67,12 +67,11 @@ def whole_view(shown: tuple[int, int], options: ReadOptions) -> View:
     """What the network sees of a clip of the size ``shown`` that is read whole, by ``video.fit``."""
     size = frame_size(shown, options)
     if options.width is None and options.height is None:  # trimmed to multiples, not resampled
-        return View(*((old - new) // 2 for old, new in zip(shown, size, strict=True)), *size)
+        left, top = ((old - new) // 2 for old, new in zip(shown, size, strict=True))
+        return View(left, top, *size)
     scaled, offset = placement(shown, size, options.fit)
-    steps = [old / new for old, new in zip(shown, scaled, strict=True)]
-    return View(
-        *(o * s for o, s in zip(offset, steps, strict=True)), *(n * s for n, s in zip(size, steps, strict=True))
-    )
+    across, down = (old / new for old, new in zip(shown, scaled, strict=True))
+    return View(offset[0] * across, offset[1] * down, size[0] * across, size[1] * down)
 
 
 def _nearest(length: float, multiple: int) -> int:
