@@ -26,7 +26,6 @@ from tave.cache import (
     mark_used,
     read_about,
     read_tensors,
-    remember,
     write_tensors,
 )
 from tave.checkpoints import TuningCheckpoint, resumable
@@ -39,14 +38,14 @@ from tave.inflate import load_tuned, tuned_parameters, tuned_state
 from tave.inputs import (
     clip_notes,
     input_digests,
-    knowledge_notes,
     read_targets,
     request_record,
     segment_targets,
 )
 from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
-from tave.memory import preset_note, rounding
+from tave.memory import rounding
+from tave.notes import note_weights
 from tave.origin import origin
 from tave.pipeline import Target
 from tave.progress import Progress
@@ -90,7 +89,7 @@ class Run:
         tuned_from = read_about(tuned).get("base", {}) if tuned is not None else None
         self.backbone: Backbone = load_backbone(options.backbone, tuned_from)
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
-        self._note_weights()
+        note_weights(self.backbone, options, progress)
         device = build_trainer(options, str(folder)).strategy.root_device
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
         self._said: set[str] = set()
@@ -303,32 +302,6 @@ class Run:
         if line not in self._said:
             self._said.add(line)
             log.warning("%s", line)
-
-    def _note_weights(self) -> None:
-        """Tell the user once about the weights in use."""
-        backbone, options = self.backbone, self.options
-        if backbone.licence:
-            self.progress.note(
-                f"weights of {backbone.name}: {backbone.licence}; it applies to what is tuned from them too"
-            )
-        if backbone.unverified:
-            files = ", ".join(backbone.unverified)
-            self.progress.note(f"not verified, since no published SHA-256 is known: {files}; run.json records theirs")
-            self._compare_weights()
-        if note := preset_note(options.memory, options.precision, torch.cuda.is_available()):
-            log.warning("%s", note)
-        for note in knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests()):
-            log.warning("%s", note)
-
-    def _compare_weights(self) -> None:
-        """Warn about unverified files that have changed since they were first used; the cache records their digests."""
-        here = {f"{self.backbone.name}/{file}": self.backbone.hashes[file] for file in self.backbone.unverified}
-        known = remember(Path(self.options.cache) / "weights.json", here)
-        for file, sha in here.items():
-            if known.get(file, sha) != sha:
-                log.warning(
-                    "%s has changed: it was %s, is %s; fetch it again if this is unexpected", file, known[file], sha
-                )
 
     # ---- stored products ---------------------------------------------------------------------------------------------
 
