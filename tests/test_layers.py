@@ -17,6 +17,7 @@ ORDER = [
     *(
         "build",
         "inputs",
+        "notes",
         "crop",
         "record",
         "findings",
