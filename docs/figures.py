@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from tave.attention import SparseCausalAttention
 from tave.config import WHOLE
+from tave.record import network_clip
 from tave.video import read_clip
 
 DOCS = Path(__file__).parent
@@ -134,7 +135,7 @@ def save(name: str, figure: Figure) -> None:
 
 def main(run: Path) -> None:
     edit = next(path.parent for path in sorted(run.glob("edits/*/edit.json")))
-    source, mask, edited = map(read_frames, (run / "source.mp4", edit / "mask.mp4", edit / "edited.mp4"))
+    source, mask, edited = map(read_frames, (run / "source.mp4", edit / "mask.mp4", network_clip(edit)))
     target = read_picture(json.loads((edit / "edit.json").read_text())["target_image"])
     stored, chosen, middle = np.load(edit / "soft_mask.npz"), spread(len(source)), len(source) // 2
     masked, per_step = np.where(mask > 0.5, source, source / 4), stored["per_step"].astype(np.float32)

@@ -1,14 +1,15 @@
 """Files -> one :class:`Case` for each edit of a run folder, or for bare files of any system.
 
-A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/edited.mp4``, the result as it is played;
+A run folder has ``source.mp4``, the frames that were edited; ``edits/NAME/network.mp4``, the result at their size;
 ``soft_mask.npz``, the mask in numbers; ``edit.json``, the request; and for drawn clips ``truth/``, the known answer.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,13 +22,15 @@ from torch import Tensor
 
 from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
-from tave.record import check_record, read_edit, read_run, recorded
-from tave.video import Image4, centre, fit_frames, read_clip, read_image, read_matte
+from tave.record import check_record, network_clip, read_edit, read_run, recorded
+from tave.video import Image4, MaskRequest, Origin, VideoError, View, read_clip, read_image, read_masks, read_matte
 from tave.video.frames import from_pixels
 
 from . import EvalError
 from .ideal import IdealLayers
 from .records import mapping_in, text_in
+
+log = logging.getLogger(__name__)
 
 PACKED = 1100  # deflate makes nothing smaller than by this factor
 
@@ -94,14 +97,21 @@ class Case:
 
 
 def read_files(
-    edited: Path, source: Path, mask: Path | None, request: Request, annotations: Path | None = None
+    edited: Path,
+    source: Path,
+    mask: Callable[[Tensor], Tensor] | None,
+    request: Request,
+    annotations: Path | None = None,
 ) -> Case:
-    """Bare files of any system (clips as videos or folders of numbered pictures) as a case named after the edit."""
+    """Bare files of any system (clips as videos or folders of numbered pictures) as a case named after the edit.
+
+    ``mask`` reads the mask for given frames.
+    """
     frames, before = read_clip(edited, WHOLE).frames, read_clip(source, WHOLE).frames
     if frames.shape != before.shape:
         sizes = f"{source} is {_size(before[:, 0].shape)}, but {edited} is {_size(frames[:, 0].shape)}"
         raise EvalError(f"{sizes}: give the frames that were edited, at the edit's size")
-    masks = Masks(read_mask(mask, frames) if mask else None)
+    masks = Masks(mask(frames) if mask else None)
     annotation = read_annotations(annotations, frames) if annotations else None
     return Case(edited.stem, before, frames, masks, request, annotation=annotation)
 
@@ -130,16 +140,19 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     record = read_run(run)
     path = folder / "soft_mask.npz"
     arrays = _masks(path, ("binary", "mask", "alpha"))
-    source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", folder / "edited.mp4"))
+    result = network_clip(folder)
+    source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", result))
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
-            raise EvalError(f"{folder / 'edited.mp4'} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
+            raise EvalError(f"{result} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
     binary, final = (torch.from_numpy(arrays[key] > 0) for key in ("binary", "mask"))
     annotation = None
     if annotations:
         if not mapping_in(record.get("config", {}), "video", run / "run.json"):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
-        annotation = read_annotations(annotations, edited, ReadOptions.recorded(recorded(run)["video"]))
+        cut, view = ReadOptions.recorded(recorded(run)["video"]), View.recorded(run / "run.json", record.get("crop"))
+        origin = Origin.recorded(run / "run.json", record.get("origin"))
+        annotation = read_annotations(annotations, edited, cut, view, origin.size if origin else None)
     return Case(
         name=folder.name,
         source=source,
@@ -205,43 +218,39 @@ def read_picture(path: Path, matte: Path | None = None) -> Image4:
     return Image4(rgb, alpha)
 
 
-def read_annotations(folder: Path, like: Tensor, options: ReadOptions = WHOLE) -> Tensor:
-    """The annotated objects (all that isn't black) -> ``f H W`` bool, with the frames and size of the clip ``like``.
+def read_annotations(
+    folder: Path, like: Tensor, options: ReadOptions = WHOLE, view: View | None = None, shown: Any = None
+) -> Tensor:
+    """The annotated objects, all of them -> ``f H W`` bool, with the frames and size of the clip ``like``.
 
-    ``folder``: numbered pictures, palette or RGB, as in DAVIS; ``options``: those with which the clip was read.
+    ``folder``: numbered pictures, palette or RGB, as in DAVIS; ``options``: those with which the clip was read;
+    ``view``: the part of its frames, of the size ``shown``, that ``like`` shows.
     """
     if not folder.is_dir():
         raise EvalError(f"annotations={folder}: no such folder; give one with a numbered picture a frame, as in DAVIS")
-    pictures = read_clip(folder, replace(options, width=None, height=None, multiple=1)).frames
-    inside = (pictures > -1).any(dim=1)  # not black; before resampling mixes an object's palette colour with black
-    height, width = like.shape[2:]
-    sized, block = bool(options.width or options.height), options.multiple
-    if not sized and [side // block * block for side in inside.shape[1:]] == [height, width]:
-        return _checked(folder, centre(inside, width, height), like)  # trimmed like the clip, not resampled
-    fit = options.fit if sized else "crop"
-    return _checked(folder, fit_frames(inside[:, None] * 2.0 - 1, width, height, fit)[:, 0] > 0, like)
+    return _read(MaskRequest(folder, len(like), _size_of(like), options, "annotations", shown), view)
 
 
-def read_mask(path: Path, like: Tensor) -> Tensor:
-    """A mask clip of the size of ``like``, white inside -> ``f H W`` bool.
+def read_mask(path: Path, like: Tensor, number: int | None = None, inverted: bool = False) -> Tensor:
+    """A mask of the clip ``like`` in any form that ``video.mask`` takes -> ``f H W`` bool.
 
-    In a folder of pictures of object numbers (coloured, or all of them dark) whatever isn't black is inside.
+    ``number``: the only object that is inside; ``inverted``: black is inside.
     """
-    pictures = read_clip(path, WHOLE).frames
-    white = pictures.mean(dim=1) > 0
-    coloured = (pictures.amax(dim=1) - pictures.amin(dim=1) > 0.5).any()
-    numbers = path.is_dir() and bool(coloured or not white.any())  # a video codec leaves no exact black
-    return _checked(path, (pictures > -1).any(dim=1) if numbers else white, like)
+    return _read(MaskRequest(path, len(like), _size_of(like), WHOLE, "mask", None, number, inverted))
 
 
-def _checked(path: Path, masks: Tensor, like: Tensor) -> Tensor:
-    if masks.shape != like[:, 0].shape:
-        found, wanted = ("x".join(map(str, reversed(shape))) for shape in (masks.shape[1:], like.shape[2:]))
-        clip = f"a clip of {len(like)} frames of {wanted}"
-        raise EvalError(f"{path}: {len(masks)} masks of {found} for {clip}; give one a frame, of the clip's size")
-    if not masks.any():
-        raise EvalError(f"{path}: all {len(masks)} masks are empty; give masks that are white where the object is")
-    return masks
+def _read(request: MaskRequest, view: View | None = None) -> Tensor:
+    try:
+        masks = read_masks(request, view)
+    except VideoError as error:
+        raise EvalError(str(error)) from error
+    for note in masks.notes:
+        log.warning("%s", note)
+    return masks.inside[:, 0] > 0
+
+
+def _size_of(frames: Tensor) -> tuple[int, int]:
+    return frames.shape[-1], frames.shape[-2]
 
 
 def _read_truth(folder: Path, edited: Tensor) -> Truth:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tave.files import FileError, read_json
-from tave.record import check_record, read_edit, read_run
+from tave.record import check_record, network_clip, read_edit, read_run
 
 from . import EvalError
 from .records import is_number, mapping_in, name_in, printable, read_metrics, seed_in, text_in, texts_in
@@ -43,8 +43,8 @@ class Result:
 
     @property
     def edited(self) -> Path:
-        """The edited clip."""
-        return self.folder / "edited.mp4"
+        """The edited clip, at the size of the source."""
+        return network_clip(self.folder)
 
     @property
     def source(self) -> Path:

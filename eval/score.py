@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,9 +210,12 @@ def score(options: ScoreOptions) -> None:
 
 def _bare(options: ScoreOptions, edited: Path, source: Path, annotations: Path | None) -> Case:
     """The case of bare files."""
-    from .cases import Request, read_files, read_picture
+    from .cases import Request, read_files, read_mask, read_picture
 
-    mask, image, matte = (Path(value) if (value := getattr(options, key)) else None for key in FILES[2:5])
+    path, image, matte = (Path(value) if (value := getattr(options, key)) else None for key in FILES[2:5])
+    if path is None and (options.object or options.mask_inverted):
+        raise EvalError("object and mask_inverted say how to read the mask: give mask=... too")
+    mask = partial(read_mask, path, number=options.object, inverted=options.mask_inverted) if path else None
     picture = read_picture(image, matte) if image else None
     request = Request(options.source_prompt, options.target_prompt, picture, "" if image else "give target_image=...")
     return read_files(edited, source, mask, request, annotations)

@@ -15,7 +15,7 @@ from tave.cli import compose_options, typed
 from tave.config import WHOLE, slug
 from tave.interrupts import Interrupted, handled
 from tave.keys import literal, quoted
-from tave.record import check_record, read_metrics
+from tave.record import check_record, network_clip, read_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +41,8 @@ class EditedClip:
 
     @cached_property
     def frames(self) -> Tensor:
-        """The edited frames as stored in edited.mp4, ``f 3 H W`` in [-1, 1]."""
-        return _frames(self.folder / "edited.mp4")
+        """The edited frames at the network's size, ``f 3 H W`` in [-1, 1]; ``edited.mp4`` has the clip's own."""
+        return _frames(network_clip(self.folder))
 
     @cached_property
     def mask(self) -> Tensor:
@@ -108,7 +108,7 @@ def edit_clip(
     Several images are pictures of one object. ``overrides`` are those of ``tave.edit``. Raises ValueError like
     :func:`tune_clip`.
     """
-    from tave.edit import edit, options_of
+    from tave.edit import edit, footage_of, options_of
 
     folder = run.folder if isinstance(run, TunedClip) else Path(run)
     cfg = options_of(folder, overrides)
@@ -116,5 +116,6 @@ def edit_clip(
     cfg.video.target_image, cfg.video.target_prompt = [literal(path) for path in images], literal(prompt)
     cfg.video.edit = name
     with _interruptible():
-        *_, made = edit(folder, typed(cfg), overrides=overrides, show=show)
+        options = typed(cfg)
+        *_, made = edit(folder, options, overrides=overrides, footage=footage_of(folder, options), show=show)
     return EditedClip(folder / "edits" / made)

@@ -225,6 +225,7 @@ def _options(job: Job, overrides: Sequence[str] = ()) -> TrainOptions:
         f"metrics.clip={'null' if options.clip is None else quoted(options.clip)}",
         "logger=none",
         "report=false",
+        "video.crop=frame",  # one part for all methods
         *options.overrides,
         *([f"video.frames={case.frames}"] if case.frames else []),
         f"seed={job.seed}",

@@ -23,9 +23,10 @@ JUDGE = PACKAGE / "roadside" / "weights" / "judge"  # a CLIP trained on the draw
 BACKBONE_KEYS = ("video.width", "video.height", "video.multiple", "tuning.steps", "tuning.lr", "inversion.steps")
 BACKBONE_KEYS += ("inversion.refine", "sampler.guidance_scale", "correction.block")
 # What tave.edit may change of a tuned clip: whole groups, and single keys.
-EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "metrics", "logger", "trainer", "memory")
-EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.edit", "video.edits")
-EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "report", "quiet", "json", "run")
+EDIT_GROUPS = ("reference", "mask", "correction", "sampler", "output", "metrics", "logger", "trainer", "memory")
+EDIT_KEYS = ("video.target_image", "video.target_prompt", "video.matte", "video.mask", "video.object")
+EDIT_KEYS += ("video.mask_inverted", "video.edit", "video.edits", "video.audio")
+EDIT_KEYS += ("backbone.path", "backbone.adapter", "cache", "report", "quiet", "json", "run", "inputs")
 
 GATE_DB = 3.0  # docs/method.md, section 4: further below the autoencoder's round trip an edit loses the source
 OURS = "tave"  # the benchmark's method whose masks the controls share, and that others are compared with
@@ -34,6 +35,7 @@ KV_FRAMES = ("first_previous", "previous_current", "first_previous_current")
 PREDICTIONS = ("v_prediction", "epsilon")
 REFERENCES = ("as_is", "neutral", "in_context", "joint", "none")
 MATTES = ("auto", "alpha", "given", "colour", "segmented", "none")
+CROPS = ("object", "frame")
 UNIONS = ("none", "unconditional", "disputed")
 PRESETS = ("full", "80gb", "24gb", "16gb", "12gb", "8gb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -61,7 +63,9 @@ STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_p
 
 IMAGE = "picture of the target, or [several] of one object"
 MATTE = "silhouette in the picture, white inside, or [several]; null: none"
-MASK = "where to edit: a clip or a folder of pictures, white inside; null: found"
+MASK = "where to edit: a clip, pictures in a folder, or one, white inside; null: found"
+OBJECT = "number of the mask's object to edit; null: all"
+INVERTED = "the mask is black where to edit"
 AGREEMENT = "largest forward-backward error of a match, share of the grid's shorter side; null: no check"
 JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
 CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
@@ -149,9 +153,11 @@ def check_option(name: str, value: Any, entry: Field[Any]) -> None:
         raise OptionError(f"{name} is null: give a value")
     if value is None or value == MISSING:
         return
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, str):
-            check_text(name, each)
+    values: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    for text in values:
+        if isinstance(text, str):
+            check_text(name, text)
+    for each in values:
         if about["choices"] is not None:
             choice(name, each, about["choices"])
         low, high = about["low"], about["high"]
@@ -204,13 +210,16 @@ def check_name(what: str, name: str) -> None:
 class ReadOptions(Options, group="video"):
     """Which frames of a clip to read, and at what size."""
 
-    frames: int | None = option(8, "number of frames; null: all", low=1, high=MOST_FRAMES)
+    frames: int | None = option(None, "number of frames; null: all", low=1, high=MOST_FRAMES)
     start: int = option(0, "index of the first frame", low=0, high=10_000_000)
     stride: int = option(1, "take every n-th frame", low=1, high=10_000)
     width: int | None = option(None, "width in px; null: by height and aspect, or the clip's own", low=1, high=16_384)
     height: int | None = option(None, "height in px; null: by width and aspect, or the clip's own", low=1, high=16_384)
     fit: str = option("crop", "how a clip of another aspect fits", choices=("crop", "stretch", "pad"))
     multiple: int = option(8, "width and height are multiples of this many px", low=1, high=1024)
+    crop: str = option("object", "part of the frame that is edited: around the object, or by fit", choices=CROPS)
+    audio: str = option("keep", "the clip's sound in the edited clip", choices=("keep", "drop"))
+    backdrop: str = option("black", "what transparent pixels of a clip show", choices=("black", "grey", "white"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,6 +250,8 @@ class EditEntry(Options, group="video.edits.NAME"):
     target_prompt: str = option(MISSING, "description of the edited clip", text=True)
     matte: Any = option(None, MATTE, text=True)
     mask: str | None = option(None, MASK, text=True)
+    object: int | None = option(None, OBJECT, low=1, high=65_535)
+    mask_inverted: bool = option(False, INVERTED)
     truth: str | None = option(None, "folder of a drawn clip's known answer, for metrics alone", text=True)
 
     @property
@@ -272,26 +283,30 @@ class VideoOptions(ReadOptions):
     target_prompt: str | None = option(None, "description of the edited clip", text=True)
     matte: Any = option(None, MATTE, text=True)
     mask: str | None = option(None, MASK, text=True)
+    object: int | None = option(None, OBJECT, low=1, high=65_535)
+    mask_inverted: bool = option(False, INVERTED)
     edit: str | None = option(None, "name of the edit; null: from the picture's file name", text=True)
     edits: dict[str, EditEntry] = option({}, "edits by name, each with the keys of an edit: see docs/configuration.md")
 
     def requests(self) -> dict[str, EditEntry]:
-        """All edits by name: the listed ones, and that of ``target_image`` with ``matte``, ``mask`` and ``edit``.
+        """All edits by name: the listed ones, and that of ``target_image`` with the keys of an edit that stand here.
 
-        Without a target image, ``matte`` and ``mask`` are those of the only listed edit. Raises :class:`OptionError`
-        where they match none, for an image without prompt, and for a name that is taken or no folder name.
+        Without a target image, those keys are the only listed edit's. Raises :class:`OptionError` where they match
+        none, for an image without prompt, and for a name that is taken or no folder name.
         """
         wanted = dict(self.edits)
         if (self.target_image is None) != (self.target_prompt is None):
             raise OptionError("video.target_image and video.target_prompt belong together: give both, or neither")
         if self.target_image is not None and self.target_prompt is not None:
-            entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask)
+            more = self.object, self.mask_inverted
+            entry = EditEntry(self.target_image, self.target_prompt, self.matte, self.mask, *more)
             name = self.edit or slug(Path(entry.images[0][0]).stem)
             if name in wanted:
                 raise OptionError(f"video.edit={name} is an edit of this clip already: give another video.edit=NAME")
             wanted[name] = entry
         else:
-            given = {key: value for key in ("matte", "mask", "edit") if (value := getattr(self, key)) is not None}
+            keys = ("matte", "mask", "object", "mask_inverted", "edit")
+            given = {key: value for key in keys if (value := getattr(self, key))}
             if "edit" in given:
                 raise OptionError("video.edit names the edit of video.target_image: give that too")
             if given and len(wanted) != 1:
@@ -300,6 +315,8 @@ class VideoOptions(ReadOptions):
                     f"give video.target_image, or video.edits.NAME.{next(iter(given))}"
                 )
             wanted = {name: replace(entry, **given) for name, entry in wanted.items()}
+        if any(entry.mask is None and (entry.object or entry.mask_inverted) for entry in wanted.values()):
+            raise OptionError("video.object and video.mask_inverted say how to read video.mask: give that too")
         for name in wanted:
             check_name(f"edit name {name!r}", name)
         return wanted
@@ -463,6 +480,13 @@ class SamplerOptions(Options, group="sampler"):
 
 
 @dataclass(frozen=True)
+class OutputOptions(Options, group="output"):
+    """What is written of an edit beside its clip."""
+
+    frames: str | None = option(None, "also its frames and mattes as pictures; null: none", choices=("png",))
+
+
+@dataclass(frozen=True)
 class EditingOptions:
     """All choices of the stages after tuning."""
 
@@ -529,6 +553,7 @@ class TrainOptions(Options):
     mask: MaskOptions = option(MaskOptions, "the region of the edit")
     correction: CorrectionOptions = option(CorrectionOptions, "inter-frame correction")
     sampler: SamplerOptions = option(SamplerOptions, "sampling of the edit")
+    output: OutputOptions = option(OutputOptions, "files written beside the edited clip")
     memory: MemoryOptions = option(MemoryOptions, "memory options")
     metrics: MetricsOptions = option(MetricsOptions, "what is measured of the edits")
     trainer: dict[str, Any] = option(TRAINER, "arguments of lightning.Trainer")
@@ -577,6 +602,7 @@ class EditOptions(TrainOptions):
     """Root of ``conf/edit.yaml``; what is not given is the run's."""
 
     run: str = option(MISSING, "folder of the tuned clip, as tave.train printed it", text=True)
+    inputs: str | None = option(None, "folder of the clip's file; null: where it was", text=True)
 
 
 @dataclass(frozen=True)
@@ -612,6 +638,8 @@ class ScoreOptions(Options):
     edited: str | None = option(None, "edited clip: a video, or a folder of numbered pictures", text=True)
     source: str | None = option(None, "source clip: the same frames at the same size", text=True)
     mask: str | None = option(None, "region of the edit: a video or a folder, white inside", text=True)
+    object: int | None = option(None, "number of the mask's object to measure; null: all", low=1, high=65_535)
+    mask_inverted: bool = option(False, "the mask is black inside")
     target_image: str | None = option(None, "picture of the target", text=True)
     matte: str | None = option(None, "silhouette in the picture, if that has no alpha", text=True)
     source_prompt: str | None = option(None, "description of the source", text=True)

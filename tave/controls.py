@@ -17,7 +17,7 @@ from torch import Tensor
 from tave.config import OURS, WHOLE, OptionError, ReadOptions
 from tave.files import file_digest, read_json, whole_folder, write_json
 from tave.listing import ListedCase
-from tave.record import check_record, read_edit, recorded, rewriting, write_record
+from tave.record import check_record, network_clip, read_edit, recorded, rewriting, write_record
 from tave.reference.cutout import matte
 from tave.reference.views import RIM, Place, find_place, put
 from tave.regions import box_of, grown
@@ -53,7 +53,7 @@ def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Te
     if name == "source_unchanged":
         frames = source.frames
     elif name == "frozen_first_frame":
-        frames = read_clip(ours / "edited.mp4", WHOLE).frames[:1].expand_as(source.frames)
+        frames = read_clip(network_clip(ours), WHOLE).frames[:1].expand_as(source.frames)
     elif name == "per_frame":
         assert edit_frame is not None
         frames = torch.cat([edit_frame(replace(source, frames=frame)).cpu() for frame in source.frames.split(1)])
@@ -68,7 +68,7 @@ def possible(name: str, case: ListedCase) -> bool:
 
 
 def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
-    apart = shutil.ignore_patterns("side_by_side.*", "reference*.png", "field.npz")
+    apart = shutil.ignore_patterns("network.mp4", "frames", "mattes", "side_by_side.*", "reference*.png", "field.npz")
     with whole_folder(folder, replace=True) as waiting:
         shutil.copytree(ours, waiting, ignore=apart, dirs_exist_ok=True)
         write_video(waiting / "edited.mp4", frames, source.fps)
@@ -76,7 +76,7 @@ def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
         record = {key: value for key, value in read_edit(ours).items() if key not in ("key", "benchmark")}
         record |= {"name": folder.name, "control": True, "notes": []}
         if folder.name == "frozen_first_frame":
-            record["made_from"] = file_digest(ours / "edited.mp4")
+            record["made_from"] = file_digest(network_clip(ours))
         write_json(waiting / "edit.json", record)
         write_record(waiting)
 

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,16 @@ from omegaconf.errors import OmegaConfBaseException
 from tave.cli import Context, entry_point, one_line, schema, typed
 from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, WHOLE, MemoryOptions, OptionError, TrainOptions, nearest
 from tave.files import naming
+from tave.findings import find_input
 from tave.keys import ROOTS, choices_of, literal, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
-from tave.record import check_links, check_record, recorded
+from tave.record import check_links, check_record, read_run, recorded
 from tave.summary import noted, say
 from tave.train import measure_and_log, report_on
 
 if TYPE_CHECKING:
     from tave.run import Run
+    from tave.video import Footage
 
 
 log = logging.getLogger(__name__)
@@ -44,9 +47,12 @@ def edit(
     overrides: Sequence[str] = (),
     about: dict[str, Any] | None = None,
     overwrite: bool = False,
+    footage: Footage | None = None,
     show: bool = True,
 ) -> list[str]:
     """Make the requested edits in the run ``folder``; returns their names. Earlier edits are kept.
+
+    ``footage``: the clip's file, which the edits are laid over; None: they have the network's size.
 
     An edit that exists with the same key is not made again; another edit of the same name gets a numbered name, or is
     replaced if ``overwrite``. ``overrides``: those that differ from the run, for ``edit.json``; ``about``: further
@@ -56,17 +62,20 @@ def edit(
     from tave.run import Run
     from tave.scratch import Scratch
     from tave.space import check_present, check_space
-    from tave.video import read_clip
+    from tave.video import Origin, View, read_clip
 
     requests = options.video.requests()
     if not requests:
         raise OptionError("no edit given: give video.target_image=... and video.target_prompt=...")
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
-    clip = read_clip(folder / "source.mp4", WHOLE, Scratch(Path(options.cache)))
+    clip = read_clip(folder / "source.mp4", WHOLE, scratch=Scratch(Path(options.cache)))
+    record, at = read_run(folder), folder / "run.json"
+    view = View.recorded(at, record.get("crop"))
+    clip = replace(clip, origin=Origin.recorded(at, record.get("origin")), view=view)
     with (
         naming(folder),
-        closing(Run(options, folder, clip, Progress(show=show), tuned=folder / "tuned.safetensors")) as run,
+        closing(Run(options, folder, clip, Progress(show=show), folder / "tuned.safetensors", footage)) as run,
         ExitStack() as claims,
     ):
         check_space(run.needed())
@@ -81,6 +90,22 @@ def edit(
             measure_and_log(run, named)
         report_on(run)
     return list(named)
+
+
+def footage_of(folder: Path, options: TrainOptions, inputs: str | None = None) -> Footage | None:
+    """The file from which the run ``folder`` read its clip, where it was or in the folder ``inputs``.
+
+    None if it is at neither with the SHA-256 that the run recorded.
+    """
+    from tave.video import Footage, View
+
+    record = read_run(folder)
+    known, view = record.get("inputs"), View.recorded(folder / "run.json", record.get("crop"))
+    if not isinstance(known, dict) or not known or view is None:
+        return None
+    path, digest = next(iter(known.items()))  # the clip is the first
+    here = find_input(path, digest, inputs)
+    return None if here is None else Footage(here, options.video, view)
 
 
 def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
@@ -163,15 +188,19 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _words(context: Context) -> list[str]:
-    return [word for word in context.overrides if word.lstrip("+").partition("=")[0] != "run"]
+    return [word for word in context.overrides if word.lstrip("+").partition("=")[0] not in ("run", "inputs")]
 
 
 def _work(cfg: DictConfig, context: Context) -> None:
     if OmegaConf.is_missing(cfg, "run"):
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
     folder, words = Path(cfg.run), _words(context)
+    options = typed(options_of(folder, words))
     with noted(cfg.quiet) as notes:
-        made = edit(folder, typed(options_of(folder, words)), overrides=words, show=not cfg.quiet)
+        footage = footage_of(folder, options, cfg.inputs)
+        if footage is None:
+            log.warning("the clip that was tuned on isn't here: the edit has the network's size; give inputs=FOLDER")
+        made = edit(folder, options, overrides=words, show=not cfg.quiet, footage=footage)
     folders = [folder / "edits" / name for name in made]
     say(folder, made, notes, folders, quiet=cfg.quiet, as_json=cfg.json)
 

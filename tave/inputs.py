@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tave.config import WHOLE, BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
+from tave.config import BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
 from tave.files import content_digest, file_digest
 from tave.memory import at_work
 from tave.pipeline import Target
 from tave.progress import Progress
 from tave.reference import MatteError, TargetImage, matte
 from tave.reference.segmenter import load_segmenter
-from tave.video import Clip, read_clip, read_image, read_matte
+from tave.video import Clip, MaskRequest, find_cuts, read_image, read_masks, read_matte
+from tave.video.view import SMALLEST
 
 
 def read_targets(
-    entries: Mapping[str, EditEntry], clip: Clip, cut: ReadOptions, reference: ReferenceOptions
+    entries: Mapping[str, EditEntry],
+    clip: Clip,
+    cut: ReadOptions,
+    reference: ReferenceOptions,
+    say: Callable[[str], None],
 ) -> list[Target]:
     """The requested edits. Raises ValueError, in one line, for what sampling or measuring would fail at.
 
-    ``cut``: how the clip was read, so that a mask of the whole file gets the same frames and size.
+    ``cut``: how the clip was read, so that a mask of the whole file gets the same frames and size. ``say`` gets what
+    the user should know of the masks, line by line.
     """
     targets = []
     for name, entry in entries.items():
         if entry.truth and not Path(entry.truth, "truth.npz").is_file():
             raise OptionError(f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null")
         images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
-        region = None if entry.mask is None else read_region(entry.mask, clip, cut)
+        region = None if entry.mask is None else read_region(entry, clip, cut, say)
         for image, (path, _) in zip(images, entry.images, strict=True):
             if reference.mode not in ("as_is", "none") and reference.matte != "segmented":
                 try:
@@ -43,6 +49,27 @@ def read_targets(
                     raise MatteError(f"{path}: {error}") from None
         targets.append(Target(name, entry.target_prompt, images, region))
     return targets
+
+
+def clip_notes(clip: Clip) -> list[str]:
+    """What the user should know of the clip before it is tuned on: what was left out of the file, and cuts.
+
+    Raises :class:`OptionError` for a clip that shows too little to edit, at whatever size it was read.
+    """
+    if clip.origin and min(clip.origin.size) < SMALLEST:
+        width, height = clip.origin.size
+        raise OptionError(
+            f"{clip.origin.path}: is {width}x{height}, too small to edit: give a clip of {SMALLEST} px a side or more"
+        )
+    summary = clip.origin.summary if clip.origin else None
+    notes = [summary] if summary else []
+    if cuts := find_cuts(clip.frames):
+        where = " and ".join(f"{at - 1} and {at}" for at in cuts)
+        notes.append(
+            f"the clip seems to be cut between frames {where}: an edit takes it for one shot; "
+            "choose one with video.start and video.frames"
+        )
+    return notes
 
 
 def segment_targets(
@@ -62,21 +89,24 @@ def segment_targets(
     return mattes, dict(network.hashes)
 
 
-def read_region(path: str, clip: Clip, cut: ReadOptions) -> Tensor:
-    """The user's mask for ``clip``, ``f 1 H W``, 1 where it is white: of the clip's frames, or of the whole file.
-
-    Raises :class:`OptionError` if it fits neither, cut as the clip was, and where nothing in it is white.
-    """
-    masks = read_clip(path, WHOLE).frames
-    if masks.shape != clip.frames.shape:
-        masks = read_clip(path, cut).frames
-    if masks.shape != clip.frames.shape:
-        found, wanted = (f"{len(t)} frames of {t.shape[3]}x{t.shape[2]}" for t in (masks, clip.frames))
-        raise OptionError(f"video.mask={path} has {found}, the clip {wanted}: give one of the clip's frames and size")
-    region = (masks.mean(1, keepdim=True) > 0).float()
-    if not region.any():
-        raise OptionError(f"video.mask={path} is black everywhere: make it white where to edit, or leave it out")
-    return region
+def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions, say: Callable[[str], None]) -> Tensor:
+    """The mask of ``entry`` for ``clip``, ``f 1 H W``, 1 where to edit. Raises like :func:`read_masks`."""
+    height, width = clip.frames.shape[-2:]
+    shown = clip.origin.size if clip.origin else None
+    request = MaskRequest(
+        Path(entry.mask or ""),
+        len(clip.frames),
+        (width, height),
+        cut,
+        "video.mask",
+        shown,
+        entry.object,
+        entry.mask_inverted,
+    )
+    masks = read_masks(request, clip.view)
+    for note in masks.notes:
+        say(note)
+    return masks.inside
 
 
 def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapping[str, EditEntry]) -> list[str]:
@@ -102,8 +132,9 @@ def request_record(entry: EditEntry) -> dict[str, Any]:
         | {"matte": m and _whole(m), "matte_sha256": m and file_digest(m)}
         for path, m in entry.images
     ]
-    masks = {"mask": entry.mask and _whole(entry.mask), "mask_sha256": entry.mask and content_digest(entry.mask)}
-    return {**images[0], "more_images": images[1:], **masks}  # the metrics compare with the first
+    mask = {"mask": entry.mask and _whole(entry.mask), "mask_sha256": entry.mask and content_digest(entry.mask)}
+    how = {"object": entry.object, "mask_inverted": entry.mask_inverted}
+    return {**images[0], "more_images": images[1:], **mask, **how}  # the metrics compare with the first
 
 
 def input_digests(options: TrainOptions) -> dict[str, str]:
@@ -111,7 +142,8 @@ def input_digests(options: TrainOptions) -> dict[str, str]:
     entries = options.video.requests().values()
     pictures = [path for entry in entries for pair in entry.images for path in pair]
     paths = [options.video.path, *pictures, *(entry.mask for entry in entries)]
-    return {_whole(path): content_digest(path) for path in dict.fromkeys(paths) if path and Path(path).exists()}
+    here = [path for path in dict.fromkeys(paths) if path and Path(path).expanduser().exists()]
+    return {_whole(path): content_digest(path) for path in here}
 
 
 def _whole(path: str) -> str:

@@ -19,6 +19,7 @@ from tave.inversion import Trajectory
 from tave.regions import long_pieces, pieces_over_time, without_specks
 from tave.schedule import Schedule, ddim_step
 from tave.scratch import spans
+from tave.video import ranges
 
 # A step whose mean disagreement is below this share of mean |eps_src| is rounding (docs/method.md, section 5).
 ROUNDING = 1e-3
@@ -306,6 +307,12 @@ def shape_notes(binary: Tensor) -> tuple[str, ...]:
             "or give video.mask=FILE"
         )
     return tuple(notes)
+
+
+def absence_note(mask: Tensor) -> str:
+    """What becomes of the frames in which the mask `1 f 1 h w` is empty, if there are any, else ""."""
+    empty = [index for index, cells in enumerate(mask[0]) if not cells.any()]
+    return f"nothing was found to edit in frame {ranges(empty)}: there the source comes back" if empty else ""
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from tave.inversion import Trajectory, inversion_condition, invert, reconstruct,
 from tave.masking import (
     Disagreement,
     EditMask,
+    absence_note,
     check_part_holds,
     compare,
     drop_unchanged,
@@ -80,21 +81,37 @@ class Target:
     region: Tensor | None = None
 
 
+class Layer(NamedTuple):
+    """What is laid over the clip: ``pixels`` `f 3 H W` in [-1, 1] of the opacity ``alpha`` `f 1 H W`; or, if it is the
+    ``whole`` result, what replaces it (``sampler.composite=false``).
+    """
+
+    pixels: Tensor
+    alpha: Tensor
+    whole: bool = False
+
+
 @dataclass(frozen=True)
 class Edit:
-    """The result. ``frames`` `f 3 H W` in [-1, 1]; ``alpha`` `f 1 H W`: the edit's opacity in the composite.
+    """The result.
 
-    ``references``: what the image encoder saw, one per target image; ``field``: the inter-frame field of the last step.
+    ``frames``: the edited clip, `f 3 H W` in [-1, 1]: the ``layer`` laid over the clip. ``references``: what the image
+    encoder saw, one per target image; ``field``: the inter-frame field of the last step.
     """
 
     target: Target
     clip: Clip
     frames: Tensor
-    alpha: Tensor
+    layer: Layer
     mask: EditMask
     references: Sequence[Reference]
     inversion: Inversion
     field: Field | None = None
+
+    @property
+    def alpha(self) -> Tensor:
+        """`f 1 H W`, the edit's opacity in the composite."""
+        return self.layer.alpha
 
 
 class Pipeline:
@@ -169,6 +186,17 @@ class Pipeline:
         values += [[psnr(*pair) for pair in zip(clip, truth, strict=True)] for clip in clips]
         return {"latents": trajectory.latents} | dict(zip(RECONSTRUCTION, map(torch.tensor, values), strict=True))
 
+    def locate(self, clip: Clip, prompt: str, target: Target) -> Tensor:
+        """Where ``target`` would be edited, `f 1 H W`, 1 = edit: a first look at a clip that isn't tuned on yet."""
+        source = self.encode(clip, prompt)
+        condition = inversion_condition(source.condition, self.options.inversion.condition)
+        with self.progress.stage("locating", f"looking for the region of {target.name}") as on_step:
+            refine = self.options.inversion.refine
+            parts = source.latents, condition, refine
+            trajectory = invert(self.denoiser, self.schedule, *parts, on_step=on_step, scratch=self.cache.scratch)
+        mask = self._condition_and_mask(source, trajectory, target)[-1].mask
+        return resize_mask(mask, *clip.frames.shape[-2:]).cpu()
+
     def edit(self, source: Source, inversion: Inversion, target: Target) -> Edit:
         """Find the mask, sample inside it, decode, composite over the source."""
         options, trajectory = self.options, inversion.trajectory
@@ -198,12 +226,21 @@ class Pipeline:
         if target.region is None and options.mask.region == "found":  # a given region stays as it was given
             kept = drop_unchanged(mask.mask, frames, source.round_trip, options.mask.drop_unchanged)
             mask = replace(mask, mask=kept)
+            if note := absence_note(kept):
+                log.warning("edit %s: %s", target.name, note)
+                mask = replace(mask, notes=(*mask.notes, note))
         opacity = partial(_opacity, mask.mask.cpu(), frames.shape[-2:], options.sampler.feather)
         alpha = self.cache.scratch.of(opacity, len(frames))
-        for span in spans(len(frames)) if options.sampler.composite else ():
-            frames[span] = composite(frames[span], source.clip.frames[span].to(frames), alpha[span])
+        layer = Layer(frames, alpha, whole=not options.sampler.composite)
+        if not layer.whole:
+            behind = source.clip.frames
+
+            def laid_over(span: slice) -> Tensor:
+                return composite(layer.pixels[span], behind[span].to(layer.pixels), alpha[span])
+
+            frames = self.cache.scratch.of(laid_over, len(frames))
         field = inter_frame.field if inter_frame else None
-        return Edit(target, source.clip, frames, alpha, mask, references, inversion, field)
+        return Edit(target, source.clip, frames, layer, mask, references, inversion, field)
 
     def _condition_and_mask(
         self, source: Source, trajectory: Trajectory, target: Target

@@ -252,6 +252,12 @@ def read_edit(folder: Path) -> dict[str, Any]:
     return read_json(folder / "edit.json", "make the edit again")
 
 
+def network_clip(edit: Path) -> Path:
+    """The clip of the folder of an ``edit`` at the network's size, that of ``source.mp4``: what metrics compare."""
+    path = edit / "network.mp4"
+    return path if path.is_file() else edit / "edited.mp4"
+
+
 def recorded(folder: Path) -> dict[str, Any]:
     """What an edit in the run ``folder`` takes from its ``run.json``: plain values of the right types, without edits.
 

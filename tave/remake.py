@@ -13,16 +13,16 @@ import torch
 
 from tave.cache import read_about, read_tensors
 from tave.cli import typed
-from tave.config import WHOLE, EditEntry, EditingOptions, ReadOptions, TrainOptions, VerifyOptions
-from tave.edit import edit, options_of
+from tave.config import WHOLE, EditEntry, EditingOptions, TrainOptions, VerifyOptions
+from tave.edit import edit, footage_of, options_of
 from tave.files import FileError
 from tave.findings import Finding, find_input
 from tave.origin import origin
 from tave.pipeline import RECONSTRUCTION
 from tave.progress import Progress
-from tave.record import keep_places, read_edit, read_metrics, read_run, recorded, taken
+from tave.record import keep_places, read_edit, read_metrics, read_run, taken
 from tave.run import Run
-from tave.video import Clip, read_clip, write_video
+from tave.video import Footage, read_clip, write_video
 
 COMPARED = (".mp4", ".png", ".npz")
 THREADS = 256  # more than that no run has
@@ -37,9 +37,10 @@ def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
         again = Path(place) / "run"
         try:
             base = _options(run, options, Path(place))
-            yield from _tuning(run, again, base, options)
+            footage = footage_of(run, base, options.inputs)
+            yield from _tuning(run, again, base, footage)
             for folder in sorted(path for path in run.glob("edits/[!.]*") if path.is_dir()):
-                yield from _edit(folder, again, base, options)
+                yield from _edit(folder, again, base, options, footage)
             yield from _figures(run, again)
             if (run / "trajectory.safetensors").is_file() and (again / "trajectory.safetensors").is_file():
                 yield _same_tensors(run, again, "trajectory.safetensors")
@@ -71,13 +72,12 @@ def _options(run: Path, options: VerifyOptions, place: Path) -> TrainOptions:
     return replace(base, cache=str(place / "cache"), logger={}, report=False, backbone=replace(base.backbone, **given))
 
 
-def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
+def _tuning(run: Path, again: Path, base: TrainOptions, footage: Footage | None) -> Iterator[Finding]:
     """Tune again on the original clip if it is here, else on ``source.mp4``."""
     shown = read_clip(run / "source.mp4", WHOLE)
-    clip = _original(run, options)
-    if clip is None:
+    if footage is None:
         yield Finding(None, f"{run / 'source.mp4'}: the original clip isn't recorded or not here: made again from this")
-        clip = shown
+    clip = shown if footage is None else read_clip(footage.path, footage.cut, footage.view)
     if not torch.equal(clip.frames, shown.frames):
         yield Finding(False, f"{run / 'source.mp4'} doesn't show the frames that are read from the original clip")
     again.mkdir(parents=True)
@@ -88,17 +88,10 @@ def _tuning(run: Path, again: Path, base: TrainOptions, options: VerifyOptions) 
     yield _same_tensors(run, again, "tuned.safetensors")
 
 
-def _original(run: Path, options: VerifyOptions) -> Clip | None:
-    inputs = read_run(run).get("inputs")
-    if not isinstance(inputs, dict) or not inputs:
-        return None
-    path, digest = next(iter(inputs.items()))  # the clip is the first
-    found = find_input(path, digest, options.inputs)
-    return None if found is None else read_clip(found, ReadOptions.recorded(recorded(run)["video"]))
-
-
-def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions) -> Iterator[Finding]:
-    """Make one edit again, and compare its files."""
+def _edit(
+    folder: Path, again: Path, base: TrainOptions, options: VerifyOptions, footage: Footage | None
+) -> Iterator[Finding]:
+    """Make one edit again, and compare its files and figures."""
     record, name = read_edit(folder), folder.name
     if record.get("control") and isinstance(record.get("benchmark"), dict):
         yield Finding(None, f"{folder}: labelled as a control, which tave.benchmark makes: not made again")
@@ -106,13 +99,19 @@ def _edit(folder: Path, again: Path, base: TrainOptions, options: VerifyOptions)
     try:
         entry = _entry(folder, record, options)
         chosen = replace(base, video=replace(base.video, edits={name: entry}), **_editing(folder, record))
-        edit(again, chosen, overwrite=True, show=False)
+        laid_over = (folder / "network.mp4").is_file()
+        edit(again, chosen, overwrite=True, footage=footage if laid_over else None, show=False)
     except ValueError as error:
         yield Finding(False, f"{folder} can't be made again: {error}")
         return
     made = again / "edits" / name
-    files = sorted({path.name for each in (folder, made) for path in each.iterdir() if path.suffix in COMPARED})
-    other = [file for file in files if _bytes(folder / file) != _bytes(made / file)]
+    if laid_over and footage is None:
+        yield Finding(None, f"{folder / 'edited.mp4'}: the clip is not here: give inputs=FOLDER, which holds it")
+        (made / "edited.mp4").rename(made / "network.mp4")
+    files = {path.name for each in (folder, made) for path in each.iterdir() if path.suffix in COMPARED}
+    if laid_over and footage is None:
+        files.discard("edited.mp4")
+    other = [file for file in sorted(files) if _bytes(folder / file) != _bytes(made / file)]
     yield Finding(
         not other,
         f"{folder}: made again, {', '.join(other)} differ" if other else f"{len(files)} files of {folder}, made again",
@@ -157,6 +156,8 @@ def _entry(folder: Path, record: Mapping[str, Any], options: VerifyOptions) -> E
         target_prompt=str(record.get("target_prompt")),
         matte=mattes if all(mattes) else None,
         mask=found(record, "mask", "mask_sha256"),
+        object=number if isinstance(number := record.get("object"), int) else None,
+        mask_inverted=record.get("mask_inverted") is True,
         truth=str(folder / "truth") if (folder / "truth").is_dir() else None,
     )
 

@@ -27,28 +27,35 @@ from tave.cache import (
     mark_used,
     read_about,
     read_tensors,
-    remember,
     write_tensors,
 )
 from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import EditEntry, OptionError, TrainOptions
+from tave.crop import find_box, overview
 from tave.data import VideoData
 from tave.editor import UNET
 from tave.files import FileError, prepare, whole_file, write_json
 from tave.fitting import fit
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
-from tave.inputs import input_digests, knowledge_notes, read_targets, request_record, segment_targets
+from tave.inputs import (
+    clip_notes,
+    input_digests,
+    read_targets,
+    request_record,
+    segment_targets,
+)
 from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
-from tave.memory import preset_note, rounding
+from tave.memory import rounding
+from tave.notes import note_weights
 from tave.origin import origin
 from tave.pipeline import RECONSTRUCTION, Target
 from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.scratch import Scratch
 from tave.space import check_space
-from tave.video import Clip, read_clip, write_video
-from tave.writer import RunWriter
+from tave.video import Clip, Footage, read_clip, shown_size, write_video
+from tave.writer import RunWriter, write_mask_preview
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +68,19 @@ class Run:
     """One clip under one configuration, in ``folder``: ``tune``, then ``predict``, then ``record``.
 
     What is stored with the same key is not made again (:mod:`tave.cache`). ``tuned``: tuned weights of an earlier run
-    to edit with instead of tuning.
+    to edit with instead of tuning. ``footage``: the clip's file, which the edits are laid over.
     """
 
     def __init__(
-        self, options: TrainOptions, folder: Path, clip: Clip, progress: Progress, tuned: Path | None = None
+        self,
+        options: TrainOptions,
+        folder: Path,
+        clip: Clip,
+        progress: Progress,
+        tuned: Path | None = None,
+        footage: Footage | None = None,
     ) -> None:
-        self.options, self.folder, self.clip, self.progress = options, folder, clip, progress
+        self.options, self.folder, self.progress, self.footage = options, folder, progress, footage
         check_links(folder)
         prepare(folder, folder / "edits", Path(options.cache), *Path(options.cache).glob("tuned-*/"))
         self.loggers = open_loggers(options.logger, folder)
@@ -79,7 +92,7 @@ class Run:
         tuned_from = read_about(tuned).get("base", {}) if tuned is not None else None
         self.backbone: Backbone = load_backbone(options.backbone, tuned_from)
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
-        self._note_weights()
+        note_weights(self.backbone, options, progress)
         device = build_trainer(options, str(folder)).strategy.root_device
         height, width = clip.frames.shape[-2:]
         seen = min(len(clip.frames), options.window.frames)
@@ -88,29 +101,35 @@ class Run:
             progress.note(note)
         options = replace(options, memory=memory)
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
-        pipeline = self.editor.pipeline
+        self._said: set[str] = set()
+        self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
+        self.losses: list[float] = []  # of the tuning's steps
+        self._take(clip, None if tuned is None else self._load(tuned))
+
+    def _take(self, clip: Clip, tuned: str | None = None) -> None:
+        """Work on ``clip``; ``tuned``: the key of tuned weights that are loaded already."""
+        options, pipeline = self.options, self.editor.pipeline
+        self.clip = clip
         self.data = VideoData(pipeline, clip, options.video.source_prompt, steps=options.tuning.steps)
-        if tuned is not None:
-            self.tuned_key = self._load(tuned)
-        else:
-            self.tuned_key = key_of(
-                *(dict(self.backbone.hashes), self.backbone.name, self.editor.denoiser.prediction_type),
-                *(options.inflation, options.tuning, clip.frames, options.video.source_prompt, options.seed),
-                rounding(options.memory, options.precision),
-                *([options.window] if len(clip.frames) > options.window.frames else []),
-            )
+        key = key_of(
+            *(dict(self.backbone.hashes), self.backbone.name, self.editor.denoiser.prediction_type),
+            *(options.inflation, options.tuning, clip.frames, options.video.source_prompt, options.seed),
+            rounding(options.memory, options.precision),
+            *([options.window] if len(clip.frames) > options.window.frames else []),
+        )
+        self.tuned_key = key if tuned is None else tuned
         levels = (pipeline.schedule.timesteps, pipeline.schedule.alphas)
         self.key = key_of(
             *(self.tuned_key, *levels, options.inversion, options.condition, options.reference.frame, options.seed),
             rounding(options.memory, options.precision),
         )
         pipeline.cache = Cache(
-            Path(options.cache), self.key, progress, {"trajectory": folder / "trajectory.safetensors"}
+            Path(options.cache), self.key, self.progress, {"trajectory": self.folder / "trajectory.safetensors"}
         )
         if tuned is not None:
-            pipeline.cache.take(tuned_state(self.editor.denoiser.unet) | {"clip": clip.frames})
-        self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
-        self.losses: list[float] = []  # of the tuning's steps
+            state = tuned_state(self.editor.denoiser.unet)
+            if tuned != key or not self._tuned_here(state):
+                pipeline.cache.take(state | {"clip": clip.frames})
 
     @classmethod
     def begin(cls, options: TrainOptions, folder: Path, *, show: bool = True) -> Run:
@@ -121,8 +140,21 @@ class Run:
         it as it is.
         """
         progress = Progress(show=show)
-        run = cls(options, folder, read_clip(options.video.path, options.video, Scratch(Path(options.cache))), progress)
-        run.targets(options.video.requests())
+        path, video, scratch = Path(options.video.path), options.video, Scratch(Path(options.cache))
+        whole = overview(shown_size(path), video) if options.mask.region == "found" else None
+        clip = read_clip(path, video, whole, scratch)
+        notes = clip_notes(clip)
+        run = cls(options, folder, clip, progress)
+        if whole is not None:
+            found = {run.edit_key(target): target for target in run.targets(video.requests(), quiet=True)}
+            view = find_box(run.editor.pipeline, run.clip, video, found)
+            run._take(read_clip(path, video, view, scratch))
+            notes = clip_notes(run.clip)
+        for note in notes:
+            progress.note(note)
+        assert run.clip.view is not None
+        run.footage = Footage(path, video, run.clip.view)
+        targets = run.targets(video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
         tuned = folder / "tuned.safetensors"
@@ -135,6 +167,8 @@ class Run:
         begin_record(folder)
         with rewriting(folder, "source.mp4"):
             write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
+        if write_mask_preview(path := folder / "mask_preview.png", run.clip, targets):
+            progress.note(f"masks as they are read: {path}")
         return run
 
     def needed(self) -> dict[Path, int]:
@@ -145,13 +179,15 @@ class Run:
         trained = [weight for weight in self.editor.denoiser.unet.parameters() if weight.requires_grad]
         tuned, here = sum(weight.nbytes for weight in trained), self.folder / "tuned.safetensors"
         tuned = tuned if options.tuning.steps else 0
-        cache = Path(options.cache)
+        cache, shown = Path(options.cache), self.clip.origin.size if self.clip.origin else (0, 0)
+        stills = len(frames) * 3 * shown[0] * shown[1] if options.output.frames else 0
         stored = {} if here.is_file() else {cache / f"tuned-{self.tuned_key}.safetensors": (1 + CHECKPOINT) * tuned}
         return stored | {
             self.folder / "trajectory.safetensors": trajectory,
             cache / f"trajectory-{key_of(self.key, options.inversion)}.safetensors": trajectory,
             here: tuned,
-            cache / "temporary files": trajectory + 5 * frames.nbytes,  # tave.scratch
+            cache / "temporary files": trajectory + 6 * frames.nbytes,  # tave.scratch
+            self.folder / "edits" / "frames": stills,
         }
 
     # ---- the two loops -----------------------------------------------------------------------------------------------
@@ -162,8 +198,7 @@ class Run:
         stored = Path(self.options.cache) / f"tuned-{self.tuned_key}.safetensors"
         trained = any(parameter.requires_grad for parameter in unet.parameters())
         if self._found(here):
-            state, known = tuned_state(unet), find_tensors(stored, self.tuned_key, mapped=True)
-            if known is None or digest_of(state) != digest_of(known[0]):  # made elsewhere, by whoever wrote their key
+            if not self._tuned_here(state := tuned_state(unet)):
                 self.editor.pipeline.cache.take(state)
         else:
             if not self._found(stored) and trained and self.options.tuning.steps:
@@ -176,6 +211,12 @@ class Run:
         if text := licence_text(self.backbone.licence):
             with rewriting(self.folder, LICENCE), whole_file(self.folder / LICENCE) as waiting:
                 waiting.write_text(text, encoding="utf-8")
+
+    def _tuned_here(self, state: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the cache has these tuned weights: others were made elsewhere, by whoever wrote their key."""
+        stored = Path(self.options.cache) / f"tuned-{self.tuned_key}.safetensors"
+        known = find_tensors(stored, self.tuned_key, mapped=True)
+        return known is not None and digest_of(state) == digest_of(known[0])
 
     def _found(self, path: Path) -> bool:
         """Load the tuned weights in ``path`` if they are those of this run."""
@@ -237,6 +278,7 @@ class Run:
         self, due: list[Target], keys: Mapping[str, str], requests: Mapping[str, EditEntry], about: Mapping[str, Any]
     ) -> None:
         self._drop_figures([target.name for target in due])
+        write_mask_preview(self.folder / "mask_preview.png", self.clip, due)
         self.data.targets = due
         write_video(self.folder / "round_trip.mp4", self.data.source.round_trip, self.clip.fps, lossless=True)
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
@@ -248,7 +290,8 @@ class Run:
             **about,
         }
         recorded = {name: {"key": keys[name], **request_record(entry), **common} for name, entry in requests.items()}
-        writer = RunWriter(self.folder, truths, recorded, self.progress)
+        stills = self.options.output.frames is not None
+        writer = RunWriter(self.folder, truths, recorded, self.progress, self.footage, stills)
         with without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
@@ -263,42 +306,27 @@ class Run:
     def edit_key(self, target: Target) -> str:
         """The key of an edit: all that it depends on."""
         images = [part for image in target.images for part in (image.rgb, image.alpha, image.matte)]
-        return key_of(self.key, self.options.editing, target.prompt, *images, target.region)
+        written = [self.footage is not None, self.options.video.audio, self.options.output]
+        return key_of(self.key, self.options.editing, target.prompt, *images, target.region, written)
 
-    def targets(self, entries: Mapping[str, EditEntry]) -> list[Target]:
-        """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at."""
+    def targets(self, entries: Mapping[str, EditEntry], quiet: bool = False) -> list[Target]:
+        """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at.
+
+        ``quiet``: what their masks do is not said.
+        """
         reference = self.options.reference
-        targets = read_targets(entries, self.clip, self.options.video, reference)
+        say = log.debug if quiet else self._warn_once
+        targets = read_targets(entries, self.clip, self.options.video, reference, say)
         if targets and reference.matte == "segmented" and reference.mode not in ("as_is", "none"):
             device = self.editor.pipeline.encoders.device
             targets, self.segmenter_hashes = segment_targets(targets, str(reference.segmenter), device, self.progress)
         return targets
 
-    def _note_weights(self) -> None:
-        """Tell the user once about the weights in use."""
-        backbone, options = self.backbone, self.options
-        if backbone.licence:
-            self.progress.note(
-                f"weights of {backbone.name}: {backbone.licence}; it also applies to weights tuned from them"
-            )
-        if backbone.unverified:
-            files = ", ".join(backbone.unverified)
-            self.progress.note(f"no published SHA-256 to verify {files}; run.json records their hashes")
-            self._compare_weights()
-        if note := preset_note(options.memory, options.precision, torch.cuda.is_available()):
-            log.warning("%s", note)
-        for note in knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests()):
-            log.warning("%s", note)
-
-    def _compare_weights(self) -> None:
-        """Warn about unverified files that have changed since they were first used; the cache records their digests."""
-        here = {f"{self.backbone.name}/{file}": self.backbone.hashes[file] for file in self.backbone.unverified}
-        known = remember(Path(self.options.cache) / "weights.json", here)
-        for file, sha in here.items():
-            if known.get(file, sha) != sha:
-                log.warning(
-                    "%s has changed: it was %s, is %s; fetch it again if this is unexpected", file, known[file], sha
-                )
+    def _warn_once(self, line: str) -> None:
+        """Warn of what is read again for each of a run's steps."""
+        if line not in self._said:
+            self._said.add(line)
+            log.warning("%s", line)
 
     # ---- stored products ---------------------------------------------------------------------------------------------
 
@@ -344,8 +372,10 @@ class Run:
             "chosen": chosen,
             "seed": self.options.seed,
             "fps": self.clip.fps,
+            "origin": self.clip.origin and self.clip.origin.record(),
             "size": list(self.clip.frames.shape),
             "windows": [[w.start, w.stop] for w in self.editor.denoiser.windows(len(self.clip.frames))],
+            "crop": self.clip.view and list(self.clip.view),
             **origin(),
             "weights": dict(self.backbone.hashes),
             "weights_unverified": list(self.backbone.unverified),

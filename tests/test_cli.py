@@ -406,7 +406,8 @@ def test_a_working_folders_own_modules_are_never_run(tmp_path: Path) -> None:
     checkout, folder = tmp_path / "checkout", tmp_path / "folder"
     for name in ("tave", "eval"):
         (checkout / name).mkdir(parents=True)
-    shutil.copy(ROOT / "tave" / "__init__.py", checkout / "tave")
+    for name in ("__init__", "interrupts"):
+        shutil.copy(ROOT / "tave" / f"{name}.py", checkout / "tave")
     (checkout / "pyproject.toml").touch()
     (checkout / "eval" / "__init__.py").write_text("from . import score\n")
     (checkout / "eval" / "score.py").write_text("print('score of the checkout')\n")

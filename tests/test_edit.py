@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import TINY, ages, call, evaluations, figures_of, frames_of, held_elsewhere, options
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +24,7 @@ from tave.backbone import BackboneError
 from tave.cache import read_tensors
 from tave.config import OptionError
 from tave.files import FileError, read_json
+from tave.run import Run
 from tave.train import train
 from tave.video import write_mask_video, write_video
 
@@ -129,7 +131,7 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
         write_mask_video(tmp_path / "mask.mp4", mask, 8.0)
         folder = edit(f"from_{inside.start}", f"video.mask={tmp_path / 'mask.mp4'}", "sampler.fresh_noise=0.5")
         assert (folder / "field.npz").is_file()
-        made.append(frames_of(folder / "edited.mp4"))
+        made.append(frames_of(folder / "network.mp4"))
         assert torch.equal(made[-1][..., outside], source[..., outside])
         assert (made[-1] - source)[..., inside].abs().mean() > 0.1
         with np.load(folder / "soft_mask.npz") as stored:
@@ -139,6 +141,61 @@ def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
     edit("default", f"video.mask={tmp_path / 'mask.mp4'}")
     assert torch.equal(starts[-1], inverted)
     assert not torch.equal(*made)
+
+
+def test_frames_without_the_object_come_back_as_they_were(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The object is not there at first and leaves the frame: object 1 of palette pictures, inverted and soft ones."""
+    monkeypatch.setattr(tave.writer, "write_video", partial(write_video, lossless=True))
+    for index in range(8):
+        numbers = np.zeros((32, 32), np.uint8)
+        numbers[2:8, 2:8] = 2
+        if 2 <= index < 6:
+            numbers[8:24, 8:24] = 1
+        picture = Image.fromarray(numbers, "P")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        picture.save(tmp_path / "masks" / f"{index}.png")
+    words = [f"video.edits.suv.mask={tmp_path / 'masks'}", "video.edits.suv.object=1", "metrics.enabled=false"]
+    given = options(clip, tmp_path / "cache", *words)
+    begun = Run.begin(given, tmp_path / "begun", show=False)
+    begun.close()
+    preview = tave.read_image(tmp_path / "begun" / "mask_preview.png")  # before the tuning
+    assert preview.rgb.shape == (3, 32, 3 * 32 + 2 * 2)
+    assert "is empty in frame 0-1, 6-7" in caplog.text and "object 1 of 1-2 is inside" in caplog.text
+    caplog.clear()
+    run = train(given, tmp_path / "run", show=False)
+    assert sum("is empty in frame" in message for message in caplog.messages) == 1
+    source, made = frames_of(run / "source.mp4"), frames_of(run / "edits" / "suv" / "network.mp4")
+    assert torch.equal(made[[0, 1, 6, 7]], source[[0, 1, 6, 7]])
+    assert all((made[index] - source[index]).abs().mean() > 0.01 for index in range(2, 6))
+    assert read_json(run / "edits" / "suv" / "edit.json")["object"] == 1
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_a_tiny_clip_is_refused_before_the_tuning(clip: Path, tmp_path: Path, side: int) -> None:
+    write_video(tmp_path / "tiny.mp4", torch.zeros(8, 3, side, side), 8)
+    words = [f"video.path={tmp_path / 'tiny.mp4'}", "video.width=32", "video.height=32"]
+    with pytest.raises(OptionError, match=rf"tiny\.mp4: is {side}x{side}, too small to edit"):
+        train(options(clip, tmp_path / "cache", *words), tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_of_the_whole_picture_fits_a_later_edit_too(clip: Path, tmp_path: Path) -> None:
+    """The run cropped the clip; the mask is of the clip as it was, so ``run.json`` has to know its size."""
+    small = ["backbone=tiny", "tuning.steps=1", "inversion.steps=2", "logger=none", f"cache={tmp_path / 'cache'}"]
+    wide = torch.zeros(8, 3, 32, 64).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "wide.mp4", wide, 8, lossless=True)
+    cut = ["video.width=32", "video.height=32"]
+    run = tave.tune_clip(tmp_path / "wide.mp4", "a bus", folder=tmp_path / "run", overrides=[*small, *cut], show=False)
+    mask = torch.zeros(8, 1, 32, 64)
+    mask[:, :, 8:24, 20:28] = 1
+    write_mask_video(tmp_path / "mask.mp4", mask, 8)
+    words = [f"video.mask={tmp_path / 'mask.mp4'}", "metrics.enabled=false", "sampler.feather=0"]
+    edit = tave.edit_clip(run, clip / "target.png", "a red suv", overrides=words, show=False)
+    assert torch.equal(edit.mask, mask[..., 16:48])
+    assert (run.folder / "mask_preview.png").is_file()
 
 
 @pytest.mark.slow  # several runs

@@ -68,5 +68,5 @@ def test_masks_that_are_empty_or_do_not_fit_are_refused(
     empty = numbered(tmp_path / "masks", np.zeros((2, 16, 24), dtype=np.uint8), None)
     with pytest.raises(EvalError, match="all 2 masks are empty"):
         read(empty, torch.zeros(2, 3, 16, 24))
-    with pytest.raises(EvalError, match="6 masks of 40x24 for a clip of 5 frames of 40x24"):
+    with pytest.raises(EvalError, match="6 masks for a clip of 5 frames of 40x24; give one"):
         read(folder, torch.zeros(5, 3, 24, 40))

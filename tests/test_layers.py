@@ -11,19 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("config", "interrupts", "files", "keys", "seeds", "locks", "progress", "finite", "scratch", "memory", "video"),
-    *("windows", "backbone", "schedule", "attention", "inflate", "encoders", "denoiser", "inversion", "regions"),
-    *("masking", "correspondence", "correction", "sampling", "cache", "checkpoints", "reference", "pipeline", "editor"),
-    *("data", "counting", "fitting", "build", "inputs", "record", "findings", "origin", "space", "writer", "loggers"),
-    *("run", "sweep", "cli", "summary", "report", "train", "edit", "api", "listing", "controls", "benchmark"),
-    *("footprint", "doctor", "stored", "remake", "verify", "app"),
+    *("config", "interrupts", "files", "plain_yaml", "keys", "seeds", "locks", "progress", "finite", "scratch"),
+    *("memory", "video", "windows", "backbone", "schedule", "attention", "inflate", "encoders", "denoiser"),
+    *("inversion", "regions", "masking", "correspondence", "correction", "sampling", "cache", "checkpoints"),
+    *("reference", "pipeline", "editor", "data", "counting", "fitting", "build"),
+    *("inputs", "notes", "crop", "record", "findings", "origin", "space", "writer", "loggers", "run", "sweep"),
+    *("cli", "summary", "report", "train", "edit", "api", "listing", "controls", "benchmark", "footprint"),
+    *("doctor", "stored", "remake", "verify", "app"),
 ]
 LIGHTNING = {"checkpoints", "editor", "data", "build", "writer", "loggers", "run"}
 HYDRA = {"sweep", "cli", "loggers", "edit"}
 DRAWN = {"cli", "controls", "benchmark"}  # modules that may import the drawn world
 # Imported for --help and refused values, so without torch; what they need for the work they import when it begins.
 LIGHT = ("config", "interrupts", "files", "locks", "keys", "record", "sweep", "cli", "train", "edit", "api", "listing")
-LIGHT += ("summary", "benchmark", "fitting", "footprint", "doctor", "stored", "findings", "verify")
+LIGHT += ("plain_yaml", "summary", "benchmark", "fitting", "footprint", "doctor", "stored", "findings", "verify")
 LIGHT_LIBRARIES = {*sys.stdlib_module_names, "hydra", "omegaconf", "yaml"}
 
 
@@ -87,6 +88,6 @@ def test_heavy_libraries_stay_where_they_belong(name: str, path: Path) -> None:
 def test_metrics_know_files_and_not_the_method() -> None:
     for path in (ROOT / "eval").glob("*.py"):
         wanted = siblings(imported(path))
-        assert wanted <= {"config", "cli", "files", "record", "report", "summary", "video"}, (
+        assert wanted <= {"config", "cli", "files", "findings", "plain_yaml", "record", "report", "summary", "video"}, (
             f"{path.name} imports {wanted}"
         )

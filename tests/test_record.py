@@ -86,11 +86,11 @@ def test_an_edit_of_a_changed_run_is_refused_by_name(
 def test_a_changed_edit_is_neither_measured_nor_shown(run: Path) -> None:
     from tave.eval.score import score_run  # pyright: ignore[reportMissingImports]
 
-    flip(run / "edits/suv/edited.mp4")
+    flip(run / "edits/suv/network.mp4")
     before = (run / "metrics.json").read_bytes()
-    with pytest.raises(FileError, match=r"edited\.mp4 has changed"):
+    with pytest.raises(FileError, match=r"network\.mp4 has changed"):
         score_run(run, None)
-    with pytest.raises(FileError, match=r"edited\.mp4 has changed"):
+    with pytest.raises(FileError, match=r"network\.mp4 has changed"):
         _ = EditedClip(run / "edits/suv").frames
     assert (run / "metrics.json").read_bytes() == before
     flip(run / "source.mp4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -141,6 +142,10 @@ def test_records_of_any_content_make_a_page(run: Path, odd: object, tmp_path: Pa
         (here / name).write_text(json.dumps(read_json(here / name) | change))
     for sums in (here / SUMS, here / "edits/suv" / SUMS):
         sums.unlink()
+    if odd == math.inf:  # figures are finite
+        with pytest.raises(FileError, match=r"metrics\.json: \w+ is not finite: delete it and score again"):
+            write_report(here)
+        return
     page = write_report(here).read_text()
     assert len(Structure(page).all("video")) == 3
     assert "<b>" not in re.sub(r"<b>[^<]*</b>", "", page)

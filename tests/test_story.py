@@ -26,7 +26,7 @@ from tave.video import write_image
 
 FILES = {"run.json", "metrics.json", "source.mp4", "round_trip.mp4", "edits"}
 FILES |= {"tuned.safetensors", "tuned.json", "trajectory.safetensors", "SHA256SUMS"}
-EDIT = {"edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
+EDIT = {"edited.mp4", "network.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "reference.png"}
 EDIT |= {"soft_mask.npz", "field.npz", "edit.json", "truth", "SHA256SUMS"}
 
 
@@ -199,7 +199,8 @@ def test_a_stopped_tuning_continues_and_equals_an_uninterrupted_one(
         (["video.edits.suv.target_image=nowhere.png"], r"nowhere\.png"),
         (["video.edits.suv.target_image={folder}/clear.png"], r"clear\.png: the target image's alpha is empty"),
         (["video.edits.suv.matte={folder}/small.png"], r"target\.png: .*matte is 10x10"),
-        (["video.edits.suv.mask={folder}/small.png"], r"small\.png"),
+        (["video.edits.suv.mask={folder}/black.png"], r"black\.png: all 8 masks are empty"),
+        (["video.edits.suv.object=1"], r"video\.object .*give that too"),
         (["video.edits.suv.truth=/nowhere"], r"truth=/nowhere has no truth\.npz"),
         (["correction.block=7"], r"correction\.block=7 is out of range: set it between -3 and 2"),
         (["trainer.accelerator=nonsense"], r"^trainer: .*nonsense"),
@@ -211,6 +212,7 @@ def test_a_mistake_is_refused_in_one_line_before_anything_is_made(
     clip: Path, words: list[str], message: str, tmp_path: Path
 ) -> None:
     write_image(tmp_path / "small.png", torch.ones(3, 10, 10))
+    write_image(tmp_path / "black.png", -torch.ones(3, 10, 10))
     Image.new("RGBA", (32, 32)).save(tmp_path / "clear.png")
     given = options(clip, tmp_path / "cache", *(word.format(folder=tmp_path) for word in words))
     with pytest.raises(ValueError, match=message) as refused:

@@ -195,7 +195,7 @@ def test_figures_that_are_not_made_again_are_named(tmp_path: Path) -> None:
 def test_an_edit_is_a_control_of_a_benchmark_alone(tmp_path: Path, label: dict[str, Any], ok: bool | None) -> None:
     (tmp_path / "suv").mkdir()
     write_json(tmp_path / "suv/edit.json", {"control": "copy", **label})
-    (found,) = remake._edit(tmp_path / "suv", tmp_path, TrainOptions(), VerifyOptions(str(tmp_path)))
+    (found,) = remake._edit(tmp_path / "suv", tmp_path, TrainOptions(), VerifyOptions(str(tmp_path)), None)
     assert found.ok is ok and "made again" in found.line
 
 

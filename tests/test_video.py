@@ -396,8 +396,8 @@ def test_folders_that_are_not_a_clip(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"differ in size \(32x48, 64x48\); set width and height"):
         read_clip(tmp_path / "b", ReadOptions(frames=2))
     assert read_clip(tmp_path / "b", ReadOptions(frames=2, width=32, height=32)).frames.shape == (2, 3, 32, 32)
-    write_image(tmp_path / "b" / "1_mask.png", drawn(1)[0])
-    with pytest.raises(VideoError, match=r"1\.png and 1_mask\.png have the same number"):
+    write_image(tmp_path / "b" / "1_copy.png", drawn(1)[0])
+    with pytest.raises(VideoError, match=r"1\.png and 1_copy\.png have the same number"):
         read_clip(tmp_path / "b", ReadOptions(frames=2, width=32, height=32))
 
 
@@ -455,6 +455,28 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert rgb.shape == (3, 8, 8)
     if mode != "1":
         assert float((rgb - 0.2).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize(("numbers", "level"), [([0.0, 0.6, 1.0], 153), ([0.0, 153.0, 255.0], 153)])
+def test_float_pictures_in_0_to_1_or_0_to_255_are_read(tmp_path: Path, numbers: list[float], level: int) -> None:
+    Image.fromarray(np.array([numbers] * 2, np.float32)).save(tmp_path / "a.tif")
+    rgb = read_image(tmp_path / "a.tif").rgb
+    assert ((rgb[0, 0] + 1) * 127.5).round().tolist() == [0, level, 255]
+
+
+@pytest.mark.parametrize("numbers", [[-1.0, 1.0], [0.0, 4000.0], [0.0, math.nan]])
+def test_float_pictures_whose_white_is_unknown_are_refused(tmp_path: Path, numbers: list[float]) -> None:
+    Image.fromarray(np.array([numbers], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(VideoError, match=r"a\.tif: its numbers reach from .* scale them"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_palette_with_a_transparent_colour_is_cut_out(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(tmp_path / "a.png", transparency=0)
+    rgb, alpha = read_image(tmp_path / "a.png")
+    assert alpha is not None and alpha.flatten().tolist() == [0, 1] and rgb[:, 0, 1].tolist() == [-1, -1, 1]
 
 
 @pytest.mark.parametrize(

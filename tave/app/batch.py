@@ -101,15 +101,14 @@ class Batch:
         """
         root = next(each for each in self.items if each.job.name == item.root)
         tuned, cache = self.out / item.root / "run", str(self.cache)
-        made = tempfile.mkdtemp(dir=self.scratch) if look else str(self.out / item.job.name)
-        at = Setting(".", cache, cache, None, root.job.example, item.maps, self.weights, made)
+        at = Setting(".", cache, cache, None, root.job.example, item.maps, self.weights)
         if item.job.tuned and (tuned / "run.json").is_file():
             return prepare(item.job, item.files, replace(at, run=str(tuned)))
         if item.job.tuned:  # checked as a run of its own, whose clip an earlier job will have tuned
             known = {"tuning", "inversion", "reconstruction", *["masking"] * item.maps}
             return _known(prepare(*_as_run(item, root), at), known)
         found = prepare(item.job, item.files, at)
-        return _known(found, remembered(found.words, Path(made))) if look else found
+        return _known(found, remembered(found.words, Path(tempfile.mkdtemp(dir=self.scratch)))) if look else found
 
     def dry(self) -> int:
         """Print the plan of each job; the exit code."""

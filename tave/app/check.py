@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from tave.app.job import EXAMPLES, Job, words_of
 from tave.app.plan import Plan, planned
 from tave.app.public import cut
-from tave.config import PACKAGE, WHOLE, LimitOptions, OptionError, ReadOptions, TrainOptions, within
+from tave.config import PACKAGE, WHOLE, LimitOptions, OptionError, ReadOptions, TrainOptions, VideoOptions, within
 from tave.files import FileError
 from tave.keys import ROOTS, quoted
 
@@ -35,8 +36,8 @@ class Setting:
     """Where a job is prepared. ``folder``: the worker's working directory, all paths are relative to it.
 
     ``run``: the run folder of the tuned clip, for another edit of it; ``example``: the shipped clip that is tuned.
-    ``maps``: its target was compared before. ``made``: folder for a mask that is made of one picture.
-    ``weights``: backbone -> further words of tave.train; ``rates``: the folder of :func:`tave.app.plan.learn`.
+    ``maps``: its target was compared before. ``weights``: backbone -> further words of tave.train; ``rates``: the
+    folder of :func:`tave.app.plan.learn`.
     """
 
     folder: str
@@ -46,7 +47,6 @@ class Setting:
     example: str | None = None
     maps: bool = False
     weights: Mapping[str, Sequence[str]] | None = None
-    made: str = "inputs/mask"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     """
     from tave.cli import compose_options, typed
     from tave.edit import options_of
-    from tave.inputs import knowledge_notes, read_targets
+    from tave.inputs import clip_notes, knowledge_notes, read_targets
     from tave.video import read_clip
 
     files = dict(files)
@@ -134,22 +134,31 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     if limits is not None and setting.run is None and options.video.width is None and options.video.height is None:
         sides = _header(options.video.path, "video.path")[:2]
         within("video.width", max(sides), 1, limits.side)
-    clip = read_clip(options.video.path, options.video if setting.run is None else WHOLE)
-    if "video.mask" in files and (job.mask_stays or _is_picture(files["video.mask"])):
-        if not job.mask_stays:
-            raise OptionError(
-                f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true "
-                "if the object stays there in all of them"
-            )
-        files["video.mask"] = _repeated(files["video.mask"], clip, options.video, Path(setting.made))
+    if limits is not None and setting.run is None and options.video.frames is None:
+        given = [*given, f"video.frames={_frames(options.video, limits.frames)}"]
         words, options = options_now()
-    read_targets(options.video.requests(), clip, options.video, options.reference)
-    notes = knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests())
+    clip = read_clip(options.video.path, options.video if setting.run is None else WHOLE)
+    if "video.mask" in files and not job.mask_stays and _is_picture(files["video.mask"]):
+        raise OptionError(
+            f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true "
+            "if the object stays there in all of them"
+        )
+    notes = clip_notes(clip) if setting.run is None else []
+    read_targets(options.video.requests(), clip, options.video, options.reference, notes.append)
+    notes += knowledge_notes(options.backbone, options.video.source_prompt, options.video.requests())
     done = () if setting.run is None else ("inversion", "reconstruction", *["masking"] * setting.maps)
     plan = planned(
         options, tuple(clip.frames.shape), Path(setting.rates), tuned=setting.run is not None, remembered=done
     )
     return Prepared(tuple(words), replace(plan, warnings=tuple(notes)), files)
+
+
+def _frames(video: VideoOptions, most: int) -> int:
+    """How many frames the chosen part of a clip has, at most ``most``."""
+    from tave.video import open_clip
+
+    with open_clip(Path(video.path), video) as (_, frames):
+        return sum(1 for _ in islice(frames, most))
 
 
 def _is_picture(path: str) -> bool:
@@ -160,20 +169,6 @@ def _is_picture(path: str) -> bool:
             return getattr(opened, "n_frames", 1) == 1
     except (OSError, SyntaxError, ValueError):
         return False
-
-
-def _repeated(path: str, clip: Any, cut_as: ReadOptions, folder: Path) -> str:
-    """One picture of the region as a mask clip in ``folder``, for all frames of ``clip``, cut as that was."""
-    from tave.video import read_image, write_mask_video
-    from tave.video.frames import fit_frames
-
-    rgb, alpha = read_image(path)
-    plane = (rgb.mean(0, keepdim=True) + 1) / 2 if alpha is None else alpha
-    height, width = clip.frames.shape[-2:]
-    fitted = fit_frames((plane.expand(3, -1, -1) * 2 - 1)[None], width, height, cut_as.fit)
-    made = folder / "region.mp4"
-    write_mask_video(made, (fitted[:, :1] > 0).float().expand(len(clip.frames), -1, -1, -1), clip.fps)
-    return str(made)
 
 
 def first_frame(path: str, out: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tave.config import WHOLE
+from tave.record import network_clip
 from tave.video import read_clip, write_video
 
 CRF = 12
@@ -17,9 +18,10 @@ INSIDE = (1.0, 0.55, -0.8)  # amber
 
 
 def write_previews(run: Path, edit: str, folder: Path) -> None:
-    """``source.mp4``, ``edited.mp4`` and ``mask.mp4`` of an edit."""
+    """``source.mp4``, ``edited.mp4`` and ``mask.mp4`` of an edit, at the network's size."""
     source = read_clip(run / "source.mp4", WHOLE)
-    edited, mask = (read_clip(run / "edits" / edit / f"{name}.mp4", WHOLE).frames for name in ("edited", "mask"))
+    home = run / "edits" / edit
+    edited, mask = (read_clip(path, WHOLE).frames for path in (network_clip(home), home / "mask.mp4"))
     shown = {"source": source.frames, "edited": edited, "mask": heated(source.frames, (mask[:, :1] > 0).float())}
     for name, frames in shown.items():
         write_video(folder / f"{name}.mp4", frames, source.fps, crf=CRF, chroma="420")

@@ -176,8 +176,7 @@ class Queue:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             os.link(source, folder / place)
             files[key], names[place] = place, given
-        made = "inputs/mask/region.mp4"
-        return files, names | ({made: names[files["video.mask"]]} if whole.mask_stays else {})
+        return files, names
 
     def get(self, space: str, key: str, which: str = "job") -> Ticket:
         """A job of this space. Raises :class:`OptionError` for all others."""

@@ -15,7 +15,7 @@ from tave.cli import compose_config
 from tave.config import WHOLE, EditingOptions, TrainOptions
 from tave.files import read_json
 from tave.keys import options_of
-from tave.record import check_record, read_edit, read_metrics, read_run
+from tave.record import check_record, network_clip, read_edit, read_metrics, read_run
 from tave.video import Clip, read_clip
 
 # Options that are inputs or places, shown elsewhere or of no interest here.
@@ -88,7 +88,7 @@ def read_report(folder: Path) -> RunReport:
 def _edit(home: Path, config: Mapping[str, Any], figures: Mapping[str, Any]) -> EditReport:
     check_record(home)
     record = read_edit(home)
-    frames, mask = (read_clip(home / name, WHOLE).frames for name in ("edited.mp4", "mask.mp4"))
+    frames, mask = (read_clip(path, WHOLE).frames for path in (network_clip(home), home / "mask.mp4"))
     own = record.get("options") if isinstance(record.get("options"), dict) else {}
     return EditReport(home, record, figures.get(home.name, {}), frames, mask, _changes(config, own, EditingOptions))
 

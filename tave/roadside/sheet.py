@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from tave.config import WHOLE
 from tave.files import FileError, file_digest
-from tave.record import check_record, read_edit, read_metrics
+from tave.record import check_record, network_clip, read_edit, read_metrics
 from tave.video import read_clip
 from tave.video.frames import to_pixels
 
@@ -44,7 +44,7 @@ ARROWS = {True: " ↑", False: " ↓", None: ""}
 def clips_of(run: Path) -> dict[str, list[Image.Image]]:
     """Return the frames of source, mask and edit (the run's first) by label, and the target image as a clip of one."""
     edit = min(path for path in (run / "edits").glob("[!.]*") if path.is_dir())
-    paths = {"source": run / "source.mp4", "mask": edit / "mask.mp4", "edit": edit / "edited.mp4"}
+    paths = {"source": run / "source.mp4", "mask": edit / "mask.mp4", "edit": network_clip(edit)}
     check_record(run, ["source.mp4"])
     check_record(edit)
     clips = {label: read_clip(path, WHOLE).frames for label, path in paths.items()}

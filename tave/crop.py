@@ -1,0 +1,84 @@
+"""The part of the frame that the network sees with ``video.crop=object``: one box around all places of the object."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from tave.config import VideoOptions
+from tave.inflate import frames_of
+from tave.pipeline import Pipeline, Target
+from tave.regions import box_of
+from tave.video import Clip, View, frame_size
+
+log = logging.getLogger(__name__)
+
+# Around the object's path, share of its longer side: the new object may be larger, and the network needs to see where
+# it stands.
+MARGIN = 0.2
+
+
+def overview(shown: tuple[int, int], video: VideoOptions) -> View | None:
+    """The whole of frames that are ``shown`` in this size, to look for the object in; None where the network sees all
+    of their pixels anyway, or is asked to.
+    """
+    size = frame_size(shown, video)
+    crop = video.crop == "object" and (size[0] < shown[0] or size[1] < shown[1])
+    return View(0, 0, *shown) if crop else None
+
+
+def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mapping[str, Target]) -> View | None:
+    """The box of all places that the ``targets``, by their keys, change in the ``clip``, which shows the whole frame.
+
+    Masks that are given tell; else a first look with the network before its tuning, at frames all over the clip. None
+    where there is nothing, and a line says so.
+    """
+    assert clip.origin is not None
+    region = np.zeros(clip.frames.shape[-2:], bool)
+    count = min(len(clip.frames), frames_of(pipeline.denoiser.unet) or 1)
+    some = [round(at) for at in np.linspace(0, len(clip.frames) - 1, count)]
+    for key, target in targets.items():
+        found = target.region
+        if found is None:
+            look = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
+            found = pipeline.cache.tensors("place", [key, some], lambda look=look: {"region": look()})["region"]
+        region |= (found > 0).any(0)[0].numpy()
+    box = box_around(region, clip.origin.size, frame_size(clip.origin.size, video))
+    if box is None:
+        why = "nothing to edit was found in the whole frame" if targets else "no edit is requested yet"
+        log.warning("video.crop=object: %s, so video.crop=frame is taken; video.mask gives the place", why)
+    return box
+
+
+def box_around(region: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> View | None:
+    """The box of a ``region`` `H W` bool of frames ``shown`` in this size, with a margin; None for an empty region.
+
+    It lies inside the frame and has at least as many pixels as the network's ``size``, and its aspect; only a region
+    that no such box covers gets one of another aspect.
+    """
+    if not region.any():
+        return None
+    box, (tall, wide) = box_of(region), region.shape
+    (left, right), (top, bottom) = (
+        (low * whole / cells, high * whole / cells)
+        for low, high, whole, cells in ((box.left, box.right, shown[0], wide), (box.top, box.bottom, shown[1], tall))
+    )
+    needed = right - left, bottom - top
+    least, most = (
+        max(n / s for n, s in zip(needed, size, strict=True)),
+        min(w / s for w, s in zip(shown, size, strict=True)),
+    )
+    wanted = max((n + 2 * MARGIN * max(needed)) / s for n, s in zip(needed, size, strict=True))
+    scale = max(least, min(wanted, most), 1.0)
+    edges = [min(whole, math.ceil(side * scale)) for side, whole in zip(size, shown, strict=True)]
+    middles = (left + right) / 2, (top + bottom) / 2
+    corner = (
+        round(min(max(0, middle - edge / 2), whole - edge))
+        for middle, edge, whole in zip(middles, edges, shown, strict=True)
+    )
+    return View(*map(float, corner), *map(float, edges))

@@ -1,0 +1,132 @@
+"""The box around the object: the network's whole resolution for it, in the network's aspect, inside the frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import options
+
+from tave.config import ReadOptions, VideoOptions
+from tave.crop import MARGIN, box_around, overview
+from tave.files import read_json
+from tave.run import Run
+from tave.train import train
+from tave.video import View, read_clip, write_video
+from tave.video.frames import from_pixels
+
+SHOWN = (640, 360)
+
+
+def region(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    plane = np.zeros((72, 128), bool)  # an overview of 640x360 at a fifth of its size
+    plane[top:bottom, left:right] = True
+    return plane
+
+
+def test_the_box_has_the_object_in_its_middle_and_a_margin_in_the_networks_aspect() -> None:
+    box = box_around(region(30, 40, 50, 70), SHOWN, (32, 32))  # 100x50 px at 250,150
+    assert box == View(300 - 70, 175 - 70, 140, 140) and 100 * (1 + 2 * MARGIN) == 140
+    wide = box_around(region(30, 40, 50, 70), SHOWN, (64, 32))
+    assert wide is not None and wide.width == 2 * wide.height and wide.size((64, 32), 8) == (64, 32)
+
+
+@pytest.mark.parametrize(
+    "where", [(0, 8, 0, 16), (64, 72, 112, 128), (20, 60, 20, 84), (30, 40, 0, 128), (0, 72, 60, 64), (0, 72, 0, 128)]
+)
+def test_the_box_covers_the_object_inside_the_frame(where: tuple[int, int, int, int]) -> None:
+    box = box_around(region(*where), SHOWN, (32, 32))
+    assert box is not None
+    top, bottom, left, right = (5 * side for side in where)
+    assert 0 <= box.left <= left and right <= box.left + box.width <= SHOWN[0]
+    assert 0 <= box.top <= top and bottom <= box.top + box.height <= SHOWN[1]
+    assert box.width == box.height or right - left > SHOWN[1]  # another aspect only where no square covers it
+    width, height = box.size((96, 96), 8)
+    assert abs(width / height - box.width / box.height) < 0.12 * box.width / box.height
+    assert abs(width * height - 96 * 96) < 0.12 * 96 * 96
+
+
+def test_no_box_has_fewer_pixels_than_the_network_and_none_is_empty() -> None:
+    box = box_around(region(30, 31, 50, 51), SHOWN, (96, 96))
+    assert box is not None and (box.width, box.height) == (96, 96)
+    assert box_around(region(0, 0, 0, 0), SHOWN, (96, 96)) is None
+
+
+def test_the_overview_shows_the_whole_frame_in_as_many_pixels() -> None:
+    given = VideoOptions(width=96, height=96)
+    whole = overview((1920, 1080), given)
+    assert whole is not None and whole == (0, 0, 1920, 1080) and whole.size((96, 96), 8) == (128, 72)
+    assert overview((96, 96), given) is None and overview((90, 50), given) is None
+    assert overview((1920, 1080), VideoOptions(width=96, height=96, crop="frame")) is None
+    assert overview((1920, 1080), VideoOptions()) is None  # read at its own size
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A clip of 128x96 with a small object that moves, its masks, and a target."""
+    frames = np.full((8, 96, 128, 3), (120, 160, 200), np.uint8)
+    (tmp_path / "masks").mkdir()
+    for index, frame in enumerate(frames):
+        mask = np.zeros((96, 128), np.uint8)
+        frame[60:72, 70 + index : 82 + index], mask[60:72, 70 + index : 82 + index] = (200, 40, 40), 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    write_video(tmp_path / "large.mp4", from_pixels(frames), 8, crf=4)
+    return tmp_path / "large.mp4"
+
+
+def test_with_a_mask_the_box_lies_around_it(clip: Path, large: Path, tmp_path: Path) -> None:
+    words = [f"video.path={large}", f"video.edits.suv.mask={tmp_path / 'masks'}", "metrics.enabled=false"]
+    run = train(options(clip, tmp_path / "cache", *words, "video.edits.suv.truth=null"), tmp_path / "run", show=False)
+    crop = read_json(run / "run.json")["crop"]
+    assert crop == read_json(run / "edits/suv/edit.json")["crop"]
+    assert crop[2:] == [32, 32] and abs(crop[0] + 16 - 79.5) <= 2 and abs(crop[1] + 16 - 66) <= 2  # 29 px with margin
+    edited, source = (read_clip(path, ReadOptions(multiple=1)).frames for path in (run / "edits/suv/edited.mp4", large))
+    assert edited.shape == source.shape == (8, 3, 96, 128)
+    changed = (edited - source).abs().amax((0, 1)) > 0.1
+    rows, columns = torch.nonzero(changed.any(1))[:, 0], torch.nonzero(changed.any(0))[:, 0]
+    assert rows.min() >= 54 and rows.max() <= 78 and columns.min() >= 64 and columns.max() <= 96
+    assert (edited - source).abs()[:, :, 61:71, 80].mean() > 0.05
+    frames = read_clip(run / "source.mp4", ReadOptions(multiple=1)).frames
+    left, top = int(crop[0]), int(crop[1])
+    assert (frames - source[:, :, top : top + 32, left : left + 32]).abs().max() == 0  # the file's own pixels
+
+
+def test_without_a_mask_a_first_look_finds_it_or_the_frame_is_taken(
+    clip: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def look(pipeline: object, part: object, prompt: str, target: object) -> torch.Tensor:
+        seen.append(tuple(part.frames.shape))  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr("tave.pipeline.Pipeline.locate", look)
+    words = options(clip, tmp_path / "cache", f"video.path={large}", "video.edits.suv.truth=null")
+    found = torch.zeros(8, 1, 32, 40)
+    found[0, 0, 16:20, 20:24] = 1
+    run = Run.begin(words, tmp_path / "one", show=False)
+    run.close()
+    assert seen == [(8, 3, 32, 40)]  # the whole 128x96 in the pixels of 32x32
+    assert run.clip.view is not None and run.clip.view.width == 32
+    again = Run.begin(words, tmp_path / "two", show=False)
+    again.close()
+    assert again.clip.view == run.clip.view and len(seen) == 1  # stored
+    found = torch.zeros(8, 1, 32, 40)
+    other = Run.begin(options(clip, tmp_path / "cache2", f"video.path={large}", "video.edits.suv.truth=null"),
+                      tmp_path / "three", show=False)  # fmt: skip
+    other.close()
+    assert other.clip.view == pytest.approx((16, 0, 96, 96), abs=1.5)
+    assert "nothing to edit was found in the whole frame, so video.crop=frame is taken" in caplog.text
+
+
+def test_the_first_look_runs_the_network(clip: Path, large: Path, tmp_path: Path) -> None:
+    run = Run.begin(options(clip, tmp_path / "cache", f"video.path={large}", "video.edits.suv.truth=null"),
+                    tmp_path / "run", show=False)  # fmt: skip
+    run.close()
+    assert run.clip.frames.shape[:2] == (8, 3) and "locating" in run.progress.seconds
