@@ -237,6 +237,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
         called(monkeypatch, failing(TypeError("a bug")), "video=bus_to_suv")
 
 
+@pytest.mark.slow  # several runs
 def test_a_sweep_goes_on_after_a_failed_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,6 +190,7 @@ def asked(*overrides: str) -> Finding:
     return found.get("your backbone") or found[overrides[0]]
 
 
+@pytest.mark.slow  # several runs
 def test_a_folder_is_tried_and_its_files_are_verified(hub: Put, checkpoint: Path) -> None:
     known = f"backbone.sha256.unet.fp32={hashlib.sha256((checkpoint / UNET).read_bytes()).hexdigest()}"
     finding = asked("backbone=sd21_unclip", f"backbone.path={checkpoint}", known)

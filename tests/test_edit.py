@@ -52,6 +52,7 @@ def edit(clip: Path, run: Path) -> Callable[..., Path]:
     return made
 
 
+@pytest.mark.slow  # several runs
 def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
     clip: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_another_edit_neither_tunes_nor_inverts_and_loses_nothing(
     assert read_json(made / "edit.json")["target_prompt"] == "a red car on a mountain road"
 
 
+@pytest.mark.slow  # several runs
 def test_a_name_at_which_another_process_is_at_work_is_not_free(run: Path, edit: Callable[..., Path]) -> None:
     with held_elsewhere(run / "edits" / "car"):
         assert edit("car") == run / "edits" / "car-2"
@@ -115,6 +117,7 @@ def test_a_folder_without_a_readable_record_is_refused(tmp_path: Path, stored: s
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow  # several runs
 def test_another_mask_moves_the_edit_and_leaves_the_source_outside(
     run: Path, edit: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +185,7 @@ def test_a_tiny_clip_is_refused_before_the_tuning(clip: Path, tmp_path: Path, si
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # several runs
 def test_a_mask_of_the_whole_picture_fits_a_later_edit_too(clip: Path, tmp_path: Path) -> None:
     """The run cropped the clip; the mask is of the clip as it was, so ``run.json`` has to know its size."""
     small = ["backbone=tiny", "tuning.steps=1", "inversion.steps=2", "logger=none", f"cache={tmp_path / 'cache'}"]
@@ -219,6 +223,7 @@ def test_a_moved_backbone_edits_and_another_one_is_refused(clip: Path, saved: Pa
         edit(f"backbone.path={there}", "sampler.guidance_scale=2")
 
 
+@pytest.mark.slow  # several runs
 def test_a_notebook_gets_frames_mask_and_figures(clip: Path, tmp_path: Path) -> None:
     small = [*TINY, "tuning.steps=1", "logger=none", f"cache={tmp_path / 'cache'}"]
     run = tave.tune_clip(clip / "source.mp4", "a white bus", folder=tmp_path / "run", overrides=small, show=False)
@@ -237,6 +242,7 @@ def test_a_notebook_gets_frames_mask_and_figures(clip: Path, tmp_path: Path) -> 
     assert again.folder == edit.folder
 
 
+@pytest.mark.slow  # several runs
 def test_several_pictures_of_one_object_are_all_shown(clip: Path, run: Path) -> None:
     image, other = clip / "target.png", run / "edits/suv/side_by_side.png"
     given = ["reference.mode=as_is", "metrics.enabled=false", f"cache={run.parent / 'cache'}"]

@@ -184,6 +184,7 @@ def test_a_bad_step_is_named_and_the_checkpoint_before_it_is_kept(
     check_finite("last", state["state_dict"])
 
 
+@pytest.mark.slow  # several runs
 def test_a_loss_that_the_tuning_made_grow_is_said_in_one_line(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,6 +280,7 @@ def test_presets_can_be_overridden():
     assert full.memory == MemoryOptions() and held(full.memory, full.precision) == torch.float32
 
 
+@pytest.mark.slow  # several runs
 def test_the_smallest_preset_tunes_and_edits(clip: Path, tmp_path: Path):
     """On the CPU, where bf16 rounds as it does on a GPU. What is tuned is stored in float32."""
     words = ["video=bus_to_suv", "backbone=tiny", "video.frames=3", "video.edits.suv.truth=null", "memory=8gb"]

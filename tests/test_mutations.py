@@ -8,6 +8,7 @@ import mutations
 import pytest
 
 
+@pytest.mark.slow  # several runs
 def test_damaged_files_are_read_or_refused_in_one_line() -> None:
     found = mutations.run(40, first=1000)
     assert len(found) == 40

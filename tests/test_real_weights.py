@@ -340,6 +340,7 @@ def small(clip: Path, cache: Path, *overrides: str) -> TrainOptions:
     return compose_options("train", [*words, "video.target_prompt=a red suv", "video.edit=suv", f"cache={cache}"])
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize("where", ["folder", "hub"])
 @pytest.mark.parametrize("choice", ["sd21_unclip", "sd15_ip_adapter"])
 def test_a_checkpoint_tunes_and_edits_without_a_network(

@@ -111,6 +111,7 @@ def test_the_same_command_makes_a_changed_edit_again(
     assert figures_of(run) == figures_of(made)
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize("name", ["metrics.json", "round_trip.mp4", "run.json", "trajectory.safetensors"])
 def test_a_kill_between_a_file_and_its_digest_leaves_a_run_that_goes_on(run: Path, clip: Path, name: str) -> None:
     """As after SIGKILL: nothing that follows the file's own writing has happened."""

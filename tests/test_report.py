@@ -102,6 +102,7 @@ def test_text_of_users_stays_text_and_nothing_is_loaded(page: str) -> None:
     assert "default-src 'none'" in page
 
 
+@pytest.mark.slow  # several runs
 def test_it_is_made_again_from_the_folder_alone_and_covers_every_edit(run: Path, clip: Path, tmp_path: Path) -> None:
     here = Path(shutil.copytree(run, tmp_path / "run"))
     words = ["metrics.enabled=false", "correction.enabled=false", "mask.dilate=0.1", "report=false"]

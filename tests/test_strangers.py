@@ -204,6 +204,7 @@ def test_interpolations_are_not_resolved(world: Path, clip: Path, monkeypatch: p
     assert not list((world / "run").rglob("*of-the-user*"))
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize("name", ["edits", "logs", "metrics.json", "edits/suv", "edits/car"])
 def test_links_out_of_the_folder_are_refused(
     world: Path, clip: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -255,6 +256,7 @@ def test_a_pipe_in_the_folder_does_not_hang(world: Path, clip: Path) -> None:
     assert ask(world, clip) == 1
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize("name", ["tuned.safetensors", "trajectory.safetensors"])
 def test_pickles_by_another_name_are_not_read(world: Path, clip: Path, name: str) -> None:
     torch.save({"a": Payload(world / "ran")}, world / "run" / name)
@@ -263,6 +265,7 @@ def test_pickles_by_another_name_are_not_read(world: Path, clip: Path, name: str
     assert not (world / "ran").exists()
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize("forged", ["trajectory", "tuned"])
 def test_an_edit_of_a_forged_run_leaves_the_cache_of_honest_ones_as_it_is(
     world: Path, made: Path, clip: Path, forged: str

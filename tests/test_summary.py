@@ -46,6 +46,7 @@ def test_quiet_prints_the_folder_alone(words: list[str], run: Path, capsys: pyte
     assert capsys.readouterr() == (f"{run}\n", "")
 
 
+@pytest.mark.slow  # several runs
 def test_json_is_one_line_with_all_that_a_script_needs(
     words: list[str], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -240,6 +240,7 @@ def test_each_step_tunes_on_a_drawn_window_and_its_predicted_frames(
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # several runs
 def test_a_run_of_several_windows_is_edited_again_and_measured(clip: Path, tmp_path: Path) -> None:
     """The clip's 8 frames in windows of 5: tuned, inverted, edited; another edit goes by what the run recorded."""
     words = "window.frames=5", "window.overlap=1", "tuning.steps=1", "inversion.steps=1", "mask.steps=[0,1]"
