@@ -7,6 +7,7 @@ python -m tave.stored action=prune older=30d keep=10GB unused=true delete=true
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -69,13 +70,17 @@ def _entry(name: str, paths: list[Path]) -> Entry:
 
 def _key(path: Path, part: str) -> str:
     """``key`` or ``scope`` of a stored product or a record; "" where it has none or can't be read."""
-    from tave.cache import StoredError, peek
+    from safetensors import SafetensorError, safe_open
 
     try:
-        about = read_json(path) if path.suffix == ".json" else peek(path)
-    except (FileError, StoredError):
+        if path.suffix == ".json":
+            about = read_json(path)
+        else:
+            with safe_open(path, "numpy") as stored:  # without torch, since the app's server sweeps caches
+                about = json.loads((stored.metadata() or {}).get("about", "{}"))
+    except (FileError, OSError, SafetensorError, ValueError, RecursionError):
         return ""
-    return str(about.get(part, ""))
+    return str(about.get(part, "")) if isinstance(about, dict) else ""
 
 
 def references(runs: Path) -> dict[str, list[Path]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tave.app.check import Checker, Prepared, _answered
 from tave.app.job import KEYS, OWN, Job, check_limits, inherited, model_words, read_job, same_maps, schema, words_of
@@ -24,6 +25,7 @@ from tave.app.plan import Plan, Stage, learn, measured
 from tave.app.public import public, zipped
 from tave.app.queue import Queue
 from tave.app.spaces import RefusedError, Spaces, stored_name
+from tave.cache import write_tensors
 from tave.cli import compose_options
 from tave.config import PACKAGE, AppOptions, LimitOptions, OptionError
 from tave.files import write_json
@@ -156,12 +158,14 @@ def test_a_zip_has_no_path_and_its_record_is_that_of_its_files(tmp_path: Path) -
             assert hashlib.sha256(stored.read(place + name)).hexdigest() == sha, name
 
 
-def test_the_service_holds_no_network() -> None:
+def test_the_service_holds_no_network(tmp_path: Path) -> None:
     """Jobs and checks have processes of their own, so that a server is small, and a crash of theirs is not its own."""
     pytest.importorskip("fastapi", reason="the app's packages: pip install -e '.[app]'")
     code = "import sys, tave.app.service, tave.app.batch, tave.stored; from tave.app.plan import learn, measured; "
+    code += "from pathlib import Path; tave.app.spaces.sweep_cache(Path('cache'), 0.0); "
     code += "assert not {'torch', 'gradio', 'lightning', 'av'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    write_tensors(tmp_path / "cache/maps-0123456789ab.safetensors", {"soft": torch.zeros(2)}, {"key": "0123456789ab"})
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def test_what_a_job_took_is_expected_of_the_next(tmp_path: Path) -> None:

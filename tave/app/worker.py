@@ -27,7 +27,7 @@ from tave.keys import ROOTS
 REQUEST = "request.json"
 LOG = "log.txt"
 WEB = "web"  # clips for browsers, in a job's folder
-INTERVAL = 0.1  # s between two events of a stage's steps
+INTERVAL = 0.5  # s between two events of a stage's steps
 PATIENCE = 60.0  # s from SIGTERM to SIGKILL
 Tell = Callable[[Mapping[str, Any]], None]
 

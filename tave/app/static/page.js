@@ -35,19 +35,20 @@
     const step = () => {
       if (!document.contains(below)) return;
       if (Math.abs(below.currentTime - above.currentTime) > 0.08 && above.readyState > 1) above.currentTime = below.currentTime;
-      requestAnimationFrame(step);
+      setTimeout(step, 100);
     };
     const tabs = make("div", {class: "tabs", role: "group"});
     for (const [name, label] of VIEWS) tabs.append(make("button", {type: "button", "data-view": name, text: label, onclick: () => show(name)}));
-    const show = name => {
+    const show = (name, plays = true) => {
       tabs.querySelectorAll("button").forEach(each => each.classList.toggle("on", each.dataset.view === name));
       const at = url(box, `web/${name}.mp4`);
       if (above.getAttribute("src") !== at) above.src = at;
+      if (!plays) return;
       above.play().catch(() => {});
       below.play().catch(() => {});
     };
     cut();
-    requestAnimationFrame(step);
+    setTimeout(step, 100);  // not each frame: the edit needs the processor
     const stage = make("div", {class: "stage"}, below, above, line,
       make("span", {text: "source"}));
     return {root: make("div", {class: "player"}, tabs, stage, wipe), below, show, tabs, seen: ""};
@@ -85,7 +86,7 @@
     parts.player.root.classList.toggle("single", !whole);
     parts.player.tabs.querySelectorAll("button").forEach(each => { each.hidden = !there.includes(each.dataset.view); });
     if (whole) parts.player.below.src = url(box, "web/source.mp4");
-    parts.player.show(there[0]);
+    parts.player.show(there[0], whole);  // the soft map at work stands still until it is chosen: playing takes processor
   }
 
   function update(box, job) {
@@ -127,5 +128,5 @@
       box.busy = false;
     }
   }
-  setInterval(tick, 500);
+  setInterval(tick, 1000);
 })();
