@@ -7,7 +7,6 @@ python -m tave.stored action=prune older=30d keep=10GB unused=true delete=true
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -27,8 +26,7 @@ UNFINISHED = "tuning"  # the kind of a tuning that was stopped, or is running: a
 class Entry:
     """One result of a stage, or an unfinished tuning.
 
-    ``kind``: tuned, trajectory, maps or tuning; ``size``: bytes of all its files; ``used``: seconds since the epoch;
-    ``scope``: the key of the runs that use it, "" if unknown.
+    ``kind``: tuned, trajectory, maps or tuning; ``size``: bytes of all its files; ``used``: seconds since the epoch.
     """
 
     kind: str
@@ -36,7 +34,13 @@ class Entry:
     paths: tuple[Path, ...]
     size: int
     used: float
-    scope: str
+
+    @property
+    def scope(self) -> str:
+        """The key of the runs that use it, "" if unknown. Reading it takes torch, which a sweep by age does without."""
+        kind, _, key = self.name.rpartition("-")
+        files = (path for path in self.paths if path.suffix == ".safetensors")
+        return key if kind == "tuned" else next((_key(path, "scope") for path in files), "")
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -59,28 +63,22 @@ def _stored(path: Path) -> bool:
 
 
 def _entry(name: str, paths: list[Path]) -> Entry:
-    kind, _, key = name.rpartition("-")
-    files = [path for path in paths if path.suffix == ".safetensors"]
-    scope = key if kind == "tuned" else next((_key(path, "scope") for path in files), "")
+    kind = name.rpartition("-")[0] if any(path.suffix == ".safetensors" for path in paths) else UNFINISHED
     inside = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     facts = [file.stat() for file in inside] or [paths[0].stat()]
     used = max(fact.st_mtime for fact in facts)
-    return Entry(kind if files else UNFINISHED, name, tuple(paths), sum(f.st_size for f in facts), used, scope)
+    return Entry(kind, name, tuple(paths), sum(f.st_size for f in facts), used)
 
 
 def _key(path: Path, part: str) -> str:
     """``key`` or ``scope`` of a stored product or a record; "" where it has none or can't be read."""
-    from safetensors import SafetensorError, safe_open
+    from tave.cache import StoredError, peek
 
     try:
-        if path.suffix == ".json":
-            about = read_json(path)
-        else:
-            with safe_open(path, "numpy") as stored:  # without torch, since the app's server sweeps caches
-                about = json.loads((stored.metadata() or {}).get("about", "{}"))
-    except (FileError, OSError, SafetensorError, ValueError, RecursionError):
+        about = read_json(path) if path.suffix == ".json" else peek(path)
+    except (FileError, StoredError):
         return ""
-    return str(about.get(part, "")) if isinstance(about, dict) else ""
+    return str(about.get(part, ""))
 
 
 def references(runs: Path) -> dict[str, list[Path]]:
