@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from tave.config import WHOLE
 from tave.files import whole_file
-from tave.video import read_clip, read_image
+from tave.video import read_clip, read_image, spread
 
 from . import EvalError
 from .cases import read_arrays
@@ -36,11 +36,6 @@ def _figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise EvalError("the figure needs matplotlib, which is in tave[notebooks]: run make setup") from error
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def _chosen(count: int, most: int = ACROSS) -> list[int]:
-    """Up to ``most`` of ``count`` indices, the first and the last among them."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def _shown(frames: Any) -> np.ndarray:
@@ -74,7 +69,7 @@ def grid(
 def clips(paths: dict[str, Path]) -> Figure:
     """Clips by their labels: up to eight frames."""
     found = {label: _frames(path) for label, path in paths.items()}
-    return grid([(label, [frames[i] for i in _chosen(len(frames))]) for label, frames in found.items()])
+    return grid([(label, [frames[i] for i in spread(len(frames), ACROSS)]) for label, frames in found.items()])
 
 
 def pictures(paths: dict[str, Path]) -> Figure:
@@ -88,7 +83,7 @@ def step_maps(edit: Path) -> Figure:
         maps = stored["per_step"].astype(np.float32) if "per_step" in stored else np.zeros((0, 0))
     if not len(maps):
         raise EvalError(f"{edit}: no maps of single steps are stored, as for a mask that was given")
-    steps, frames = _chosen(len(maps)), sorted({0, maps.shape[1] // 2, maps.shape[1] - 1})
+    steps, frames = spread(len(maps), ACROSS), sorted({0, maps.shape[1] // 2, maps.shape[1] - 1})
     lines = [(f"frame {frame}", [maps[step, frame] for step in steps]) for frame in frames]
     return grid(lines, [f"step {step + 1}" for step in steps], cmap="magma", vmin=0, vmax=max(float(maps.max()), 1e-12))
 
@@ -96,14 +91,14 @@ def step_maps(edit: Path) -> Figure:
 def masks(edit: Path) -> Figure:
     """The averaged map and the mask made of it, up to eight frames."""
     with np.load(edit / "soft_mask.npz") as stored:
-        lines = [(name, [stored[name][i] for i in _chosen(len(stored[name]))]) for name in ("soft", "mask")]
+        lines = [(name, [stored[name][i] for i in spread(len(stored[name]), ACROSS)]) for name in ("soft", "mask")]
     return grid(lines, cmap="magma", vmin=0, vmax=1)
 
 
 def latents(run: Path) -> Figure:
     """The inverted trajectory of the middle frame, from the clip's latent to noise: three channels as colours."""
     levels = load_file(run / "trajectory.safetensors")["latents"].astype(np.float32)[:, 0]  # T+1 f c h w
-    chosen, middle = _chosen(len(levels)), levels.shape[1] // 2
+    chosen, middle = spread(len(levels), ACROSS), levels.shape[1] // 2
     kept = [levels[level, middle, :3] for level in chosen]
     scale = max(float(np.abs(kept).max()), 1e-12)
     return grid([("", [_shown(part / scale) for part in kept])], [f"level {level}" for level in chosen])
@@ -133,7 +128,7 @@ def arrows(edit: Path) -> Figure:
     """The field as arrows over the source: where in the next frame each masked cell finds its match."""
     moves = field(edit)
     frames, tall, wide = _ground(edit, moves)
-    chosen = _chosen(max(1, len(moves) - 1), most=4)
+    chosen = spread(max(1, len(moves) - 1), most=4)
     figure = grid([("", [frames[i] for i in chosen])], [f"frame {i} to {i + 1}" for i in chosen], side=3)
     for panel, i in zip(figure.axes, chosen, strict=True):
         y, x = np.nonzero(~np.isnan(moves[i, ..., 0]))

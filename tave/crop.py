@@ -14,7 +14,7 @@ from tave.config import VideoOptions
 from tave.inflate import frames_of
 from tave.pipeline import Pipeline, Target
 from tave.regions import box_of
-from tave.video import Clip, View, frame_size
+from tave.video import Clip, View, frame_size, spread
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mappi
     """
     assert clip.origin is not None
     region = np.zeros(clip.frames.shape[-2:], bool)
-    count = min(len(clip.frames), frames_of(pipeline.denoiser.unet) or 1)
-    some = [round(at) for at in np.linspace(0, len(clip.frames) - 1, count)]
+    some = spread(len(clip.frames), frames_of(pipeline.denoiser.unet) or 1)
     for key, target in targets.items():
         found = target.region
         if found is None:

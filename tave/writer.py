@@ -32,6 +32,7 @@ from tave.video import (
     pasted,
     shaded,
     side_by_side,
+    spread,
     write_image,
     write_like,
     write_mask_video,
@@ -133,7 +134,8 @@ def _mapping(clip: Clip) -> dict[str, Any]:
 
 def write_mask_preview(path: Path, clip: Clip, targets: Sequence[Target]) -> bool:
     """Show the first, middle and last frame under each mask that was given, a row each; whether there was one."""
-    rows = [shaded(clip.frames, target.region) for target in targets if target.region is not None]
+    some = spread(len(clip.frames), 3)
+    rows = [shaded(clip.frames[some], each.region[some]) for each in targets if each.region is not None]
     if rows:
         write_image(path, contact_sheet(rows, columns=3))
     return bool(rows)
@@ -155,7 +157,7 @@ def _write_clips(folder: Path, edit: Edit) -> None:
         ),
         fps,
     )
-    shown = np.linspace(0, len(source) - 1, min(SHOWN, len(source))).round().astype(int).tolist()
+    shown = spread(len(source), SHOWN)
     soft, mask = resized(edit.mask.soft, shown), resized(edit.mask.mask, shown)
     rows = [source[shown], mask_frames(soft), shaded(source[shown], mask), edited[shown]]
     write_image(folder / "side_by_side.png", contact_sheet(rows, SHOWN))

@@ -12,7 +12,7 @@ from tave.video.image import read_image, read_matte
 from tave.video.masks import MaskRequest, Masks, read_masks
 from tave.video.paste import Footage, Overlay, open_footage, pasted
 from tave.video.read import open_clip, read_clip, shown_size
-from tave.video.sheet import contact_sheet, heat, mask_frames, shaded, side_by_side
+from tave.video.sheet import contact_sheet, heat, mask_frames, shaded, side_by_side, spread
 from tave.video.stills import kept_as_pictures, write_still
 from tave.video.view import View, frame_size
 from tave.video.write import GENERATED, write_image, write_mask_video, write_video
@@ -48,6 +48,7 @@ __all__ = [
     "shaded",
     "shown_size",
     "side_by_side",
+    "spread",
     "write_image",
     "write_like",
     "write_mask_video",

@@ -27,6 +27,11 @@ def heat(maps: Tensor) -> Tensor:
     return torch.stack([(maps * 3 - channel).clamp(0, 1) for channel in range(3)], dim=-3) * 2 - 1
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Indices of at most ``most`` of ``count`` frames, evenly spread, with the first and the last."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+
+
 def side_by_side(clips: Sequence[Tensor], direction: str = "horizontal") -> Tensor:
     """Join clips `f 3 H W` of one size and length in a row (horizontal) or a column (vertical)."""
     choice("direction", direction, ("horizontal", "vertical"))
@@ -45,8 +50,7 @@ def contact_sheet(rows: Sequence[Tensor], columns: int = 8, gap: int = 2) -> Ten
     height, width = rows[0].shape[-2:]
     sheet = torch.ones(3, len(rows) * (height + gap) - gap, columns * (width + gap) - gap)
     for down, row in enumerate(rows):
-        shown = min(columns, len(row))
-        for across, index in enumerate(np.linspace(0, len(row) - 1, shown).round().astype(int)):
+        for across, index in enumerate(spread(len(row), columns)):
             top, left = down * (height + gap), across * (width + gap)
             sheet[:, top : top + height, left : left + width] = row[index].float().cpu()
     return sheet
