@@ -37,13 +37,7 @@ from tave.editor import UNET
 from tave.files import FileError, prepare, whole_file, write_json
 from tave.fitting import fit
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
-from tave.inputs import (
-    clip_notes,
-    input_digests,
-    read_targets,
-    request_record,
-    segment_targets,
-)
+from tave.inputs import clip_notes, input_digests, read_targets, request_record, segment_targets
 from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import rounding
