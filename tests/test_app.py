@@ -220,7 +220,7 @@ class Shortcut(Checker):
         return answer["result"]
 
     def prepare(self, job: Job, files: Mapping[str, str], setting: Any, limits: LimitOptions) -> Prepared:
-        if any("bad" in str(value) for value in job.values.values()):
+        if job.values.get("video.source_prompt") == "bad":  # not any value: an id may hold the word
             raise OptionError(f"{setting.folder}/{files['video.path']}: is bad")
         return Prepared(("a",), Plan((Stage("tuning", 3), Stage("sampling", 2)), 8, (8, 8), "m"), files)
 
