@@ -26,7 +26,8 @@ UNFINISHED = "tuning"  # the kind of a tuning that was stopped, or is running: a
 class Entry:
     """One result of a stage, or an unfinished tuning.
 
-    ``kind``: tuned, trajectory, maps or tuning; ``size``: bytes of all its files; ``used``: seconds since the epoch.
+    ``kind``: tuned, trajectory, maps, place (of the object in the whole frame) or tuning; ``size``: bytes of all its
+    files; ``used``: seconds since the epoch.
     """
 
     kind: str
@@ -57,7 +58,7 @@ def _stored(path: Path) -> bool:
     if path.is_symlink():
         return False
     if path.is_file():
-        return bool(re.fullmatch(r"(tuned|trajectory|maps)-[0-9a-f]{12}\.safetensors", path.name))
+        return bool(re.fullmatch(r"(tuned|trajectory|maps|place)-[0-9a-f]{12}\.safetensors", path.name))
     inside = [CHECKPOINT.match(each.name) and not each.is_symlink() for each in path.glob("*")]
     return bool(re.fullmatch(r"tuned-[0-9a-f]{12}", path.name)) and all(inside)
 

@@ -14,6 +14,7 @@ from tave.config import ReadOptions, VideoOptions
 from tave.crop import MARGIN, box_around, overview
 from tave.files import read_json
 from tave.run import Run
+from tave.stored import entries
 from tave.train import train
 from tave.video import View, read_clip, write_video
 from tave.video.frames import from_pixels
@@ -117,6 +118,7 @@ def test_without_a_mask_a_first_look_finds_it_or_the_frame_is_taken(
     again = Run.begin(words, tmp_path / "two", show=False)
     again.close()
     assert again.clip.view == run.clip.view and len(seen) == 1  # stored
+    assert [entry.kind for entry in entries(tmp_path / "cache")] == ["place"]  # and of those that a user can prune
     found = torch.zeros(8, 1, 32, 40)
     other = Run.begin(options(clip, tmp_path / "cache2", f"video.path={large}", "video.edits.suv.truth=null"),
                       tmp_path / "three", show=False)  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from . import strangers
 from .bad_inputs import CHEAP, World, judged, seen
 from .mutations import changed_tree, leaves, spoil, write_tree
 from .report import Seen
-from .shared import EDIT, SUV, TINY, TRAIN, Outcome, call, contents, differing, start
+from .shared import EDIT, JARGON, SUV, TINY, TRAIN, Outcome, call, contents, differing, fault_of, start
 
 MARK = "<img src=x onerror=alert(7261)>"
 
@@ -163,6 +164,34 @@ def listing(world: World, home: Path, draw: random.Random) -> Seen:
     done = call("benchmark", LISTED, home, limit=90)
     wrong = "code of the listing ran" if (home.parent / "pwned").exists() else ""
     return seen(wrong or judged(home, done), done, repr(about[:80]))
+
+
+JOB = {"name": "suv", "backbone": "tiny", "video.path": "clip/source.mp4", "video.source_prompt": "a white bus",
+       "video.target_image": "clip/target.png", "video.target_prompt": "a red suv", "tuning.steps": 2,
+       "inversion.steps": 2}  # fmt: skip
+FURTHER = {"name": "tighter", "tuned": "suv", "mask.threshold": "fixed", "mask.fixed": 0.4}
+
+
+def job_file(world: World, home: Path, draw: random.Random) -> Seen:
+    """A list of jobs, or a file that one of them names; checked without running them."""
+    shutil.copytree(world.fresh, home)
+    path = home / "jobs.json"
+    about, tree = changed_tree([JOB, FURTHER], draw) if draw.random() < 0.7 else ("", [JOB, FURTHER])
+    write_tree(path, tree)
+    if not about or draw.random() < 0.2:
+        damaged = draw.choice([path, home / "clip/source.mp4", home / "clip/target.png"])
+        about += f"{damaged.name}: {spoil(damaged, draw)}"
+    done = call("batch", ["jobs.json", "--dry-run", "out=out", "cache=cache"], home, limit=90)
+    lines = [line for line in done.out.splitlines() if ": would fail: " in line]
+    if lines and done.code == 2:
+        wrong = fault_of(replace(done, code=0)) or next(
+            (f"jargon: {line}" for line in lines if JARGON.search(line)), ""
+        )
+    else:
+        wrong = judged(home, replace(done, code=1) if done.code == 2 else done)
+    if not wrong and (made := [name for name in ("out", "cache") if (home / name).exists()]):
+        wrong = f"a dry run made {made[0]}"
+    return seen(wrong, replace(done, code=1, err=lines[0]) if lines else done, about[:80])
 
 
 def label(run: Path, entry: str) -> None:

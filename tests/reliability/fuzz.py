@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[int, Callable[[World, Path, random.Random], Seen]]] = {
     "run folders, forged": (4, bad_folders.forged),
     "weights folders": (200, bad_folders.weights),
     "listings of cases": (120, bad_folders.listing),
+    "job files": (80, bad_folders.job_file),
     "leaderboards and studies": (220, bad_folders.board),
 }
 SHORT = 4  # inputs of each kind in the short form

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 MODULES = {name: f"tave.{name}" for name in ("train", "edit", "verify", "benchmark", "doctor")}
 MODULES |= {name: f"tave.eval.{name}" for name in ("score", "leaderboard", "study")}
-MODULES["cache"] = "tave.stored"
+MODULES |= {"cache": "tave.stored", "batch": "tave.app.batch"}
 TINY = ["video=custom", "video.path=clip/source.mp4", "video.source_prompt=a white bus driving right", "backbone=tiny"]
 TINY += ["tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null", "logger=none"]
 SUV = ["video.target_image=clip/target.png", "video.target_prompt=a red suv driving right", "video.edit=suv"]
