@@ -23,7 +23,8 @@ from torch import Tensor
 from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
 from tave.record import check_record, network_clip, read_edit, read_run, recorded
-from tave.video import Image4, MaskRequest, Origin, VideoError, View, read_clip, read_image, read_masks, read_matte
+from tave.source import clip_of
+from tave.video import Image4, MaskRequest, VideoError, View, read_clip, read_image, read_masks, read_matte
 from tave.video.frames import from_pixels
 
 from . import EvalError
@@ -141,7 +142,8 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     path = folder / "soft_mask.npz"
     arrays = _masks(path, ("binary", "mask", "alpha"))
     result = network_clip(folder)
-    source, edited = (read_clip(file, WHOLE).frames for file in (run / "source.mp4", result))
+    clip, edited = clip_of(run), read_clip(result, WHOLE).frames
+    source = clip.frames
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
             raise EvalError(f"{result} is {_size(edited[:, 0].shape)}, but {other} is {_size(shape)}")
@@ -150,9 +152,8 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
     if annotations:
         if not mapping_in(record.get("config", {}), "video", run / "run.json"):
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
-        cut, view = ReadOptions.recorded(recorded(run)["video"]), View.recorded(run / "run.json", record.get("crop"))
-        origin = Origin.recorded(run / "run.json", record.get("origin"))
-        annotation = read_annotations(annotations, edited, cut, view, origin.size if origin else None)
+        cut, shown = ReadOptions.recorded(recorded(run)["video"]), clip.origin.size if clip.origin else None
+        annotation = read_annotations(annotations, edited, cut, clip.view, shown)
     return Case(
         name=folder.name,
         source=source,

@@ -108,7 +108,8 @@ def edit_clip(
     Several images are pictures of one object. ``overrides`` are those of ``tave.edit``. Raises ValueError like
     :func:`tune_clip`.
     """
-    from tave.edit import edit, footage_of, options_of
+    from tave.edit import edit, options_of
+    from tave.source import footage_of
 
     folder = run.folder if isinstance(run, TunedClip) else Path(run)
     cfg = options_of(folder, overrides)
@@ -117,5 +118,5 @@ def edit_clip(
     cfg.video.edit = name
     with _interruptible():
         options = typed(cfg)
-        *_, made = edit(folder, options, overrides=overrides, footage=footage_of(folder, options), show=show)
+        *_, made = edit(folder, options, overrides=overrides, footage=footage_of(folder, options.video), show=show)
     return EditedClip(folder / "edits" / made)

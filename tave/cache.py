@@ -299,6 +299,12 @@ class Cache:
             self.take(tensors)
         return tensors
 
+    def holds(self, name: str, parts: Sequence[Any]) -> bool:
+        """Whether the result of stage ``name`` under a key of ``parts`` is stored, undamaged."""
+        key = key_of(self.scope, *parts, *self.taken)
+        path = self.folder and self.folder / f"{name}-{key}.safetensors"
+        return path is not None and find_tensors(path, key, None, True) is not None
+
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Have every later result that is stored depend on ``tensors``, which were read in a run folder."""
         self.taken.append(digest_of(tensors))

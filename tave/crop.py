@@ -32,11 +32,13 @@ def overview(shown: tuple[int, int], video: VideoOptions) -> View | None:
     return View(0, 0, *shown) if crop else None
 
 
-def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mapping[str, Target]) -> View | None:
+def find_box(
+    pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mapping[str, Target], *, look: bool = True
+) -> View | None:
     """The box of all places that the ``targets``, by their keys, change in the ``clip``, which shows the whole frame.
 
     Masks that are given tell; else a first look with the network before its tuning, at frames all over the clip. None
-    where there is nothing, and a line says so.
+    where there is nothing, and a line says so. Raises :class:`LookupError` where it would have to ``look`` and may not.
     """
     assert clip.origin is not None
     region = np.zeros(clip.frames.shape[-2:], bool)
@@ -44,8 +46,10 @@ def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mappi
     for key, target in targets.items():
         found = target.region
         if found is None:
-            look = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
-            found = pipeline.cache.tensors("place", [key, some], lambda look=look: {"region": look()})["region"]
+            if not look and not pipeline.cache.holds("place", [key, some]):
+                raise LookupError("the place of the object isn't known")
+            locate = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
+            found = pipeline.cache.tensors("place", [key, some], lambda locate=locate: {"region": locate()})["region"]
         region |= (found > 0).any(0)[0].numpy()
     box = box_around(region, clip.origin.size, frame_size(clip.origin.size, video))
     if box is None:

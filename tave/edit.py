@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tave.cli import Context, entry_point, one_line, schema, typed
-from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, WHOLE, MemoryOptions, OptionError, TrainOptions, nearest
+from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MemoryOptions, OptionError, TrainOptions, nearest
 from tave.files import naming
-from tave.findings import find_input
 from tave.keys import ROOTS, choices_of, literal, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
-from tave.record import check_links, check_record, read_run, recorded
+from tave.record import check_links, check_record, recorded
 from tave.summary import noted, say
 from tave.train import measure_and_log, report_on
 
@@ -61,18 +59,15 @@ def edit(
     from tave.progress import Progress
     from tave.run import Run
     from tave.scratch import Scratch
+    from tave.source import clip_of
     from tave.space import check_present, check_space
-    from tave.video import Origin, View, read_clip
 
     requests = options.video.requests()
     if not requests:
         raise OptionError("no edit given: give video.target_image=... and video.target_prompt=...")
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
-    clip = read_clip(folder / "source.mp4", WHOLE, scratch=Scratch(Path(options.cache)))
-    record, at = read_run(folder), folder / "run.json"
-    view = View.recorded(at, record.get("crop"))
-    clip = replace(clip, origin=Origin.recorded(at, record.get("origin")), view=view)
+    clip = clip_of(folder, Scratch(Path(options.cache)))
     with (
         naming(folder),
         closing(Run(options, folder, clip, Progress(show=show), folder / "tuned.safetensors", footage)) as run,
@@ -90,22 +85,6 @@ def edit(
             measure_and_log(run, named)
         report_on(run)
     return list(named)
-
-
-def footage_of(folder: Path, options: TrainOptions, inputs: str | None = None) -> Footage | None:
-    """The file from which the run ``folder`` read its clip, where it was or in the folder ``inputs``.
-
-    None if it is at neither with the SHA-256 that the run recorded.
-    """
-    from tave.video import Footage, View
-
-    record = read_run(folder)
-    known, view = record.get("inputs"), View.recorded(folder / "run.json", record.get("crop"))
-    if not isinstance(known, dict) or not known or view is None:
-        return None
-    path, digest = next(iter(known.items()))  # the clip is the first
-    here = find_input(path, digest, inputs)
-    return None if here is None else Footage(here, options.video, view)
 
 
 def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
@@ -196,8 +175,10 @@ def _work(cfg: DictConfig, context: Context) -> None:
         raise OptionError("run is not set: give run=FOLDER, the folder that tave.train printed last")
     folder, words = Path(cfg.run), _words(context)
     options = typed(options_of(folder, words))
+    from tave.source import footage_of
+
     with noted(cfg.quiet) as notes:
-        footage = footage_of(folder, options, cfg.inputs)
+        footage = footage_of(folder, options.video, cfg.inputs)
         if footage is None:
             log.warning("the clip that was tuned on isn't here: the edit has the network's size; give inputs=FOLDER")
         made = edit(folder, options, overrides=words, show=not cfg.quiet, footage=footage)

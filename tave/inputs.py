@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from tave.config import BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
+from tave.crop import overview
 from tave.files import content_digest, file_digest
 from tave.memory import at_work
 from tave.pipeline import Target
 from tave.progress import Progress
 from tave.reference import MatteError, TargetImage, matte
 from tave.reference.segmenter import load_segmenter
-from tave.video import Clip, MaskRequest, find_cuts, read_image, read_masks, read_matte
+from tave.scratch import Scratch
+from tave.video import Clip, MaskRequest, View, find_cuts, read_clip, read_image, read_masks, read_matte, shown_size
 from tave.video.view import SMALLEST
 
 
@@ -49,6 +51,13 @@ def read_targets(
                     raise MatteError(f"{path}: {error}") from None
         targets.append(Target(name, entry.target_prompt, images, region))
     return targets
+
+
+def first_clip(options: TrainOptions, scratch: Scratch = Scratch()) -> tuple[View | None, Clip]:
+    """The clip as it is read first: the view of whole frames in which the object is to be found, else None, and it."""
+    path, video = Path(options.video.path), options.video
+    whole = overview(shown_size(path), video) if options.mask.region == "found" else None
+    return whole, read_clip(path, video, whole, scratch)
 
 
 def clip_notes(clip: Clip) -> list[str]:

@@ -13,8 +13,8 @@ import torch
 
 from tave.cache import read_about, read_tensors
 from tave.cli import typed
-from tave.config import WHOLE, EditEntry, EditingOptions, TrainOptions, VerifyOptions
-from tave.edit import edit, footage_of, options_of
+from tave.config import EditEntry, EditingOptions, TrainOptions, VerifyOptions
+from tave.edit import edit, options_of
 from tave.files import FileError
 from tave.findings import Finding, find_input
 from tave.origin import origin
@@ -22,6 +22,7 @@ from tave.pipeline import RECONSTRUCTION
 from tave.progress import Progress
 from tave.record import keep_places, read_edit, read_metrics, read_run, taken
 from tave.run import Run
+from tave.source import clip_of, footage_of
 from tave.video import Footage, read_clip, write_video
 
 COMPARED = (".mp4", ".png", ".npz")
@@ -37,7 +38,7 @@ def remade(run: Path, options: VerifyOptions) -> Iterator[Finding]:
         again = Path(place) / "run"
         try:
             base = _options(run, options, Path(place))
-            footage = footage_of(run, base, options.inputs)
+            footage = footage_of(run, base.video, options.inputs)
             yield from _tuning(run, again, base, footage)
             for folder in sorted(path for path in run.glob("edits/[!.]*") if path.is_dir()):
                 yield from _edit(folder, again, base, options, footage)
@@ -74,7 +75,7 @@ def _options(run: Path, options: VerifyOptions, place: Path) -> TrainOptions:
 
 def _tuning(run: Path, again: Path, base: TrainOptions, footage: Footage | None) -> Iterator[Finding]:
     """Tune again on the original clip if it is here, else on ``source.mp4``."""
-    shown = read_clip(run / "source.mp4", WHOLE)
+    shown = clip_of(run)
     if footage is None:
         yield Finding(None, f"{run / 'source.mp4'}: the original clip isn't recorded or not here: made again from this")
     clip = shown if footage is None else read_clip(footage.path, footage.cut, footage.view)

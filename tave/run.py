@@ -31,13 +31,13 @@ from tave.cache import (
 )
 from tave.checkpoints import TuningCheckpoint, resumable
 from tave.config import EditEntry, OptionError, TrainOptions
-from tave.crop import find_box, overview
+from tave.crop import find_box
 from tave.data import VideoData
 from tave.editor import UNET
 from tave.files import FileError, prepare, whole_file, write_json
 from tave.fitting import fit
 from tave.inflate import load_tuned, tuned_parameters, tuned_state
-from tave.inputs import clip_notes, input_digests, read_targets, request_record, segment_targets
+from tave.inputs import clip_notes, first_clip, input_digests, read_targets, request_record, segment_targets
 from tave.locks import claimed
 from tave.loggers import RunLogger, open_loggers
 from tave.memory import rounding
@@ -48,7 +48,7 @@ from tave.progress import Progress
 from tave.record import SUMS, begin_record, changed_metrics, check_links, check_record, rewriting
 from tave.scratch import Scratch
 from tave.space import check_space
-from tave.video import Clip, Footage, read_clip, shown_size, write_video
+from tave.video import Clip, Footage, read_clip, write_video
 from tave.writer import RunWriter, write_mask_preview
 
 log = logging.getLogger(__name__)
@@ -126,29 +126,36 @@ class Run:
                 pipeline.cache.take(state | {"clip": clip.frames})
 
     @classmethod
+    def open(cls, options: TrainOptions, folder: Path, *, show: bool = True, look: bool = True) -> Run:
+        """Read the clip of ``options``, and find the object in it if the network is to see a part of its frames.
+
+        ``folder`` stays as it is. ``look`` False: the network doesn't look for the object; raises
+        :class:`LookupError` if the cache doesn't know its place.
+        """
+        video, scratch = options.video, Scratch(Path(options.cache))
+        whole, clip = first_clip(options, scratch)
+        clip_notes(clip)
+        run = cls(options, folder, clip, Progress(show=show))
+        if whole is not None:
+            found = {run.edit_key(target): target for target in run.targets(video.requests(), quiet=True)}
+            view = find_box(run.editor.pipeline, run.clip, video, found, look=look)
+            run._take(read_clip(video.path, video, view, scratch))
+        assert run.clip.view is not None
+        run.footage = Footage(Path(video.path), video, run.clip.view)
+        return run
+
+    @classmethod
     def begin(cls, options: TrainOptions, folder: Path, *, show: bool = True) -> Run:
-        """Read the clip of ``options`` and open ``folder``.
+        """:meth:`open`, and begin ``folder``.
 
         Everything that the edits need is read and checked too, so that a mistake fails now and not after the tuning.
         Raises :class:`StoredError` for a folder that holds another clip, another tuning or damaged weights, and leaves
         it as it is.
         """
-        progress = Progress(show=show)
-        path, video, scratch = Path(options.video.path), options.video, Scratch(Path(options.cache))
-        whole = overview(shown_size(path), video) if options.mask.region == "found" else None
-        clip = read_clip(path, video, whole, scratch)
-        notes = clip_notes(clip)
-        run = cls(options, folder, clip, progress)
-        if whole is not None:
-            found = {run.edit_key(target): target for target in run.targets(video.requests(), quiet=True)}
-            view = find_box(run.editor.pipeline, run.clip, video, found)
-            run._take(read_clip(path, video, view, scratch))
-            notes = clip_notes(run.clip)
-        for note in notes:
-            progress.note(note)
-        assert run.clip.view is not None
-        run.footage = Footage(path, video, run.clip.view)
-        targets = run.targets(video.requests())
+        run = cls.open(options, folder, show=show)
+        for note in clip_notes(run.clip):
+            run.progress.note(note)
+        targets = run.targets(options.video.requests())
         if options.metrics.enabled and (judge := options.judge) and not (judge / "classes.json").is_file():
             raise OptionError(f"metrics.judge={judge} holds no classes.json: give a judge's folder, or null")
         tuned = folder / "tuned.safetensors"
@@ -162,7 +169,7 @@ class Run:
         with rewriting(folder, "source.mp4"):
             write_video(folder / "source.mp4", run.clip.frames, run.clip.fps, lossless=True)
         if write_mask_preview(path := folder / "mask_preview.png", run.clip, targets):
-            progress.note(f"masks as they are read: {path}")
+            run.progress.note(f"masks as they are read: {path}")
         return run
 
     def needed(self) -> dict[Path, int]:

@@ -8,18 +8,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import options
+from runs import TINY, of_clip, options
 
-from tave.config import ReadOptions, VideoOptions
+from tave.app.batch import remembered
+from tave.app.check import Setting, prepare
+from tave.app.job import Job
+from tave.cli import compose_options
+from tave.config import ReadOptions, VerifyOptions, VideoOptions
 from tave.crop import MARGIN, box_around, overview
 from tave.files import read_json
 from tave.run import Run
+from tave.source import clip_of
 from tave.stored import entries
 from tave.train import train
-from tave.video import View, read_clip, write_video
+from tave.verify import verify
+from tave.video import View, read_clip, write_image, write_video
 from tave.video.frames import from_pixels
 
 SHOWN = (640, 360)
+QUICK = [*TINY, "metrics.enabled=false", "logger=none"]
 
 
 def region(top: int, bottom: int, left: int, right: int) -> np.ndarray:
@@ -96,6 +103,41 @@ def test_with_a_mask_the_box_lies_around_it(clip: Path, large: Path, tmp_path: P
     frames = read_clip(run / "source.mp4", ReadOptions(multiple=1)).frames
     left, top = int(crop[0]), int(crop[1])
     assert (frames - source[:, :, top : top + 32, left : left + 32]).abs().max() == 0  # the file's own pixels
+    shown = clip_of(run)
+    assert shown.view == tuple(crop) and shown.origin is not None and shown.origin.size == (128, 96)
+    large.rename(tmp_path / "gone.mp4")  # made again from source.mp4, the mask is still cut as it was
+    found = list(verify(VerifyOptions(str(run), remake=True)))
+    assert not [str(each) for each in found if each.ok is False]
+    assert any("files of" in each.line and "made again" in each.line for each in found)
+
+
+def test_a_job_is_checked_as_it_will_be_run(large: Path, tmp_path: Path) -> None:
+    """Its mask lies at the left edge of a wide clip, of which the middle third is all that video.crop=frame shows."""
+    masks, wide = tmp_path / "left", np.full((8, 64, 256, 3), (120, 160, 200), np.uint8)
+    masks.mkdir()
+    for index in range(8):
+        mask = np.zeros((64, 256), np.uint8)
+        mask[24:36, 4 + index : 16 + index] = 255
+        Image.fromarray(mask).save(masks / f"{index}.png")
+    write_video(large, from_pixels(wide), 8, crf=4)
+    write_image(tmp_path / "target.png", torch.zeros(3, 32, 32))
+    values = {"video.path": "x", "video.target_image": "x", "video.mask": "x", "video.source_prompt": "a bus"}
+    job = Job(backbone="tiny", values={**values, "video.target_prompt": "a suv"})
+    files = {"video.path": large, "video.mask": masks, "video.target_image": tmp_path / "target.png"}
+    at = Setting(str(tmp_path), str(tmp_path / "cache"), str(tmp_path))
+    made = prepare(job, {key: str(path) for key, path in files.items()}, at)
+    assert not [line for line in made.plan.warnings if "mask" in line or "crop" in line or "left out" in line]
+
+
+def test_a_dry_run_knows_what_is_stored_of_a_part_of_the_frame(
+    clip: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the place that the cache knows, without another look."""
+    own = [f"video.path={large}", "video.edits.suv.truth=null", *QUICK, f"cache={tmp_path / 'cache'}"]
+    words = [*of_clip(clip), *own]
+    assert remembered(words, tmp_path / "dry") == set() and not (tmp_path / "cache").exists()
+    train(compose_options("train", words), tmp_path / "run", show=False)
+    assert remembered(words, tmp_path / "dry") == {"tuning", "inversion", "reconstruction"}
 
 
 def test_without_a_mask_a_first_look_finds_it_or_the_frame_is_taken(

@@ -205,12 +205,13 @@ def remembered(words: Sequence[str], folder: Path) -> set[str]:
     """The stages of a run with those ``words`` whose results the cache holds. Loads the weights."""
     from tave.cache import key_of
     from tave.cli import compose_options
-    from tave.progress import Progress
     from tave.run import Run
-    from tave.video import read_clip
 
     options = compose_options("train", [*words, "logger=none"])
-    run = Run(options, folder / "run", read_clip(options.video.path, options.video), Progress(show=False))
+    try:
+        run = Run.open(options, folder / "run", show=False, look=False)
+    except LookupError:  # where the object is isn't known yet, and all else depends on it
+        return set()
     run.close()
     cache, found = Path(options.cache), set[str]()
     if (cache / f"tuned-{run.tuned_key}.safetensors").is_file():

@@ -117,8 +117,8 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     """
     from tave.cli import compose_options, typed
     from tave.edit import options_of
-    from tave.inputs import clip_notes, knowledge_notes, read_targets
-    from tave.video import read_clip
+    from tave.inputs import clip_notes, first_clip, knowledge_notes, read_targets
+    from tave.source import clip_of
 
     files = dict(files)
     own = ["logger=csv", f"cache={quoted(setting.cache)}"]
@@ -137,7 +137,7 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     if limits is not None and setting.run is None and options.video.frames is None:
         given = [*given, f"video.frames={_frames(options.video, limits.frames)}"]
         words, options = options_now()
-    clip = read_clip(options.video.path, options.video if setting.run is None else WHOLE)
+    clip = first_clip(options)[1] if setting.run is None else clip_of(Path(setting.run))
     if "video.mask" in files and not job.mask_stays and _is_picture(files["video.mask"]):
         raise OptionError(
             f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true "

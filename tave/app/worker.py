@@ -81,14 +81,15 @@ def reason(code: int) -> str:
 def perform(request: Mapping[str, Any], tell: Tell) -> list[str]:
     """Make the edits of a request in the working directory; returns their names. Raises what the entry points raise."""
     from tave.cli import compose_options, typed
-    from tave.edit import edit, footage_of, options_of
+    from tave.edit import edit, options_of
+    from tave.source import footage_of
     from tave.train import train
 
     words, run = list(request["words"]), Path(request["run"])
     with followed(run, tell):
         if request["tuned"]:
             options = typed(options_of(run, words))
-            made = edit(run, options, overrides=words, footage=footage_of(run, options), show=False)
+            made = edit(run, options, overrides=words, footage=footage_of(run, options.video), show=False)
         else:
             options = compose_options("train", words)
             train(options, run, chosen={"experiment": None, "overrides": words}, show=False)

@@ -49,18 +49,34 @@ class Fault:
         return Fault(what, where, int(at), *of)
 
 
-def install(fault: Fault | None, root: Path, seen: Callable[[str], None] = lambda line: None) -> None:
-    """Let this process meet ``fault``; ``seen`` gets a line for each change of a file under ``root`` and each step."""
+def install(
+    fault: Fault | None,
+    root: Path,
+    seen: Callable[[str], None] = lambda line: None,
+    copies: Path | None = None,
+) -> None:
+    """Let this process meet ``fault``; ``seen`` gets a line for each change of a file under ``root`` and each step.
+
+    ``copies/N``: what is below ``root`` before the N-th change of a file, as a SIGKILL would leave it; left out where
+    it is as before an earlier one.
+    """
     if fault is not None and fault.where == "size":
         _limit_sizes(fault)
     count = {"file": 0, "step": 0}
     inside = threading.local()  # the fault's own removal of a folder must not be counted
     here = root.resolve()
+    states: set[frozenset[Any]] = set()
 
     def met(where: str, event: str, line: str) -> None:
         if getattr(inside, "busy", False):
             return
         count[where] += 1
+        if copies is not None and where == "file" and not line.startswith("idle "):
+            inside.busy = True
+            if (now := _state(here)) not in states:
+                states.add(now)
+                shutil.copytree(here, copies / str(count["file"]), symlinks=True)
+            inside.busy = False
         seen(line)
         if fault is None or fault.where != where:
             return
@@ -84,6 +100,16 @@ def install(fault: Fault | None, root: Path, seen: Callable[[str], None] = lambd
 
     sys.addaudithook(hook)
     _count_steps(lambda line: met("step", "", line))
+
+
+def _state(root: Path) -> frozenset[Any]:
+    """What is below ``root``: equal for two moments of one process at which it holds the same."""
+    found = []
+    for path in root.rglob("*"):
+        facts = path.lstat()
+        content = (facts.st_size, facts.st_mtime_ns) if path.is_file() and facts.st_size else ()
+        found.append((path.relative_to(root), facts.st_mode, content))
+    return frozenset(found)
 
 
 def _act(fault: Fault) -> None:

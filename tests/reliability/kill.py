@@ -35,7 +35,7 @@ from .shared import (
 
 CODES = {"kill": -9, "term": 143, "int": 130}
 NAMES = {"kill": "SIGKILL", "term": "SIGTERM", "int": "SIGINT"}
-EVERY = 8  # SIGTERM and SIGINT come at each step, and at every eighth change of a file
+EVERY = 16  # SIGTERM and SIGINT come at each step, and at so many-th changes of a file
 
 
 @dataclass(frozen=True)
@@ -49,36 +49,46 @@ class Command:
     files: dict[int, str]  # by their number, without those that change nothing
     steps: list[str]
     sizes: list[int]
+    states: Path  # N: what was there before the change N of a file, where it differs from all earlier ones
     late: int  # the number of files' changes before the last step: a signal after it may come too late
 
 
 def command(name: str, line: list[str], begins: Path, where: Path) -> Command:
     """Run it undisturbed and write down its changes of files, its steps and the sizes of its files."""
-    folder, log = where / f"reference-{name}", where / f"{name}.log"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder, log, states = where / f"reference-{name}", where / f"{name}.log", where / f"states-{name}"
+    for old in (folder, states):
+        shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(begins, folder)
-    done = call(line[0], line[1:], folder, log=log, limit=300)
+    done = call(line[0], line[1:], folder, log=log, copies=states, limit=300)
     if done.code != 0 or hidden(folder):
         raise SystemExit(f"{name} fails undisturbed ({done.code}), or leaves {hidden(folder)}:\n{done.err}")
     lines = log.read_text().splitlines()
     made = [path for path in folder.rglob("*") if path.is_file()]
-    old = {path: path.stat().st_mtime_ns for path in begins.rglob("*")}
-    sizes = sorted({p.stat().st_size for p in made if p.stat().st_mtime_ns != old.get(begins / p.relative_to(folder))})
+    begun = {path: path.stat().st_mtime_ns for path in begins.rglob("*")}
+    sizes = sorted(
+        {p.stat().st_size for p in made if p.stat().st_mtime_ns != begun.get(begins / p.relative_to(folder))}
+    )
     steps = [line.removeprefix("step ") for line in lines if line.startswith("step ")]
     # without what names the process in a temporary file
     changes = [re.sub(r"(\.|part-)[\w.-]*\d{2,}\S*$", "...", line) for line in lines if not line.startswith("step ")]
     files = {number: line for number, line in enumerate(changes, 1) if not line.startswith("idle ")}
     last = max(number for number, line in enumerate(lines) if line.startswith("step "))
     late = sum(not line.startswith("step ") for line in lines[:last])
-    return Command(name, line, begins, contents(folder / "run"), files, steps, sizes, late)
+    return Command(name, line, begins, contents(folder / "run"), files, steps, sizes, states, late)
 
 
 def stopped(of: Command, fault: Fault, folder: Path, anew: bool = False) -> Seen:
-    """Stop it, look at what is left, give the same command again and compare."""
-    home = folder / "home"
-    shutil.copytree(of.begins, home)
-    before = contents(home / "run")
-    done = (call_anew if anew else call)(of.line[0], of.line[1:], home, fault=fault)
+    """Stop it, look at what is left, give the same command again and compare.
+
+    What a SIGKILL at a change of a file leaves was copied when the command ran undisturbed.
+    """
+    home, before = folder / "home", contents(of.begins / "run")
+    if fault.what == "kill" and fault.where == "file" and not anew:
+        shutil.copytree(of.states / str(fault.at), home, symlinks=True)
+        done = Outcome(CODES["kill"], "", "", 0.0)
+    else:
+        shutil.copytree(of.begins, home)
+        done = (call_anew if anew else call)(of.line[0], of.line[1:], home, fault=fault)
     wrong = _left(of, fault, done, home, before)
     again = call(of.line[0], of.line[1:], home)
     line = done.last
@@ -128,7 +138,8 @@ def points(of: Command, draw: random.Random) -> list[tuple[str, str, Fault]]:
     """(kind, about, fault) of every trial of a command."""
     found = []
     for number, line in of.files.items():
-        found.append((f"{of.name}: SIGKILL at a change of a file", line, Fault("kill", "file", number)))
+        if (of.states / str(number)).is_dir():
+            found.append((f"{of.name}: SIGKILL at a change of a file", line, Fault("kill", "file", number)))
     for number, line in enumerate(of.steps, 1):
         found.append((f"{of.name}: SIGKILL at a step", line, Fault("kill", "step", number)))
     halves = sorted({size // 2 for size in of.sizes if size > 200})

@@ -187,6 +187,7 @@ def begin(
     folder: Path,
     fault: Fault | None = None,
     log: Path | None = None,
+    copies: Path | None = None,
     prepare: Callable[[], Any] | None = None,
 ) -> Child:
     """Begin ``python -m tave.ENTRY WORDS`` in ``folder``, in a forked child that meets ``fault``."""
@@ -195,7 +196,7 @@ def begin(
         if fault is not None or log is not None:
             # held open: opened at each line, it would be counted itself
             lines = log.open("w") if log is not None else None
-            install(fault, folder, lambda line: print(line, file=lines, flush=True) if lines else None)
+            install(fault, folder, lambda line: print(line, file=lines, flush=True) if lines else None, copies)
         if prepare is not None:
             prepare()
 
