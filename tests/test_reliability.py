@@ -15,6 +15,7 @@ from reliability.shared import ENVIRONMENT, ROOT, Outcome, differing, fault_of
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_short_forms_of_all_trials_survive(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tests.reliability", "short=true", f"out={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
