@@ -61,7 +61,7 @@ def key_of(*parts: Any) -> str:
         if isinstance(part, Tensor):
             part = part.detach().cpu().contiguous()
             sha.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            sha.update(part.view(torch.uint8).numpy().data if part.dim() else str(part.item()).encode())
+            sha.update(part.reshape(-1).view(torch.uint8).numpy().data if part.dim() else str(part.item()).encode())
         else:
             plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
             sha.update(json.dumps(plain, sort_keys=True, default=_plain).encode())

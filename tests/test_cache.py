@@ -48,6 +48,7 @@ def test_keys_change_with_every_kind_of_part() -> None:
     assert len(set(keys)) == len(keys) and all(len(key) == 12 for key in keys)
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) and key_of(MaskOptions()) == key_of(MaskOptions())
     assert key_of(torch.zeros(3, 2).T) == key_of(torch.zeros(2, 3))  # by value, not by memory layout
+    assert key_of(torch.zeros(1, 1, 3).permute(2, 0, 1)) == key_of(torch.zeros(3, 1, 1))  # a picture of one pixel
     with pytest.raises(TypeError, match="parts of their own"):
         key_of([torch.zeros(2)])
 
