@@ -45,7 +45,8 @@ def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mappi
         found = target.region
         if found is None:
             look = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
-            found = pipeline.cache.tensors("place", [key, some], lambda look=look: {"region": look()})["region"]
+            with pipeline.progress.counted_as("locating"):
+                found = pipeline.cache.tensors("place", [key, some], lambda look=look: {"region": look()})["region"]
         region |= (found > 0).any(0)[0].numpy()
     box = box_around(region, clip.origin.size, frame_size(clip.origin.size, video))
     if box is None:
