@@ -149,7 +149,9 @@ def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -
             elem_id="outline",
         )
         stays = gr.Checkbox(False, label=SINGLE, elem_id="stays")
-        given = gr.File(label="Or a mask for every frame: a clip, white where to edit", type="filepath", height=140, elem_id="mask")
+        given = gr.File(
+            label="Or a mask for every frame: a clip, white where to edit", type="filepath", height=140, elem_id="mask"
+        )
         given_note = gr.HTML("", elem_id="mask-note")
     video.change(page.take_clip, [video], [clip, video_note, editor], **_quiet())
     image.change(page.take_picture, [image], [picture, image_note], **_quiet())
