@@ -7,6 +7,7 @@ import ipaddress
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -84,11 +85,10 @@ class Guard:
             await _answer(send, 429, FULL)
             return
         body = self._bounded(receive, self._most(scope["path"]), space if form else None, ended)
-        try:
+        with suppress(TooMuch):
             await self.app(scope, body, answer)
-        except TooMuch as end:
-            if not begun:
-                await _answer(send, *end.args)
+        if ended and not begun:
+            await _answer(send, *ended[0].args)
 
     def _bounded(self, receive: Receive, most: int, space: str | None, ended: list[TooMuch]) -> Receive:
         """``receive`` that raises :class:`TooMuch`, kept in ``ended``, once a body holds more than ``most`` bytes, or

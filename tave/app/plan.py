@@ -82,7 +82,7 @@ def _about(seconds: float) -> str:
 def steps_of(options: TrainOptions, *, tuned: bool, looks: bool = False) -> dict[str, int]:
     """The stages of a run, or of another edit of a ``tuned`` clip, in their order, with their steps.
 
-    ``looks``: it begins with a first look at whole frames (:mod:`tave.crop`): encoding, inversion and mask of each edit.
+    ``looks``: it begins with a first look at whole frames (:mod:`tave.crop`), which encodes, inverts and compares.
     """
     steps, edits = options.inversion.steps, options.video.requests().values()
     searched = 0 if options.mask.region == "whole" else sum(edit.mask is None for edit in edits)

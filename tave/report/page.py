@@ -97,8 +97,8 @@ def _clips(run: RunReport, edit: EditReport) -> str:
         f"</video><figcaption>{name}</figcaption></figure>"
         for name, frames in shown.items()
     )
-    note = view_note(edit.folder, edit.record)
-    return f"""<div class="clips">{clips}</div>{f'<p class="dim">{note}</p>' if note else ""}<div class="bar"><button type="button">Play</button>
+    shows = f'<p class="dim">{note}</p>' if (note := view_note(edit.folder, edit.record)) else ""
+    return f"""<div class="clips">{clips}</div>{shows}<div class="bar"><button type="button">Play</button>
 <input type="range" min="0" max="{len(source) - 1}" value="0" step="1" aria-label="Frame"><output></output></div>"""
 
 
