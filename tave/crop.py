@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from tave.cache import key_of
 from tave.config import VideoOptions
 from tave.inflate import frames_of
 from tave.pipeline import Pipeline, Target
@@ -39,6 +40,8 @@ def find_box(pipeline: Pipeline, clip: Clip, video: VideoOptions, targets: Mappi
     where there is nothing, and a line says so.
     """
     assert clip.origin is not None
+    # a box may show just what the overview does: maps from before the tuning are none of those after it
+    pipeline.cache.scope = key_of(pipeline.cache.scope, "first look")
     region = np.zeros(clip.frames.shape[-2:], bool)
     some = spread(len(clip.frames), frames_of(pipeline.denoiser.unet) or 1)
     for key, target in targets.items():

@@ -24,9 +24,9 @@ from test_video import turn
 
 from tave.app.check import Checker, Prepared, _answered
 from tave.app.job import (
-    FILES,
     KEYS,
     OWN,
+    TARGET,
     Job,
     check_limits,
     inherited,
@@ -131,7 +131,7 @@ def test_what_the_schema_allows_is_a_job() -> None:
     """Null wherever it says so; and what it says that null means is what a run does."""
     properties = schema(["roadside"])["properties"]
     for key, about in properties.items():
-        if "null" in about["type"] and key not in ("video.path", *FILES, "example", "tuned"):
+        if "null" in about["type"] and key not in (*TARGET, "video.path", "example", "tuned"):
             job = read_job({"example": "bus_to_suv", key: None}, ["roadside"])
             check_limits(job, LimitOptions())
             compose_options("train", words_of(job, {}))
@@ -570,19 +570,19 @@ def test_sizes_and_numbers_are_limited(served: Callable[..., Any]) -> None:
 def test_files_of_forms_are_counted_too(tmp_path: Path) -> None:
     """Gradio takes uploads by a route of its own, a thousand in one form, and keeps them for an hour."""
     pytest.importorskip("fastapi", reason="the app's packages: pip install -e '.[app]'")
-    from fastapi import FastAPI, Request
-    from fastapi.testclient import TestClient
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Mount, Route
+    from starlette.testclient import TestClient
 
     from tave.app.guard import Guard
 
-    outer, mounted = FastAPI(), FastAPI()
+    async def upload(request: Any) -> JSONResponse:
+        return JSONResponse((await request.body()).count(b"filename="))
 
-    @mounted.post("/gradio_api/upload")
-    async def upload(request: Request) -> int:
-        return len((await request.form()).getlist("files"))
-
-    outer.add_middleware(Guard, options=AppOptions(limits=LIMITS), spaces=Spaces(tmp_path, LIMITS, Shortcut()))
-    outer.mount("/", mounted)
+    mounted = Starlette(routes=[Route("/gradio_api/upload", upload, methods=["POST"])])
+    spaces = Spaces(tmp_path, LIMITS, Shortcut())
+    outer = Guard(Starlette(routes=[Mount("/", mounted)]), AppOptions(limits=LIMITS), spaces)
 
     def gives(user: TestClient, count: int, size: int = 10) -> Any:
         files = [("files", (f"{number}.png", bytes(size))) for number in range(count)]

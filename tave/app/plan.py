@@ -14,7 +14,7 @@ from tave.locks import UPDATE, claimed
 RATES = "rates.json"  # what stages took here
 LABELS = {"locating": "first look", "encoding": "encoding the clip", "tuning": "tuning", "inversion": "inversion"}
 LABELS |= {"reconstruction": "reconstruction", "masking": "mask", "sampling": "sampling", "decoding": "decoding"}
-LABELS |= {"writing": "writing", "metrics": "measuring"}
+LABELS |= {"writing": "writing", "metrics": "measuring", "report": "report"}
 STARTING = 12.0  # s until the first stage, on two cores: Python, libraries, weights
 # Seconds for each step, frame and megapixel of the drawn world's backbone: runs on 8 frames of 96 px, two cores of an
 # x86_64 CPU. A job that was measured here replaces them; other models have no estimate until then.
@@ -93,7 +93,7 @@ def steps_of(options: TrainOptions, *, tuned: bool, looks: bool = False) -> dict
     found |= {} if tuned else {"tuning": options.tuning.steps}
     found |= {"inversion": steps, "reconstruction": steps, "masking": searched * compared}
     found |= {"sampling": len(edits) * steps, "decoding": len(edits), "writing": len(edits)}
-    found |= {"metrics": 1} if options.metrics.enabled else {}
+    found |= {"metrics": int(options.metrics.enabled), "report": int(options.report)}
     return {name: count for name, count in found.items() if count}
 
 

@@ -93,9 +93,9 @@ def described(desk: Desk, ticket: Ticket) -> dict[str, Any]:
 
 
 def _passed(plan: Any, status: Any, name: str) -> bool:
-    """Whether a later stage has begun."""
+    """Whether a later stage has made a step: the clip is encoded when the tuning has begun and made none."""
     names = [stage.name for stage in plan.stages]
-    return any(later in status.stages for later in names[names.index(name) + 1 :])
+    return any(status.stages.get(later, {}).get("done") for later in names[names.index(name) + 1 :])
 
 
 def _left(stage: Any, about: dict[str, Any], state: str) -> float | None:

@@ -34,7 +34,7 @@ STAGES = {  # name in metrics.json: in words
     "locating": "first look at whole frames", "encoding": "encoding the clip", "tuning": "tuning",
     "inversion": "inversion", "reconstruction": "reconstruction",
     "segmenting": "cutting out the target", "masking": "finding the mask", "sampling": "sampling",
-    "decoding": "decoding", "writing": "writing files", "metrics": "measuring",
+    "decoding": "decoding", "writing": "writing files", "metrics": "measuring", "report": "this page",
 }  # fmt: skip
 
 

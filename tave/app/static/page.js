@@ -2,7 +2,7 @@
 (() => {
   const LABELS = {locating: "Looking for the object", encoding: "Encoding the clip", tuning: "Tuning on the clip",
     inversion: "Inverting the clip", reconstruction: "Sampling it back", masking: "Finding the region", sampling: "Sampling the edit",
-    decoding: "Decoding", writing: "Writing", metrics: "Measuring"};
+    decoding: "Decoding", writing: "Writing", metrics: "Measuring", report: "Writing the report"};
   const STATES = {queued: "Waiting", running: "At work", stopping: "Stopping at the end of this step", done: "Done",
     failed: "Failed", cancelled: "Cancelled"};
   const VIEWS = [["edited", "Edit"], ["mask", "Mask"], ["soft", "Soft map"]];
