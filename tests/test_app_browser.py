@@ -1,4 +1,4 @@
-"""The page in a headless Chromium: an edit, another threshold, a cancel, a bad file, two users at once."""
+"""The page in a headless Chromium: an edit, another threshold, a clip of one's own, a cancel, a bad file, two users."""
 
 from __future__ import annotations
 
