@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from tave.cache import key_of
 from tave.config import VideoOptions
 from tave.inflate import frames_of
 from tave.pipeline import Pipeline, Target
@@ -41,6 +42,8 @@ def find_box(
     where there is nothing, and a line says so. Raises :class:`LookupError` where it would have to ``look`` and may not.
     """
     assert clip.origin is not None
+    # a box may show just what the overview does: maps from before the tuning are none of those after it
+    pipeline.cache.scope = key_of(pipeline.cache.scope, "first look")
     region = np.zeros(clip.frames.shape[-2:], bool)
     some = spread(len(clip.frames), frames_of(pipeline.denoiser.unet) or 1)
     for key, target in targets.items():
@@ -49,7 +52,9 @@ def find_box(
             if not look and not pipeline.cache.holds("place", [key, some]):
                 raise LookupError("the place of the object isn't known")
             locate = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
-            found = pipeline.cache.tensors("place", [key, some], lambda locate=locate: {"region": locate()})["region"]
+            with pipeline.progress.counted_as("locating"):
+                place = pipeline.cache.tensors("place", [key, some], lambda locate=locate: {"region": locate()})
+            found = place["region"]
         region |= (found > 0).any(0)[0].numpy()
     box = box_around(region, clip.origin.size, frame_size(clip.origin.size, video))
     if box is None:

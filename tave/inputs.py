@@ -53,11 +53,15 @@ def read_targets(
     return targets
 
 
+def first_view(options: TrainOptions) -> View | None:
+    """The view of whole frames in which the object is to be found before anything else; None where that is not due."""
+    return overview(shown_size(options.video.path), options.video) if options.mask.region == "found" else None
+
+
 def first_clip(options: TrainOptions, scratch: Scratch = Scratch()) -> tuple[View | None, Clip]:
-    """The clip as it is read first: the view of whole frames in which the object is to be found, else None, and it."""
-    path, video = Path(options.video.path), options.video
-    whole = overview(shown_size(path), video) if options.mask.region == "found" else None
-    return whole, read_clip(path, video, whole, scratch)
+    """:func:`first_view`, and the clip as it is read first."""
+    view = first_view(options)
+    return view, read_clip(options.video.path, options.video, view, scratch)
 
 
 def clip_notes(clip: Clip) -> list[str]:

@@ -190,7 +190,7 @@ class Pipeline:
         """Where ``target`` would be edited, `f 1 H W`, 1 = edit: a first look at a clip that isn't tuned on yet."""
         source = self.encode(clip, prompt)
         condition = inversion_condition(source.condition, self.options.inversion.condition)
-        with self.progress.stage("locating", f"looking for the region of {target.name}") as on_step:
+        with self.progress.stage("inversion", f"looking for the region of {target.name}") as on_step:
             refine = self.options.inversion.refine
             parts = source.latents, condition, refine
             trajectory = invert(self.denoiser, self.schedule, *parts, on_step=on_step, scratch=self.cache.scratch)

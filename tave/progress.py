@@ -57,6 +57,7 @@ class Progress:
 
     def __init__(self, *, show: bool = True):
         self.record: dict[str, dict[str, float]] = {}
+        self._whole: str | None = None
         self._console = Console(stderr=True, quiet=not show)
 
     @contextmanager
@@ -67,7 +68,7 @@ class Progress:
         """
         columns = (progress.TextColumn("{task.description:<32}"), progress.BarColumn(), progress.MofNCompleteColumn())
         times = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
-        started = time.perf_counter()
+        name, started = self._whole or name, time.perf_counter()
         _reset_peak()
         around = deferred() if steps else nullcontext()
         with around, progress.Progress(*columns, *times, console=self._console) as bars:
@@ -86,6 +87,15 @@ class Progress:
         entry["seconds"] = round(entry["seconds"] + spent, 3)
         entry["peak_mb"] = max(entry["peak_mb"], peak)
         _tell(Event(name, label, int(total), int(total), spent, peak, over=True))
+
+    @contextmanager
+    def counted_as(self, name: str) -> Iterator[None]:
+        """Count all stages of the block as the stage ``name``; their bars keep their labels."""
+        self._whole = name
+        try:
+            yield
+        finally:
+            self._whole = None
 
     @property
     def seconds(self) -> dict[str, float]:

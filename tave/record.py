@@ -258,6 +258,22 @@ def network_clip(edit: Path) -> Path:
     return path if path.is_file() else edit / "edited.mp4"
 
 
+def view_note(edit: Path, record: Mapping[str, Any]) -> str | None:
+    """For people: the part of the frames that an ``edit``'s clips at the network's size show, by its ``edit.json``.
+
+    None if they show the frames as they are, or if it isn't recorded.
+    """
+    try:
+        (wide, high), (width, height) = (map(int, record[key]) for key in ("source_size", "network_size"))
+        left, top, across, down = (round(side) for side in record["crop"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if (width, height) == (wide, high):
+        return None
+    note = f"Shown: {across}x{down} px at {left},{top} of frames of {wide}x{high}, as the network's {width}x{height}."
+    return f"{note} edited.mp4 has the whole frames." if (edit / "network.mp4").is_file() else note
+
+
 def recorded(folder: Path) -> dict[str, Any]:
     """What an edit in the run ``folder`` takes from its ``run.json``: plain values of the right types, without edits.
 

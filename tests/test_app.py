@@ -18,10 +18,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clips import Setting as ClipSetting
+from clips import write as write_clip
+from test_video import turn
 
 from tave.app.check import Checker, Prepared, _answered
-from tave.app.job import KEYS, OWN, Job, check_limits, inherited, model_words, read_job, same_maps, schema, words_of
-from tave.app.plan import Plan, Stage, learn, measured
+from tave.app.job import (
+    KEYS,
+    OWN,
+    TARGET,
+    Job,
+    check_limits,
+    inherited,
+    model_words,
+    read_job,
+    same_maps,
+    schema,
+    words_of,
+)
+from tave.app.plan import Plan, Stage, counted, learn, measured, note, planned
 from tave.app.public import public, zipped
 from tave.app.queue import Queue
 from tave.app.spaces import RefusedError, Spaces, stored_name
@@ -33,6 +48,7 @@ from tave.files import write_json
 CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv"
 OWN_CLIP = {"video.path": "clip", "video.source_prompt": "a bus", "video.target_image": "pic"}
 OWN_CLIP |= {"video.target_prompt": "a suv"}
+CLIP_IN_A_PAGE = "<img src=data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/2wBD+/a/b=>"
 LIMITS = LimitOptions(queue=4, each=2, megabytes=1, uploads=3, keep="1h")
 
 
@@ -109,8 +125,18 @@ def test_limits_are_those_of_the_server() -> None:
     for key, value in {"video.frames": 65, "video.width": 2048, "tuning.steps": 1001}.items():
         with pytest.raises(OptionError, match=f"{key}={value} is out of range"):
             check_limits(Job(example="bus_to_suv", values={key: value}), LimitOptions())
-    with pytest.raises(OptionError, match="give a number to 64"):
-        check_limits(Job(example="bus_to_suv", values={"video.frames": None}), LimitOptions())
+
+
+def test_what_the_schema_allows_is_a_job() -> None:
+    """Null wherever it says so; and what it says that null means is what a run does."""
+    properties = schema(["roadside"])["properties"]
+    for key, about in properties.items():
+        if "null" in about["type"] and key not in (*TARGET, "video.path", "example", "tuned"):
+            job = read_job({"example": "bus_to_suv", key: None}, ["roadside"])
+            check_limits(job, LimitOptions())
+            compose_options("train", words_of(job, {}))
+    assert "null: auto" in properties["memory"]["description"]
+    assert compose_options("train", words_of(Job(example="bus_to_suv"), {})).memory.auto
 
 
 def test_another_edit_takes_the_target_of_the_earlier_one() -> None:
@@ -133,6 +159,11 @@ def test_nothing_of_the_server_leaves() -> None:
     assert line == "a.mp4: damaged (see tave/roadside/clips and y)"
     assert public("inputs/target_image/suv.png: no", {"inputs/target_image/suv.png": "my suv.png"}) == "my suv.png: no"
     assert public("a red/blue suv at 1/2 size; video.mask=FILE") == "a red/blue suv at 1/2 size; video.mask=FILE"
+    assert public(f"{CLIP_IN_A_PAGE}<td>/srv/weights/sd21</td>") == f"{CLIP_IN_A_PAGE}<td>sd21</td>"
+    digest = "script-src 'sha256-uU0nuZNNPgilLlLX2n2r+/sSE7+N6U4DukIj3rOLvzek='"
+    assert public(digest) == digest
+    script = (PACKAGE / "report" / "page.js").read_text()
+    assert public(script) == script  # the digest is its own
 
 
 def test_a_zip_has_no_path_and_its_record_is_that_of_its_files(tmp_path: Path) -> None:
@@ -169,12 +200,42 @@ def test_the_service_holds_no_network(tmp_path: Path) -> None:
 
 
 def test_what_a_job_took_is_expected_of_the_next(tmp_path: Path) -> None:
-    plan = Plan((Stage("sampling", 10), Stage("tuning", 5, remembered=True)), 4, (100, 50), "model")
+    plan = Plan((Stage("sampling", 10, 0.2), Stage("tuning", 5, remembered=True)), 4, (100, 50), "model")
     assert plan.seconds is None
-    learn(tmp_path, plan, {"sampling": (2.0, 300.0)})
+    seen: dict[str, dict[str, Any]] = {}
+    for done, seconds, over in (
+        (1, 0.1, False),
+        (4, 1.0, True),
+        (1, 0.5, False),
+        (4, 1.0, True),
+    ):  # twice 4 of 10 steps
+        event = {"stage": "sampling", "done": done, "total": 4, "seconds": seconds, "peak_mb": 300.0 * over}
+        note(seen, event | {"over": over})
+    learn(tmp_path, plan, seen)
     rate, peak = measured(tmp_path, "model")["sampling"]
-    assert rate * 10 * 4 * 0.005 == pytest.approx(2.0) and peak == 300.0
+    assert rate * 0.2 == pytest.approx(2.5) and peak == 300.0  # of all ten
     assert measured(tmp_path, "other") == {}
+
+
+def test_a_long_clip_costs_its_windows_and_the_memory_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = compose_options("train", ["video=bus_to_suv", "inversion.steps=10", "tuning.steps=5"])
+    short, long = (planned(options, (count, 3, 100, 100), tmp_path, tuned=False) for count in (16, 64))
+    frames = {a.name: (a.megapixels / a.steps * 100, b.megapixels / b.steps * 100)
+              for a, b in zip(short.stages, long.stages, strict=True)}  # fmt: skip
+    assert frames["encoding"] == pytest.approx((16, 64)) and frames["tuning"] == pytest.approx((16, 16))
+    for name in ("inversion", "reconstruction", "masking", "sampling"):
+        assert frames[name] == pytest.approx((16, 96))  # six windows of 16, with the frames that they share
+    seen: list[int] = []
+
+    def footprint(shapes: Any, memory: Any, precision: str, frames: int, side: int) -> Any:
+        seen.append(frames)
+        raise InterruptedError
+
+    monkeypatch.setattr("tave.counting.footprint", footprint)
+    big = replace(options, backbone=replace(options.backbone, name="sd21_unclip_small"))
+    with pytest.raises(InterruptedError):
+        counted(big, (64, 3, 768, 768))
+    assert seen == [16]
 
 
 def test_the_pages_settings_become_keys_and_what_is_empty_its_default() -> None:
@@ -187,6 +248,7 @@ def test_the_pages_settings_become_keys_and_what_is_empty_its_default() -> None:
         "mask.quantile": 0.8,
     }
     assert chosen(empty) == {}
+    assert chosen(empty | {"mask.threshold": "as at first"}) == {}  # of a clip that is tuned
     assert chosen(dict.fromkeys(empty)) == {}  # fields that were never shown
     given = chosen(
         empty | {"seed": " 7 ", "sampler.guidance_scale": "2.5", "mask.threshold": "fixed", "video.frames": "x"}
@@ -249,6 +311,7 @@ class Fake:
         edit.mkdir(parents=True, exist_ok=True)
         (edit / "edited.mp4").write_bytes(b"clip of " + self.folder.name.encode())
         write_json(self.run / "run.json", {"path": str(self.folder)})
+        (self.run / "report.html").write_text(f"<td>{self.folder}/weights</td>{CLIP_IN_A_PAGE}")
         tell({"edits": ["suv"]})
         return self.code
 
@@ -325,6 +388,23 @@ def test_cancelling_ends_a_running_job_and_the_next_begins(queue: Queue, begun: 
     assert second.status.state == "running"
 
 
+def test_another_edit_tells_what_became_of_the_tuning(queue: Queue, begun: list[Fake]) -> None:
+    space = queue.spaces.issue()
+    lost, failed = (queue.submit(space, EXAMPLE) for _ in range(2))
+    until(lambda: begun)
+    with pytest.raises(OptionError, match="that job is not done: wait"):
+        queue.submit(space, Job(tuned=lost.id))
+    queue.cancel(space, lost.id)
+    until(lambda: len(begun) == 2)
+    with pytest.raises(OptionError, match="that job was cancelled and has no tuned clip: submit it again"):
+        queue.submit(space, Job(tuned=lost.id))
+    queue.cancel(space, failed.id)
+    until(lambda: failed.status.state == "cancelled")
+    failed.status.state = "failed"
+    with pytest.raises(OptionError, match="that job failed and has no tuned clip"):
+        queue.submit(space, Job(tuned=failed.id))
+
+
 def test_a_crash_is_told_and_hurts_nobody(queue: Queue, begun: list[Fake]) -> None:
     space = queue.spaces.issue()
     first = queue.submit(space, EXAMPLE)
@@ -390,9 +470,13 @@ def test_uploads_are_read_before_they_are_kept(queue: Queue, tmp_path: Path) -> 
         assert str(tmp_path) not in public(str(caught.value)) and not queue.spaces.uploads(space)
     found = queue.spaces.take(space, "a/../b.MP4", CLIP / "source.mp4")
     assert (found.kind, found.width, found.height, found.frames) == ("clip", 96, 96, 8)
+    turned = tmp_path / "phone.mp4"
+    write_clip(turned, ClipSetting())
+    turn(turned, 90)
+    shown = queue.spaces.take(space, turned.name, turned)
+    assert (shown.width, shown.height) == (96, 160)  # as it is shown, and not as it is stored
     for name in ("../../etc/passwd", ".x", "a b.PNG", "\u202e.mp4"):
         assert re.fullmatch(r"[\w-]+(\.[\w-]{1,8})?", stored_name(name))
-    queue.spaces.take(space, "t.png", CLIP / "target.png")
     queue.spaces.take(space, "t.png", CLIP / "target.png")
     with pytest.raises(RefusedError, match="3 uploads"):
         queue.spaces.take(space, "t.png", CLIP / "target.png")
@@ -440,10 +524,13 @@ def test_an_edit_over_http(served: Callable[..., Any]) -> None:
     assert seen["warnings"] == ["look at x.mp4"] and seen["stages"][0]["done"] == 1 and seen["stages"][0]["left"] > 0
     Fake.hold.set()
     until(lambda: user.get(at).json()["state"] == "done")
-    assert user.get(at).json()["files"] == ["edited.mp4", "run.zip"]
+    assert user.get(at).json()["files"] == ["edited.mp4", "report.html", "run.zip"]
     assert user.get(f"{at}/files/edited.mp4").content.startswith(b"clip of")
     stored = zipfile.ZipFile(io.BytesIO(user.get(f"{at}/files/run.zip").content))
     assert json.loads(stored.read("edit/run.json")) == {"path": answer.json()["id"]}
+    report = user.get(f"{at}/files/report.html")
+    assert report.text == stored.read("edit/report.html").decode() == f"<td>weights</td>{CLIP_IN_A_PAGE}"
+    assert report.headers["content-type"].startswith("text/html")
     # nothing of it is another user's
     for call in (other.get(at), other.get(f"{at}/files/edited.mp4"), other.post(f"{at}/cancel"), other.delete(at)):
         assert call.status_code == 404
@@ -478,6 +565,42 @@ def test_sizes_and_numbers_are_limited(served: Callable[..., Any]) -> None:
     assert user.get("/api/uploads").json() == []
     codes = [user.post("/api/jobs", json={"example": "bus_to_suv"}).status_code for _ in range(3)]
     assert codes == [202, 202, 429]
+
+
+def test_files_of_forms_are_counted_too(tmp_path: Path) -> None:
+    """Gradio takes uploads by a route of its own, a thousand in one form, and keeps them for an hour."""
+    pytest.importorskip("fastapi", reason="the app's packages: pip install -e '.[app]'")
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Mount, Route
+    from starlette.testclient import TestClient
+
+    from tave.app.guard import Guard
+
+    async def upload(request: Any) -> JSONResponse:
+        return JSONResponse((await request.body()).count(b"filename="))
+
+    mounted = Starlette(routes=[Route("/gradio_api/upload", upload, methods=["POST"])])
+    spaces = Spaces(tmp_path, LIMITS, Shortcut())
+    outer = Guard(Starlette(routes=[Mount("/", mounted)]), AppOptions(limits=LIMITS), spaces)
+
+    def gives(user: TestClient, count: int, size: int = 10) -> Any:
+        files = [("files", (f"{number}.png", bytes(size))) for number in range(count)]
+        return user.post("/gradio_api/upload", files=files)
+
+    user, other, third = (TestClient(outer, base_url="http://127.0.0.1") for _ in range(3))
+    assert gives(user, 2).json() == 2
+    refused = gives(user, 2)
+    assert refused.status_code == 429 and refused.json() == {
+        "error": "you gave 3 files within an hour: wait until old ones go"
+    }
+    assert gives(user, 1).status_code == 429 and gives(other, 3).json() == 3
+    assert gives(third, 100).status_code == 429
+    head = b'--a\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n'
+    body = (bytes(100_000) if number else head for number in range(30))  # without a length
+    form = {"content-type": "multipart/form-data; boundary=a"}
+    fourth = TestClient(outer, base_url="http://127.0.0.1")
+    assert fourth.post("/gradio_api/upload", content=body, headers=form).status_code == 413
 
 
 def test_only_this_machine_may_come_without_a_token(served: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium: an edit, another threshold, a cancel, a bad file, two users at once."""
+"""The page in a headless Chromium: an edit, another threshold, a clip of one's own, a cancel, a bad file, two users."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tave.config import PACKAGE
+from tave.config import PACKAGE, WHOLE
+from tave.video import read_clip, write_video
 
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 CLIPS = PACKAGE / "roadside" / "clips"
@@ -146,6 +148,36 @@ def test_bad_files_are_told_and_good_ones_shown(opened: Any, tmp_path: Path) -> 
     page.click("#go-own")
     page.wait_for_selector("#wrong .tave-error")
     assert page.locator("#wrong").inner_text() == "no clip: give video.path, or example, or tuned"
+
+
+def test_a_clip_of_ones_own_with_a_target_and_a_mask(opened: Any, tmp_path: Path) -> None:
+    mask = torch.full((8, 3, 96, 96), -1.0)
+    mask[:, :, 48:80, 32:72] = 1.0
+    write_video(tmp_path / "mask.mp4", mask, 8, lossless=True)
+    page = opened()
+    page.get_by_role("tab", name="Your clip").click()
+    page.set_input_files("#clip input[type=file]", CLIPS / "car_to_van" / "source.mp4")
+    page.set_input_files("#target input[type=file]", CLIPS / "car_to_van" / "target.png")
+    page.get_by_text("Where to edit").click()
+    page.set_input_files("#mask input[type=file]", tmp_path / "mask.mp4")
+    page.fill("#prompt textarea, #prompt input", "a yellow car on a mountain road")
+    page.fill("#target-prompt textarea, #target-prompt input", "a blue van on a mountain road")
+    for name in ("clip", "target", "mask"):
+        page.wait_for_selector(f"#{name}-note p")
+        assert page.locator(f"#{name}-note .tave-error").count() == 0
+    page.locator("#settings button").first.click()
+    page.get_by_label("Tuning steps").fill("2")
+    page.get_by_label("Sampling steps").fill("4")
+    page.click("#go-own")
+    panel = shown(page, "done")
+    page.get_by_text("Stages", exact=True).click()
+    assert "Finding the region" not in page.locator(".bars").inner_text()  # it was given
+    with page.expect_download() as waiting:
+        page.locator(
+            f"[data-tave-job='{panel.get_attribute('data-tave-job')}'] a", has_text=re.compile("^mask.mp4$")
+        ).click()
+    made = read_clip(waiting.value.path(), WHOLE).frames[:, 0] > 0
+    assert made.shape == (8, 96, 96) and (made == (mask[:, 0] > 0)).float().mean() > 0.95
 
 
 def test_two_users_at_once_see_their_own_jobs_alone(opened: Any) -> None:

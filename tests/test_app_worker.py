@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,13 @@ from runs import TINY, call, evaluations, frames_of, of_clip
 from tave.app import batch
 from tave.app.check import Setting, prepare
 from tave.app.job import Job
+from tave.app.plan import learn, measured, note
 from tave.app.preview import heated
 from tave.app.worker import Child, perform
-from tave.config import OptionError
-from tave.video import write_image
+from tave.config import LimitOptions, OptionError
+from tave.files import read_json
+from tave.record import view_note
+from tave.video import write_image, write_video
 
 QUICK = [*TINY, "metrics.enabled=false", "logger=none"]
 
@@ -148,6 +152,78 @@ def test_a_job_is_checked_in_the_words_of_the_command_line(clip: Path, tmp_path:
             prepare(*own(clip, **dict([more])), at)
     made = prepare(*own(clip), at)
     assert made.plan.frames == 8 and [stage.steps for stage in made.plan.stages][:3] == [1, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "line"),
+    [
+        (
+            (16, 256),
+            {"video.width": 64, "video.height": None},
+            "video.height=1024 is out of range: set it between 1 and 64",
+        ),
+        ((256, 16), {"video.height": 64, "video.width": None}, "video.width=1024 is out of range"),
+        ((128, 128), {"video.width": None, "video.height": None}, "video.width=128 is out of range"),
+        (
+            (512, 16),
+            {"video.width": 64, "video.height": 64},
+            "would be looked at in 1024x32 px, which is more than 64x64",
+        ),
+    ],
+)
+def test_the_limit_holds_for_the_size_that_results(
+    size: tuple[int, int], given: dict[str, Any], line: str, clip: Path, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "odd.mp4", torch.zeros(2, 3, size[1], size[0]), 8)
+    job, files = own(clip, **given)
+    files["video.path"] = str(tmp_path / "odd.mp4")
+    at = Setting(str(tmp_path), "cache", str(tmp_path))
+    with pytest.raises(OptionError, match=re.escape(line)):
+        prepare(job, files, at, LimitOptions(side=64))
+
+
+def test_null_frames_are_all_up_to_the_limit(clip: Path, tmp_path: Path) -> None:
+    job, files = own(clip, **{"video.frames": None})
+    at = Setting(str(tmp_path), "cache", str(tmp_path))
+    assert prepare(job, files, at, LimitOptions(frames=3)).plan.frames == 3
+    assert prepare(job, files, at).plan.frames == 8
+
+
+def test_a_first_look_runs_as_it_was_planned_and_is_learnt(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip that is larger than the network's frames: its object is looked for before the stages that follow."""
+    monkeypatch.chdir(tmp_path)
+    frames = frames_of(clip / "source.mp4").repeat_interleave(3, -1).repeat_interleave(3, -2)
+    write_video(tmp_path / "large.mp4", frames, 8, crf=4)
+    job, files = own(clip, **{"tuning.steps": 2, "inversion.steps": 2})
+    files["video.path"] = "large.mp4"
+    made = prepare(job, files, Setting(".", "cache", "."))
+    seen: dict[str, Any] = {}
+    order: list[str] = []
+    words = [*made.words, "metrics.enabled=false", "logger=none"]
+
+    def tell(event: Mapping[str, Any]) -> None:
+        if "stage" in event:
+            note(seen, event)
+            order.extend([event["stage"]] * (event["done"] > 0))
+
+    (name,) = perform({"words": words, "run": "run", "tuned": False}, tell)
+    plan = {stage.name: stage.steps for stage in made.plan.stages if stage.name != "metrics"}
+    assert {name: each["done"] for name, each in seen.items()} == plan
+    assert list(dict.fromkeys(order)) == list(
+        plan
+    )  # no later stage steps during the look, which would pass for the end of others
+    learn(tmp_path, made.plan, seen)
+    assert set(measured(tmp_path, made.plan.model)) == set(plan)
+    edit = tmp_path / "run/edits" / name
+    told = view_note(edit, read_json(edit / "edit.json"))
+    assert (
+        told is not None and "of frames of 96x96, as the network's " in told and told.endswith("has the whole frames.")
+    )
+    assert told in (tmp_path / "run/report.html").read_text()
+    again = prepare(Job(tuned="a", values={"mask.fixed": 0.4}), {}, Setting(".", "cache", ".", run="run"))
+    assert "locating" not in {stage.name for stage in again.plan.stages}
 
 
 def test_the_tint_is_amber_inside_and_blue_outside() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tave.app.check import Prepared, Setting, prepare
 from tave.app.job import FILES, Job, inherited, model_words, read_job, same_maps, schema
-from tave.app.plan import learn
+from tave.app.plan import learn, note
 from tave.app.public import cut
 from tave.app.worker import Child, reason
 from tave.cli import Context, entry_point, one_line
@@ -105,7 +105,7 @@ class Batch:
         if item.job.tuned and (tuned / "run.json").is_file():
             return prepare(item.job, item.files, replace(at, run=str(tuned)))
         if item.job.tuned:  # checked as a run of its own, whose clip an earlier job will have tuned
-            known = {"tuning", "inversion", "reconstruction", *["masking"] * item.maps}
+            known = {"locating", "tuning", "inversion", "reconstruction", *["masking"] * item.maps}
             return _known(prepare(*_as_run(item, root), at), known)
         found = prepare(item.job, item.files, at)
         return _known(found, remembered(found.words, Path(tempfile.mkdtemp(dir=self.scratch)))) if look else found
@@ -138,7 +138,7 @@ class Batch:
         for number, item in enumerate(self.items, 1):
             name = item.job.name
             print(f"[{number}/{len(self.items)}] {name}", file=sys.stderr, flush=True)
-            if item.job.tuned in failed or (item.job.tuned and item.root in failed):
+            if item.job.tuned and item.root in failed:
                 error: str | None = f"{item.root} failed, which was to tune its clip"
             else:
                 error = self._one(item)
@@ -165,10 +165,7 @@ class Batch:
             raise
         if code:
             return seen.get("error") or reason(code)
-        due = {stage.name: stage.steps for stage in made.plan.stages}
-        learn(
-            self.cache, made.plan, {name: each[1:] for name, each in seen["stages"].items() if each[0] == due.get(name)}
-        )
+        learn(self.cache, made.plan, seen["stages"])
         for name in seen["edits"]:
             print(f"done: {item.job.name}: {os.path.relpath(run / 'edits' / name)}", flush=True)
         return None
@@ -213,7 +210,7 @@ def remembered(words: Sequence[str], folder: Path) -> set[str]:
     except LookupError:  # where the object is isn't known yet, and all else depends on it
         return set()
     run.close()
-    cache, found = Path(options.cache), set[str]()
+    cache, found = Path(options.cache), {"locating"}
     if (cache / f"tuned-{run.tuned_key}.safetensors").is_file():
         found.add("tuning")
     if (cache / f"trajectory-{key_of(run.key, options.inversion)}.safetensors").is_file():
@@ -227,11 +224,10 @@ def _known(made: Prepared, stages: set[str]) -> Prepared:
 
 
 def _told(seen: dict[str, Any], event: Mapping[str, Any]) -> None:
-    if "stage" in event and event["over"]:
-        done, seconds, peak = seen["stages"].get(event["stage"], (0, 0.0, 0.0))
-        now = done + event["done"], seconds + event["seconds"], max(peak, event["peak_mb"])
-        seen["stages"][event["stage"]] = now
-        print(f"  {event['label'] or event['stage']}: {event['seconds']:.1f} s", file=sys.stderr, flush=True)
+    if "stage" in event:
+        note(seen["stages"], event)
+        if event["over"]:
+            print(f"  {event['label'] or event['stage']}: {event['seconds']:.1f} s", file=sys.stderr, flush=True)
     elif "warning" in event:
         print(f"WARNING: {event['warning']}", file=sys.stderr, flush=True)
     else:

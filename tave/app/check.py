@@ -6,6 +6,7 @@ A fault of a decoder ends that process and not the service. Messages between the
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -83,12 +84,13 @@ def inspect(path: str, name: str) -> dict[str, Any]:
         head = source.read(16)
     if not any(head[at : at + len(known)] == known for at, known in CLIP_HEADS):
         raise OptionError(f"{name}: neither a picture (PNG, JPEG, WebP) nor a clip (MP4, MOV, MKV, WebM, AVI, GIF)")
-    width, height, frames = _header(path, name)
-    first = read_clip(path, ReadOptions(frames=1, multiple=1)).frames
-    return {"kind": "clip", "width": width, "height": height, "frames": frames, "shown": list(first.shape[-2:])}
+    frames = _counted(path, name)
+    height, width = read_clip(path, ReadOptions(frames=1, multiple=1)).frames.shape[-2:]  # as shown: it may be rotated
+    return {"kind": "clip", "width": width, "height": height, "frames": frames}
 
 
-def _header(path: str, name: str) -> tuple[int, int, int]:
+def _counted(path: str, name: str) -> int:
+    """How many frames a clip has by its header, 0 if that does not tell."""
     import av
     from av.error import FFmpegError
 
@@ -107,7 +109,7 @@ def _header(path: str, name: str) -> tuple[int, int, int]:
         ) from error
     if width * height > FRAME_PIXELS:
         raise OptionError(f"{name}: frames of {width}x{height} are too large; scale it to 4096x4096 or less")
-    return width, height, frames
+    return frames
 
 
 def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitOptions | None = None) -> Prepared:
@@ -131,9 +133,8 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
         return words, typed(options_of(Path(setting.run), words))
 
     words, options = options_now()
-    if limits is not None and setting.run is None and options.video.width is None and options.video.height is None:
-        sides = _header(options.video.path, "video.path")[:2]
-        within("video.width", max(sides), 1, limits.side)
+    if limits is not None and setting.run is None:
+        _check_size(options.video, limits.side)
     if limits is not None and setting.run is None and options.video.frames is None:
         given = [*given, f"video.frames={_frames(options.video, limits.frames)}"]
         words, options = options_now()
@@ -151,6 +152,24 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
         options, tuple(clip.frames.shape), Path(setting.rates), tuned=setting.run is not None, remembered=done
     )
     return Prepared(tuple(words), replace(plan, warnings=tuple(notes)), files)
+
+
+def _check_size(video: VideoOptions, most: int) -> None:
+    """Raise :class:`OptionError` for frames of the network with sides of over ``most`` px, however they come about, or
+    with more pixels than ``most`` squared in a first look at the whole of them.
+    """
+    from tave.crop import overview
+    from tave.video import frame_size, shown_size
+
+    shown = shown_size(video.path)
+    size, whole = frame_size(shown, video), overview(shown, video)
+    for name, side in zip(("video.width", "video.height"), size, strict=True):
+        within(name, side, 1, most)
+    if whole is not None and math.prod(look := whole.size(size, video.multiple)) > most**2:
+        raise OptionError(
+            f"video.path: frames of {shown[0]}x{shown[1]} would be looked at in {look[0]}x{look[1]} px, which is more "
+            f"than {most}x{most}: give a clip that is less narrow"
+        )
 
 
 def _frames(video: VideoOptions, most: int) -> int:

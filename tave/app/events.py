@@ -22,6 +22,7 @@ SETTINGS = ("backbone", "memory", "seed", "video.frames", "tuning.steps", "inver
 AGAIN = ("mask.threshold", "mask.fixed", "mask.quantile", "correction.enabled", "sampler.guidance_scale")
 # Typed, and empty for the default: Gradio's own field of numbers makes 0 of an empty one.
 NUMBERS = ("seed", "video.frames", "tuning.steps", "inversion.steps", "sampler.guidance_scale")
+UNSET = ("default", "as at first")  # choices that leave an option as it is: of a new run, of a tuned clip
 FIXED = {"mask.fixed": "fixed", "mask.quantile": "quantile"}  # the kind of threshold that a level belongs to
 
 
@@ -53,7 +54,7 @@ def shown_example(name: str) -> str:
 def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were set, as keys of a job; a level without its kind of threshold is left out."""
     found = {key: number(value) if key in NUMBERS else value for key, value in values.items()}
-    found = {key: value for key, value in found.items() if value not in (None, "", "default")}
+    found = {key: value for key, value in found.items() if value not in (None, "", *UNSET)}
     kind = found.get("mask.threshold")
     return {key: value for key, value in found.items() if FIXED.get(key) in (None, kind)}
 

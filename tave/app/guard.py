@@ -5,17 +5,21 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tave.app.spaces import Spaces
+from tave.app.spaces import FULL, Spaces, now
 from tave.config import AppOptions
 
 SPACE, TOKEN = "tave_space", "tave_token"
 SMALL = 1_000_000  # bytes of a request that is no upload
 UPLOADS = ("/api/uploads", "/gradio_api/upload")
+FILE = b"content-disposition"  # begins each file of a form, the way of Gradio's own uploads
+KEPT = 3600.0  # s that Gradio keeps a file
 # The page asks no other host. Gradio's own scripts are inline and compile their templates.
 POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
 POLICY += "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
@@ -27,8 +31,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-class TooLarge(Exception):  # noqa: N818 - it ends a request, and is answered
-    """A request holds more than it may."""
+class TooMuch(Exception):  # noqa: N818 - it ends a request, and is answered
+    """A request holds more than it may: status and line of the answer."""
 
 
 class Guard:
@@ -41,6 +45,7 @@ class Guard:
 
     def __init__(self, app: Any, options: AppOptions, spaces: Spaces) -> None:
         self.app, self.options, self.spaces = app, options, spaces
+        self._given: deque[tuple[float, str]] = deque()  # when, in which space: files that Gradio keeps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,10 +66,12 @@ class Guard:
         given = cookies.get(SPACE, "")
         space = given if self.spaces.valid(given) else self.spaces.issue()
         scope.setdefault("state", {})["space"] = space
-        begun = False
+        begun, ended = False, list[TooMuch]()
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal begun
+            if ended and not begun:
+                return  # what a mounted app says to the end of its request
             if message["type"] == "http.response.start":
                 begun = True
                 added = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
@@ -73,11 +80,50 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
-        try:
-            await self.app(scope, _bounded(receive, self._most(scope["path"])), answer)
-        except TooLarge:
-            if not begun:
-                await _answer(send, 413, f"the request is larger than {self._most(scope['path']) // 10**6} MB")
+        form = headers.get("content-type", "").lower().startswith("multipart/")
+        if form and self.spaces.full():
+            await _answer(send, 429, FULL)
+            return
+        body = self._bounded(receive, self._most(scope["path"]), space if form else None, ended)
+        with suppress(TooMuch):
+            await self.app(scope, body, answer)
+        if ended and not begun:
+            await _answer(send, *ended[0].args)
+
+    def _bounded(self, receive: Receive, most: int, space: str | None, ended: list[TooMuch]) -> Receive:
+        """``receive`` that raises :class:`TooMuch`, kept in ``ended``, once a body holds more than ``most`` bytes, or
+        brings one more file of a form than its ``space`` may give.
+        """
+        seen, tail = 0, b""
+
+        async def bounded() -> MutableMapping[str, Any]:
+            nonlocal seen, tail
+            message = await receive()
+            body = message.get("body", b"") if message["type"] == "http.request" else b""
+            seen += len(body)
+            if seen > most:
+                ended.append(TooMuch(413, f"the request is larger than {most // 10**6} MB"))
+            elif space is not None:
+                text = tail + body.lower()
+                tail = text[1 - len(FILE) :]
+                if not all(self._takes(space) for _ in range(text.count(FILE))):
+                    line = f"you gave {self.options.limits.uploads} files within an hour: wait until old ones go"
+                    ended.append(TooMuch(429, line))
+            if ended:
+                raise ended[0]
+            return message
+
+        return bounded
+
+    def _takes(self, space: str) -> bool:
+        """Count another file of a ``space`` that Gradio will keep; whether it may be given."""
+        at = now()
+        while self._given and at - self._given[0][0] > KEPT:
+            self._given.popleft()
+        if sum(whose == space for _, whose in self._given) >= self.options.limits.uploads:
+            return False
+        self._given.append((at, space))
+        return True
 
     def _most(self, path: str) -> int:
         return self.options.limits.megabytes * 1_000_000 + SMALL if path.startswith(UPLOADS) else SMALL
@@ -140,21 +186,6 @@ def _cookies(header: str) -> dict[str, str]:
 
 def _cookie(name: str, value: str) -> bytes:
     return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000".encode()
-
-
-def _bounded(receive: Receive, most: int) -> Receive:
-    """``receive`` that raises :class:`TooLarge` once a body holds more than ``most`` bytes."""
-    seen = 0
-
-    async def bounded() -> MutableMapping[str, Any]:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b"")) if message["type"] == "http.request" else 0
-        if seen > most:
-            raise TooLarge
-        return message
-
-    return bounded
 
 
 async def _answer(send: Send, status: int, line: str) -> None:

@@ -52,7 +52,7 @@ class Job:
     example: str | None = option(None, "a shipped clip with its target, instead of video.*", choices=EXAMPLES)
     tuned: str | None = option(None, "an earlier job (its id; in a batch its name) whose tuned clip is edited again")
     backbone: str | None = option(None, "pretrained model by name; null: roadside, or that of the tuned clip")
-    memory: str | None = option(None, "memory preset by name; null: full", choices=PRESETS)
+    memory: str | None = option(None, "memory preset by name; null: auto, or that of the tuned clip", choices=PRESETS)
     mask_stays: bool = option(False, "video.mask is one picture: the object stays there in every frame")
     values: Mapping[str, Any] = field(default_factory=dict, metadata={})
 
@@ -165,8 +165,6 @@ def check_limits(job: Job, limits: LimitOptions) -> None:
     for key, most in bounds.items():
         if (value := job.values.get(key)) is not None:
             within(key, value, 0, most)
-    if job.values.get("video.frames", 0) is None:
-        raise OptionError(f"video.frames=null: give a number to {limits.frames}")
 
 
 def inherited(job: Job, earlier: Job) -> Job:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tave import __version__
 from tave.app.check import FRAME_PIXELS, Checker
-from tave.app.events import Page, panel, shown_example
+from tave.app.events import UNSET, Page, panel, shown_example
 from tave.app.job import EXAMPLES
 from tave.app.service import Desk, build
 from tave.app.spaces import Spaces
@@ -39,15 +39,15 @@ def _picture(label: str, **given: Any) -> gr.Image:
     return made
 
 
-def _again_settings() -> list[Any]:
-    """Components for :data:`AGAIN`."""
-    kind = gr.Radio(["default", "otsu", "fixed", "quantile"], value="default", label="Threshold of the mask")
+def _again_settings(unset: str) -> list[Any]:
+    """Components for :data:`AGAIN`; ``unset``: the word for what is left as it is."""
+    kind = gr.Radio([unset, "otsu", "fixed", "quantile"], value=unset, label="Threshold of the mask")
     with gr.Row():
         fixed = gr.Slider(0, 1, 0.5, step=0.01, label="fixed: level of the map")
         quantile = gr.Slider(0, 1, 0.8, step=0.01, label="quantile: share outside")
     with gr.Row():
         correction = gr.Checkbox(True, label="Inter-frame correction")
-        guidance = gr.Textbox(label="Guidance", placeholder="default")
+        guidance = gr.Textbox(label="Guidance", placeholder=unset)
     return [kind, fixed, quantile, correction, guidance]
 
 
@@ -91,13 +91,13 @@ def build_page(desk: Desk) -> gr.Blocks:
                         go_own = gr.Button("Edit", variant="primary", elem_id="go-own")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     first = _first_settings(desk)
-                    again = _again_settings()
+                    again = _again_settings(UNSET[0])
             with gr.Column(scale=5):
                 wrong = gr.HTML("", elem_id="wrong")
                 result = gr.HTML(panel(None), elem_id="result")
                 with gr.Accordion("Again on this tuned clip", open=False, elem_id="again"):
                     gr.Markdown("Only what depends on the change runs again; the clip is not tuned anew.")
-                    retry = _again_settings()
+                    retry = _again_settings(UNSET[1])
                     new = _picture("Another target", height=160)
                     note = gr.HTML("")
                     words = gr.Textbox(label="What the edited clip shows then", max_length=500)
@@ -149,8 +149,10 @@ def _own_inputs(page: Page, clip: gr.State, picture: gr.State, mask: gr.State) -
             elem_id="outline",
         )
         stays = gr.Checkbox(False, label=SINGLE, elem_id="stays")
-        given = gr.File(label="Or a mask for every frame: a clip, white where to edit", type="filepath", height=140)
-        given_note = gr.HTML("")
+        given = gr.File(
+            label="Or a mask for every frame: a clip, white where to edit", type="filepath", height=140, elem_id="mask"
+        )
+        given_note = gr.HTML("", elem_id="mask-note")
     video.change(page.take_clip, [video], [clip, video_note, editor], **_quiet())
     image.change(page.take_picture, [image], [picture, image_note], **_quiet())
     given.change(page.take_mask, [given], [mask, given_note], **_quiet())

@@ -12,24 +12,27 @@ from tave.files import FileError, read_json, write_json
 from tave.locks import UPDATE, claimed
 
 RATES = "rates.json"  # what stages took here
-LABELS = {"encoding": "encoding the clip", "tuning": "tuning", "inversion": "inversion"}
+LABELS = {"locating": "first look", "encoding": "encoding the clip", "tuning": "tuning", "inversion": "inversion"}
 LABELS |= {"reconstruction": "reconstruction", "masking": "mask", "sampling": "sampling", "decoding": "decoding"}
-LABELS |= {"writing": "writing", "metrics": "measuring"}
+LABELS |= {"writing": "writing", "metrics": "measuring", "report": "report"}
 STARTING = 12.0  # s until the first stage, on two cores: Python, libraries, weights
 # Seconds for each step, frame and megapixel of the drawn world's backbone: runs on 8 frames of 96 px, two cores of an
 # x86_64 CPU. A job that was measured here replaces them; other models have no estimate until then.
 SHIPPED = {"encoding": 5.4, "tuning": 3.4, "inversion": 2.7, "reconstruction": 2.7, "masking": 6.8}
 SHIPPED |= {"sampling": 4.9, "decoding": 3.4, "writing": 2.0, "metrics": 27.0}
+SHIPPED |= {"report": 3.0}  # from its share of a later run beside other work
 SHIPPED_MB = 1500.0  # resident memory of the same run
+IN_WINDOWS = ("inversion", "reconstruction", "masking", "sampling")  # stages whose steps evaluate the whole clip
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. ``steps``: of its bar; ``seconds``: expected, None if nothing like it was measured here;
-    ``remembered``: its result is in the cache."""
+    """One stage. ``steps``: of its bars; ``megapixels``: of the frames that all its steps together work on;
+    ``seconds``: expected, None if nothing like it was measured here; ``remembered``: its result is in the cache."""
 
     name: str
     steps: int
+    megapixels: float = 1.0
     seconds: float | None = None
     remembered: bool = False
 
@@ -77,17 +80,35 @@ def _about(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.1f} min"
 
 
-def steps_of(options: TrainOptions, *, tuned: bool) -> dict[str, int]:
-    """The stages of a run, or of another edit of a ``tuned`` clip, in their order, with their steps."""
-    steps, region = options.inversion.steps, options.video.mask is not None or options.mask.region == "whole"
+def steps_of(options: TrainOptions, *, tuned: bool, looks: bool = False) -> dict[str, int]:
+    """The stages of a run, or of another edit of a ``tuned`` clip, in their order, with their steps.
+
+    ``looks``: it begins with a first look at whole frames (:mod:`tave.crop`), which encodes, inverts and compares.
+    """
+    steps, edits = options.inversion.steps, options.video.requests().values()
+    searched = 0 if options.mask.region == "whole" else sum(edit.mask is None for edit in edits)
     part = max(1, round((options.mask.steps[1] - options.mask.steps[0]) * steps))
-    passes = 2 if options.reference.mode in ("joint", "in_context") else 1
-    found = {"encoding": 1}
-    found |= {} if tuned or not options.tuning.steps else {"tuning": options.tuning.steps}
-    found |= {"inversion": steps, "reconstruction": steps}
-    found |= {} if region else {"masking": part * passes}
-    found |= {"sampling": steps, "decoding": 1, "writing": 1}
-    return found | ({"metrics": 1} if options.metrics.enabled else {})
+    compared = part * (2 if options.reference.mode in ("joint", "in_context") else 1)
+    found = {"locating": searched * (1 + steps + compared)} if looks else {}
+    found |= {"encoding": 1}
+    found |= {} if tuned else {"tuning": options.tuning.steps}
+    found |= {"inversion": steps, "reconstruction": steps, "masking": searched * compared}
+    found |= {"sampling": len(edits) * steps, "decoding": len(edits), "writing": len(edits)}
+    found |= {"metrics": int(options.metrics.enabled), "report": int(options.report)}
+    return {name: count for name, count in found.items() if count}
+
+
+def frames_of(options: TrainOptions, count: int) -> dict[str, int]:
+    """Stage -> frames that each of its steps works on, in a clip of ``count`` frames (docs/long_clips.md).
+
+    Tuning draws a window for each step and a first look takes as many frames; other steps of the network take all
+    windows, with the frames that they share; what is left out here takes the clip's own frames.
+    """
+    from tave.windows import windows
+
+    seen = sum(len(window.frames) for window in windows(count, options.window.frames, options.window.overlap))
+    once = min(count, options.window.frames)
+    return {"locating": once, "tuning": once} | dict.fromkeys(IN_WINDOWS, seen)
 
 
 def model_of(options: TrainOptions) -> str:
@@ -104,13 +125,17 @@ def planned(
 ) -> Plan:
     """The plan of a run on a clip of ``shape`` `f 3 H W`; ``remembered``: the stages whose results are stored;
     ``rates_at``: the folder in which :func:`learn` keeps what stages take."""
-    amount, known, model = shape[0] * shape[-1] * shape[-2] / 1e6, set(remembered), model_of(options)
+    from tave.inputs import first_view
+
+    pixels, known, model = shape[-1] * shape[-2] / 1e6, set(remembered), model_of(options)
     shipped = SHIPPED if model.startswith("roadside/32-true/full/False/cpu") else {}
     rates = {name: (rate, SHIPPED_MB) for name, rate in shipped.items()} | measured(rates_at, model)
-    stages = []
-    for name, steps in steps_of(options, tuned=tuned).items():
-        seconds = rates[name][0] * steps * amount if name in rates else None
-        stages.append(Stage(name, steps, seconds, name in known))
+    if {"inversion", "masking"} <= rates.keys():  # of which a first look consists
+        rates.setdefault("locating", max(rates["inversion"], rates["masking"]))
+    stages, frames = [], frames_of(options, shape[0])
+    for name, steps in steps_of(options, tuned=tuned, looks=not tuned and first_view(options) is not None).items():
+        amount = steps * frames.get(name, shape[0]) * pixels
+        stages.append(Stage(name, steps, amount, rates[name][0] * amount if name in rates else None, name in known))
     peak = max((megabytes for _, megabytes in rates.values()), default=None) or counted(options, shape)
     return Plan(tuple(stages), shape[0], (shape[-1], shape[-2]), model, peak)
 
@@ -125,7 +150,8 @@ def counted(options: TrainOptions, shape: tuple[int, ...]) -> float | None:
     from tave.counting import SHAPES, footprint
 
     side = max(shape[-2:])
-    found = footprint(SHAPES[options.backbone.name], options.memory, options.precision, shape[0], side)
+    seen = min(shape[0], options.window.frames)
+    found = footprint(SHAPES[options.backbone.name], options.memory, options.precision, seen, side)
     return (found.peak + LIBRARIES) / 1e6
 
 
@@ -144,14 +170,24 @@ def measured(folder: Path, model: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def learn(folder: Path, plan: Plan, spent: Mapping[str, tuple[float, float]]) -> None:
-    """Keep what the stages of a finished job took: stage -> seconds, peak in MB."""
-    amount = plan.frames * plan.size[0] * plan.size[1] / 1e6
-    rates = {
-        f"{stage.name}@{plan.model}": [round(spent[stage.name][0] / (stage.steps * amount), 6), spent[stage.name][1]]
-        for stage in plan.stages
-        if stage.name in spent
-    }
+def note(stages: dict[str, dict[str, Any]], event: Mapping[str, Any]) -> None:
+    """Add an event of a stage to what was seen: stage -> done, total, seconds, peak_mb; one that runs twice adds up."""
+    empty = {"done": 0, "total": 0, "seconds": 0.0, "peak_mb": 0.0, "before": (0, 0.0)}
+    stage = stages.setdefault(event["stage"], empty)
+    done, seconds = stage["before"]
+    stage |= {"done": done + event["done"], "seconds": seconds + event["seconds"]}
+    stage["total"], stage["peak_mb"] = done + (event["total"] or 0), max(stage["peak_mb"], event["peak_mb"])
+    if event["over"]:
+        stage["before"] = stage["done"], stage["seconds"]
+
+
+def learn(folder: Path, plan: Plan, seen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep what the stages of a finished job took, as :func:`note` has it, by the steps that ran."""
+    rates = {}
+    for stage in plan.stages:
+        if (of := seen.get(stage.name)) and of["done"]:
+            rate = of["seconds"] / of["done"] * stage.steps / stage.megapixels
+            rates[f"{stage.name}@{plan.model}"] = [round(rate, 6), of["peak_mb"]]
     with claimed(folder / RATES, UPDATE):
         write_json(folder / RATES, _kept(folder / RATES) | rates)
 

@@ -13,15 +13,22 @@ from tave.config import PACKAGE
 from tave.record import SUMS
 
 TEXTS = (".json", ".yaml", ".csv", ".txt", ".html", ".md")
+CODED = re.compile(r"((?:;base64,|\bsha256-)[A-Za-z0-9+/=]+)")  # has slashes, and no path
 PATH = re.compile(r"(?<![\w./~-])~?/(?:[^\s/:,;'\"()<>\[\]{}]+/)+(?=[^\s/])")
 
 
 def public(text: str, names: Mapping[str, str] | None = None) -> str:
     """``text`` with every absolute path cut to its last name, those inside the package to their part below it.
 
-    ``names``: a file's path in ``text`` -> the name that the user gave it.
+    ``names``: a file's path in ``text`` -> the name that the user gave it. Base64 stays: clips of a report, hashes.
     """
-    for path, name in sorted((names or {}).items(), key=lambda pair: -len(pair[0])):
+    pieces = CODED.split(text)
+    pieces[::2] = (_without_paths(piece, names or {}) for piece in pieces[::2])
+    return "".join(pieces)
+
+
+def _without_paths(text: str, names: Mapping[str, str]) -> str:
+    for path, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
         text = text.replace(path, name)
     for folder in (Path.cwd(), Path.home()):  # also with blanks in them
         if folder != Path(folder.anchor) and not PACKAGE.is_relative_to(folder):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tave.app.check import Prepared, Setting
 from tave.app.job import FILES, Job, check_limits, inherited, same_maps
-from tave.app.plan import Plan, learn
+from tave.app.plan import Plan, learn, note
 from tave.app.public import cut, public
 from tave.app.spaces import ID, RefusedError, Spaces, now, stored_name, sweep_cache
 from tave.app.worker import Child, reason
@@ -28,6 +28,8 @@ RUN = "run"
 RECORD = "job.json"
 SWEEP = 60.0  # s between two removals of old work
 OVER = ("done", "failed", "cancelled")
+UNTUNED = {"failed": "that job failed and has no tuned clip: see its error, and submit it again"}
+UNTUNED |= {"cancelled": "that job was cancelled and has no tuned clip: submit it again"}
 
 
 class Running(Protocol):
@@ -114,7 +116,7 @@ class Queue:
         check_limits(job, self.limits)
         earlier = self.get(space, job.tuned, "tuned") if job.tuned else None
         if earlier is not None and not (earlier.run / "run.json").is_file():
-            raise OptionError(f"tuned={job.tuned}: that job has no tuned clip yet: wait until it is done")
+            raise OptionError(f"tuned={job.tuned}: {UNTUNED.get(earlier.status.state, 'that job is not done: wait')}")
         self._reserve(space)
         key = secrets.token_hex(8)
         folder = self.spaces.of(space) / "jobs" / key
@@ -284,23 +286,14 @@ class Queue:
         with suppress(FileError, OSError):
             ticket.save()
         if state == "done":
-            due = {stage.name: stage.steps for stage in ticket.prepared.plan.stages}
-            whole = {name: each for name, each in ticket.status.stages.items() if each["done"] == due.get(name)}
             with suppress(FileError, OSError):
-                spent = {name: (each["seconds"], each["peak_mb"]) for name, each in whole.items()}
-                learn(self.folder, ticket.prepared.plan, spent)
+                learn(self.folder, ticket.prepared.plan, ticket.status.stages)
 
     def _told(self, ticket: Ticket, event: Mapping[str, Any]) -> None:
         """Note an event of the running job."""
         status = ticket.status
         if "stage" in event:
-            empty = {"done": 0, "total": 0, "seconds": 0.0, "peak_mb": 0.0, "before": (0, 0.0)}
-            stage = status.stages.setdefault(event["stage"], empty)
-            done, seconds = stage["before"]
-            stage |= {"done": done + event["done"], "seconds": seconds + event["seconds"]}
-            stage["total"], stage["peak_mb"] = done + (event["total"] or 0), max(stage["peak_mb"], event["peak_mb"])
-            if event["over"]:
-                stage["before"] = stage["done"], stage["seconds"]
+            note(status.stages, event)
         elif "warning" in event and len(status.warnings) < 20:
             line = public(event["warning"], ticket.names)
             status.warnings += [line] if line not in status.warnings else []

@@ -19,14 +19,16 @@ from tave import __version__
 from tave.app.guard import Guard
 from tave.app.job import EXAMPLES, model_words, read_job, schema
 from tave.app.openapi import page_of
-from tave.app.public import cut, public, zipped
+from tave.app.public import TEXTS, cut, public, zipped
 from tave.app.queue import OVER, Queue, Ticket
 from tave.app.spaces import RefusedError, Spaces, now
 from tave.app.worker import WEB, Child
 from tave.config import PACKAGE, AppOptions, OptionError
+from tave.record import REPORT, view_note
 
 # The results of a job by name: in its edit's folder, and those for browsers.
-RESULTS = ("edited.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "soft_mask.npz", "reference.png")
+RESULTS = ("edited.mp4", "network.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "soft_mask.npz")
+RESULTS += ("reference.png",)
 SHOWN = ("source", "edited", "mask", "soft")
 EXAMPLE_FILES = ("source.mp4", "target.png")
 
@@ -86,13 +88,14 @@ def described(desk: Desk, ticket: Ticket) -> dict[str, Any]:
         "warnings": status.warnings,
         "files": files_of(ticket),
         "figures": figures_of(ticket),
+        "shown": shown_of(ticket),
     }
 
 
 def _passed(plan: Any, status: Any, name: str) -> bool:
-    """Whether a later stage has begun."""
+    """Whether a later stage has made a step: the clip is encoded when the tuning has begun and made none."""
     names = [stage.name for stage in plan.stages]
-    return any(later in status.stages for later in names[names.index(name) + 1 :])
+    return any(status.stages.get(later, {}).get("done") for later in names[names.index(name) + 1 :])
 
 
 def _left(stage: Any, about: dict[str, Any], state: str) -> float | None:
@@ -110,7 +113,7 @@ def paths_of(ticket: Ticket) -> dict[str, Path]:
     if ticket.status.edits:
         edit = ticket.run / "edits" / ticket.status.edits[-1]
         found |= {name: edit / name for name in RESULTS}
-        found |= {"report.html": ticket.run / "report.html"}
+        found |= {REPORT: ticket.run / REPORT}
     return {name: path for name, path in found.items() if path.is_file()}
 
 
@@ -126,6 +129,15 @@ def figures_of(ticket: Ticket) -> dict[str, Any]:
         return {}
     found = json.loads(path.read_text(encoding="utf-8")).get("edits", {}).get(ticket.status.edits[-1], {})
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
+
+
+def shown_of(ticket: Ticket) -> str | None:
+    """What the clips for browsers show of the frames, where that is not all of them."""
+    if ticket.status.state != "done":
+        return None
+    edit = ticket.run / "edits" / ticket.status.edits[-1]
+    path = edit / "edit.json"
+    return view_note(edit, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 async def _json(request: Request) -> Any:
@@ -255,7 +267,10 @@ def build(desk: Desk) -> FastAPI:
         path = paths_of(ticket).get(name)
         if path is None:
             raise HTTPException(404, f"no file {name!r} of this job now")
-        return FileResponse(path, headers={"cache-control": "private, no-cache"})
+        head = {"cache-control": "private, no-cache"}
+        if path.suffix in TEXTS:
+            return HTMLResponse(public(path.read_text(encoding="utf-8")), headers=head)
+        return FileResponse(path, headers=head)
 
     return app
 

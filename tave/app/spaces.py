@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from tave.files import FileError, read_json, write_json
 TOKEN = re.compile(r"[0-9a-f]{24}-[0-9a-f]{24}")
 ID = re.compile(r"[0-9a-f]{16}")
 FREE = 1_000_000_000  # bytes that the disk keeps
+FULL = "the server's disk is nearly full: try again later"
 
 
 class RefusedError(ValueError):
@@ -87,12 +89,16 @@ class Spaces:
         upload = Upload(**read_json(folder / "upload.json"))
         return folder / stored_name(upload.name), upload
 
+    def full(self) -> bool:
+        """Whether a disk that uploads go to, also by way of temporary files, has no room for more."""
+        return any(shutil.disk_usage(place).free < FREE for place in (self.folder, tempfile.gettempdir()))
+
     def begin_upload(self, token: str) -> Path:
         """A new folder for an upload. Raises :class:`RefusedError` if there are too many."""
         if sum(1 for _ in (self.of(token) / "uploads").glob("*")) >= self.limits.uploads:
             raise RefusedError(f"you have {self.limits.uploads} uploads: remove some, or wait until old ones go")
-        if shutil.disk_usage(self.folder).free < FREE:
-            raise RefusedError("the server's disk is nearly full: try again later")
+        if self.full():
+            raise RefusedError(FULL)
         folder = self.of(token) / "uploads" / secrets.token_hex(8)
         folder.mkdir(parents=True, mode=0o700)
         return folder
@@ -125,7 +131,6 @@ class Spaces:
         if not (folder / stored_name(name)).stat().st_size:
             raise OptionError(f"{name}: the file is empty (zero bytes); copy or export it again")
         found: dict[str, Any] = self.checker.inspect(folder / stored_name(name), name)
-        found.pop("shown", None)
         upload = Upload(folder.name, name, **found)
         write_json(folder / "upload.json", asdict(upload))
         return upload

@@ -19,6 +19,7 @@ from tave.eval.plots import field  # pyright: ignore[reportMissingImports]
 from tave.eval.records import is_number  # pyright: ignore[reportMissingImports]
 from tave.eval.rules import LEVELS, OPEN, Verdict, bounds, verdicts  # pyright: ignore[reportMissingImports]
 from tave.files import FileError
+from tave.record import view_note
 from tave.report.charts import TIP, arrows, curves, running_median
 from tave.report.read import Change, EditReport, RunReport, at, commands, numbers, texts
 from tave.video import heat, read_image, shaded
@@ -30,9 +31,10 @@ LONGEST = 300  # characters of a value from a file
 PIXELS = 160  # px up to which a clip is shown with sharp pixels
 BETTER = {"True": "higher", "False": "lower"}
 STAGES = {  # name in metrics.json: in words
-    "encoding": "encoding the clip", "tuning": "tuning", "inversion": "inversion", "reconstruction": "reconstruction",
+    "locating": "first look at whole frames", "encoding": "encoding the clip", "tuning": "tuning",
+    "inversion": "inversion", "reconstruction": "reconstruction",
     "segmenting": "cutting out the target", "masking": "finding the mask", "sampling": "sampling",
-    "decoding": "decoding", "writing": "writing files", "metrics": "measuring",
+    "decoding": "decoding", "writing": "writing files", "metrics": "measuring", "report": "this page",
 }  # fmt: skip
 
 
@@ -95,7 +97,8 @@ def _clips(run: RunReport, edit: EditReport) -> str:
         f"</video><figcaption>{name}</figcaption></figure>"
         for name, frames in shown.items()
     )
-    return f"""<div class="clips">{clips}</div><div class="bar"><button type="button">Play</button>
+    shows = f'<p class="dim">{note}</p>' if (note := view_note(edit.folder, edit.record)) else ""
+    return f"""<div class="clips">{clips}</div>{shows}<div class="bar"><button type="button">Play</button>
 <input type="range" min="0" max="{len(source) - 1}" value="0" step="1" aria-label="Frame"><output></output></div>"""
 
 

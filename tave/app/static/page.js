@@ -1,8 +1,8 @@
 // The panel of a job: follows /api/jobs/ID, shows stages, clips, figures and downloads. Texts are set as text, never as HTML.
 (() => {
-  const LABELS = {encoding: "Encoding the clip", tuning: "Tuning on the clip", inversion: "Inverting the clip",
-    reconstruction: "Sampling it back", masking: "Finding the region", sampling: "Sampling the edit",
-    decoding: "Decoding", writing: "Writing", metrics: "Measuring"};
+  const LABELS = {locating: "Looking for the object", encoding: "Encoding the clip", tuning: "Tuning on the clip",
+    inversion: "Inverting the clip", reconstruction: "Sampling it back", masking: "Finding the region", sampling: "Sampling the edit",
+    decoding: "Decoding", writing: "Writing", metrics: "Measuring", report: "Writing the report"};
   const STATES = {queued: "Waiting", running: "At work", stopping: "Stopping at the end of this step", done: "Done",
     failed: "Failed", cancelled: "Cancelled"};
   const VIEWS = [["edited", "Edit"], ["mask", "Mask"], ["soft", "Soft map"]];
@@ -56,11 +56,12 @@
 
   function panel(box) {
     const parts = {id: box.dataset.taveJob, head: make("div", {class: "head"}), bars: make("details", {class: "bars", open: ""}), notes: make("div", {class: "notes"}),
-      player: player(box), figures: make("table"), files: make("div", {class: "files"})};
+      player: player(box), figures: make("table"), shown: make("p", {class: "shown"}),
+      files: make("div", {class: "files"})};
     parts.cancel = make("button", {type: "button", class: "cancel", text: "Cancel",
       onclick: () => fetch(`/api/jobs/${box.dataset.taveJob}/cancel`, {method: "POST"})});
     parts.player.root.hidden = true;
-    box.replaceChildren(make("div", {class: "top"}, parts.head, parts.cancel), parts.notes, parts.player.root, parts.bars, parts.figures, parts.files);
+    box.replaceChildren(make("div", {class: "top"}, parts.head, parts.cancel), parts.notes, parts.player.root, parts.shown, parts.bars, parts.figures, parts.files);
     return parts;
   }
 
@@ -101,6 +102,7 @@
       ...job.warnings.map(text => make("p", {class: "warning", text})));
     bars(parts, job);
     clips(box, parts, job);
+    parts.shown.textContent = job.shown || "";
     const figures = Object.entries(FIGURES).filter(([key]) => key in job.figures);
     parts.figures.replaceChildren(...figures.map(([key, label]) => make("tr", {}, make("td", {text: label}), make("td", {text: job.figures[key].toFixed(2)}))));
     const names = job.files.filter(name => !name.startsWith("web/"));
