@@ -40,7 +40,7 @@ from tave.sampling import composite, composite_alpha, resize_mask, sample, start
 from tave.schedule import Schedule
 from tave.scratch import spans
 from tave.seeds import generator_for
-from tave.video import Clip
+from tave.video import Clip, View
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,15 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Target:
-    """A requested edit. ``region`` `f 1 H W`, 1 = edit, or None: it is found."""
+    """A requested edit. ``region`` `f 1 H W`, 1 = edit, or None: it is found. ``box``: what the region takes of the
+    frames of the clip's file.
+    """
 
     name: str
     prompt: str
     images: Sequence[TargetImage]
     region: Tensor | None = None
+    box: View | None = None
 
 
 class Layer(NamedTuple):
