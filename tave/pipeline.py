@@ -197,8 +197,10 @@ class Pipeline:
             refine = self.options.inversion.refine
             parts = source.latents, condition, refine
             trajectory = invert(self.denoiser, self.schedule, *parts, on_step=on_step, scratch=self.cache.scratch)
-        mask = self._condition_and_mask(source, trajectory, target)[-1].mask
-        return resize_mask(mask, *clip.frames.shape[-2:]).cpu()
+        found = self._condition_and_mask(source, trajectory, target)[-1]
+        for note in found.notes:
+            log.warning("edit %s, first look: %s", target.name, note)
+        return resize_mask(found.mask, *clip.frames.shape[-2:]).cpu()
 
     def edit(self, source: Source, inversion: Inversion, target: Target) -> Edit:
         """Find the mask, sample inside it, decode, composite over the source."""

@@ -164,8 +164,13 @@ def test_without_a_mask_a_first_look_finds_it_or_the_frame_is_taken(
     assert "nothing to edit was found in the whole frame, so video.crop=frame is taken" in caplog.text
 
 
-def test_the_first_look_runs_the_network(clip: Path, large: Path, tmp_path: Path) -> None:
+def test_the_first_look_runs_the_network_and_says_where_it_is_uncertain(
+    clip: Path, large: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Random weights tell nothing apart."""
     run = Run.begin(options(clip, tmp_path / "cache", f"video.path={large}", "video.edits.suv.truth=null"),
                     tmp_path / "run", show=False)  # fmt: skip
     run.close()
     assert run.clip.frames.shape[:2] == (8, 3) and "locating" in run.progress.seconds
+    assert "edit suv, first look: the edit region is uncertain (separation" in caplog.text
+    assert "video.mask=FILE" in caplog.text

@@ -79,3 +79,12 @@ def test_hdr_is_converted_as_zscale_does(transfer: str, tmp_path: Path) -> None:
         pytest.skip("this ffmpeg has no zscale")
     clips.write_hdr(tmp_path / "a.mp4", transfer)
     assert differences(tmp_path / "a.mp4", HDR).max() <= 1
+
+
+def test_subtitles_are_said_to_be_left_out(tmp_path: Path) -> None:
+    clips.write(tmp_path / "a.mp4", Setting())
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nA bus\n")
+    given = ["-i", str(tmp_path / "a.mp4"), "-i", str(tmp_path / "a.srt"), "-c:v", "copy", str(tmp_path / "b.mkv")]
+    subprocess.run([str(FFMPEG), "-v", "error", *given], check=True)
+    origin = read_clip(tmp_path / "b.mkv", ALL).origin
+    assert origin is not None and origin.notes == ("its subtitles are left out",)

@@ -19,6 +19,7 @@ from PIL import Image
 from tave.config import ReadOptions
 from tave.video import Clip, VideoError, read_clip
 from tave.video.frames import to_pixels
+from tave.video.h264 import may_interlace
 from tave.video.probe import Stored, decord_agrees, open_video, video_stream
 
 ALL = ReadOptions(frames=None, multiple=1)
@@ -128,6 +129,18 @@ def test_the_fast_reader_gets_plain_files_alone(base: Path, tmp_path: Path) -> N
     clips.remux(tmp_path / "edit_list.mp4", base, shift=-3)
     clips.remux(tmp_path / "two.mp4", base, twice=True)
     assert not agrees(tmp_path / "edit_list.mp4") and not agrees(tmp_path / "two.mp4")
+
+
+def test_a_damaged_header_gets_no_file_to_the_fast_reader(base: Path) -> None:
+    with open_video(base) as container:
+        header = container.streams.video[0].codec_context.extradata
+    assert header is not None and not may_interlace(header)
+    dice = np.random.default_rng(0)
+    for length in range(len(header) - 1):
+        may_interlace(header[:length])  # raises nothing, and ends
+        may_interlace(header[:6] + dice.bytes(length))
+    assert may_interlace(None) and may_interlace(b"") and may_interlace(header[:10])
+    assert may_interlace(header[:5] + b"\xe0" + header[6:])  # no parameter set
 
 
 @pytest.mark.parametrize("kind", SHOWN)
@@ -252,10 +265,11 @@ def test_further_sound_tracks_and_subtitles_are_said_to_be_left_out(tmp_path: Pa
     clips.write(tmp_path / "a.mp4", Setting(), audio=True)
     with av.open(str(tmp_path / "a.mp4")) as given, av.open(str(tmp_path / "b.mkv"), "w") as file:
         pictures, sound = given.streams.video[0], given.streams.audio[0]
-        outs = {pictures: [file.add_stream_from_template(pictures)]}
-        outs[sound] = [file.add_stream_from_template(sound) for _ in range(2)]
+        outs = [file.add_stream_from_template(each) for each in (pictures, sound, sound)]
         for packet in given.demux():
-            for out in outs[packet.stream] if packet.size else []:
+            for out in outs if packet.size else []:
+                if out.type != packet.stream.type:
+                    continue
                 copy = av.Packet(bytes(packet))
                 copy.pts, copy.dts, copy.time_base, copy.stream = packet.pts, packet.dts, packet.time_base, out
                 file.mux(copy)

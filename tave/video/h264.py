@@ -27,26 +27,25 @@ def _frames_only(parameters: bytes) -> bool:
     bits = _Bits(re.sub(b"\x00\x00\x03", b"\x00\x00", parameters[1:]))  # without emulation prevention
     profile = bits.take(8)
     bits.take(16)  # constraints, level
-    bits.number()
+    bits.skip(1)
     if profile in _HIGH:
         if bits.number() == 3:  # 4:4:4
             bits.take(1)
-        bits.number(), bits.number()  # bit depths
+        bits.skip(2)  # bit depths
         bits.take(1)
         if bits.take(1):
             return False
-    bits.number()
+    bits.skip(1)
     order = bits.number()
     if order == 0:
-        bits.number()
+        bits.skip(1)
     elif order == 1:
         bits.take(1)
-        bits.number(), bits.number()
-        for _ in range(bits.number()):
-            bits.number()
-    bits.number()  # reference frames
+        bits.skip(2)
+        bits.skip(bits.number())
+    bits.skip(1)  # reference frames
     bits.take(1)
-    bits.number(), bits.number()  # width, height
+    bits.skip(2)  # width, height
     return bool(bits.take(1))
 
 
@@ -65,3 +64,8 @@ class _Bits:
         """The next number in Exp-Golomb code."""
         zeros = self._text.index("1", self._at) - self._at
         return self.take(2 * zeros + 1) - 1
+
+    def skip(self, count: int) -> None:
+        """Pass over ``count`` numbers."""
+        for _ in range(count):
+            self.number()
