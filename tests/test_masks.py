@@ -228,6 +228,7 @@ def test_a_mask_that_happens_to_have_the_networks_size_is_still_one_of_the_frame
     half = folder(tmp_path / "half", [grey(inside[::2, ::2]) for inside in ONE])
     masks = in_box(half, View(0, 0, 20, 12), size=(20, 12), cut=ReadOptions(width=20, height=12, multiple=4))
     assert same(masks, ONE[:, :12, :20][:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2))
+    assert any("its 20x12 are taken as masks of the whole frame" in note for note in masks.notes)
     other = folder(tmp_path / "other", [grey(inside[:, :24]) for inside in ONE])
     own = in_box(other, View(16, 0, 24, 24))  # of another shape than the frame, and exactly what the run shows
     assert same(own, ONE[:, :, :24]) and any("taken as masks of that" in note for note in own.notes)

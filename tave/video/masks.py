@@ -223,6 +223,8 @@ class _Placing(NamedTuple):
         (wide, tall), (width, height) = self.sides, self.request.size
         if self.own and self.view is not None:
             return [f"its {wide}x{tall} are the size of the part that is edited, so they are taken as masks of that"]
+        if self.view is not None and self.sides == self.request.size != self.request.source:
+            return [f"its {wide}x{tall} are taken as masks of the whole frame, not of the part that is edited"]
         if self.sides in (self.request.size, self.request.source):
             return []
         return [f"its {wide}x{tall} are brought to the clip's {width}x{height}"]
