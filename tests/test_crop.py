@@ -107,6 +107,20 @@ def test_with_a_mask_the_box_lies_around_it(
     assert (frames - source[:, :, top : top + 32, left : left + 32]).abs().max() == 0  # the file's own pixels
 
 
+def test_an_object_too_small_for_the_overview_has_its_box(clip: Path, large: Path, tmp_path: Path) -> None:
+    """A pixel of 128x96 is a tenth of one of the overview. It stands at the left in one frame, and at 30, 70 after."""
+    for index in range(8):
+        mask = np.zeros((96, 128), np.uint8)
+        mask[70, 30 if index else 4] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    words = [f"video.path={large}", f"video.edits.suv.mask={tmp_path / 'masks'}", "video.edits.suv.truth=null"]
+    run = Run.begin(options(clip, tmp_path / "cache", *words), tmp_path / "run", show=False)
+    run.close()
+    assert run.clip.view is not None
+    left, top, width, height = run.clip.view
+    assert left <= 4 and left + width > 30 and top <= 70 < top + height and (width, height) == (38, 38)
+
+
 def test_a_box_and_several_windows_make_one_clip(
     clip: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
