@@ -116,10 +116,9 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     Works in ``setting.folder``. Raises ValueError, in one line and in the words of the command line.
     """
     from tave.cli import compose_options, typed
-    from tave.crop import overview
     from tave.edit import options_of
     from tave.inputs import clip_notes, knowledge_notes, read_targets
-    from tave.video import read_clip, shown_size
+    from tave.video import read_clip
 
     files = dict(files)
     own = ["logger=csv", f"cache={quoted(setting.cache)}"]
@@ -138,11 +137,7 @@ def prepare(job: Job, files: Mapping[str, str], setting: Setting, limits: LimitO
     if limits is not None and setting.run is None and options.video.frames is None:
         given = [*given, f"video.frames={_frames(options.video, limits.frames)}"]
         words, options = options_now()
-    if setting.run is not None:
-        clip = read_clip(options.video.path, WHOLE)
-    else:  # as a run does at first, for masks anywhere in the frame
-        seen = overview(shown_size(options.video.path), options.video) if options.mask.region == "found" else None
-        clip = read_clip(options.video.path, options.video, seen)
+    clip = read_clip(options.video.path, options.video if setting.run is None else WHOLE)
     if "video.mask" in files and not job.mask_stays and _is_picture(files["video.mask"]):
         raise OptionError(
             f"video.mask={files['video.mask']} is one picture: give a mask of every frame, or mask_stays=true "
