@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-
-import numpy as np
 
 from tave.cache import key_of
 from tave.config import VideoOptions
@@ -44,38 +42,37 @@ def find_box(
     assert clip.origin is not None
     # a box may show just what the overview does: maps from before the tuning are none of those after it
     pipeline.cache.scope = key_of(pipeline.cache.scope, "first look")
-    region = np.zeros(clip.frames.shape[-2:], bool)
+    shown, boxes = clip.origin.size, list[View]()
     some = spread(len(clip.frames), frames_of(pipeline.denoiser.unet) or 1)
     for key, target in targets.items():
-        found = target.region
-        if found is None:
-            if not look and not pipeline.cache.holds("place", [key, some]):
-                raise LookupError("the place of the object isn't known")
-            locate = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
-            with pipeline.progress.counted_as("locating"):
-                place = pipeline.cache.tensors("place", [key, some], lambda locate=locate: {"region": locate()})
-            found = place["region"]
-        region |= (found > 0).any(0)[0].numpy()
-    box = box_around(region, clip.origin.size, frame_size(clip.origin.size, video))
-    if box is None:
+        if target.box is not None:
+            boxes.append(target.box)
+            continue
+        if not look and not pipeline.cache.holds("place", [key, some]):
+            raise LookupError("the place of the object isn't known")
+        locate = partial(pipeline.locate, replace(clip, frames=clip.frames[some]), video.source_prompt, target)
+        with pipeline.progress.counted_as("locating"):
+            place = pipeline.cache.tensors("place", [key, some], lambda locate=locate: {"region": locate()})
+        region = (place["region"] > 0).any(0)[0].numpy()
+        if region.any():
+            top, bottom, left, right = box_of(region)
+            across, down = shown[0] / region.shape[1], shown[1] / region.shape[0]
+            boxes.append(View(left, top, right - left, bottom - top).scaled(across, down))
+    if not boxes:
         why = "nothing to edit was found in the whole frame" if targets else "no edit is requested yet"
         log.warning("video.crop=object: %s, so video.crop=frame is taken; video.mask gives the place", why)
-    return box
+        return None
+    return box_around(boxes, shown, frame_size(shown, video))
 
 
-def box_around(region: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> View | None:
-    """The box of a ``region`` `H W` bool of frames ``shown`` in this size, with a margin; None for an empty region.
+def box_around(boxes: Sequence[View], shown: tuple[int, int], size: tuple[int, int]) -> View:
+    """The box of ``boxes`` in frames that are ``shown`` in this size, with a margin.
 
-    It lies inside the frame and has at least as many pixels as the network's ``size``, and its aspect; only a region
+    It lies inside the frame and has at least as many pixels as the network's ``size``, and its aspect; only a path
     that no such box covers gets one of another aspect.
     """
-    if not region.any():
-        return None
-    box, (tall, wide) = box_of(region), region.shape
-    (left, right), (top, bottom) = (
-        (low * whole / cells, high * whole / cells)
-        for low, high, whole, cells in ((box.left, box.right, shown[0], wide), (box.top, box.bottom, shown[1], tall))
-    )
+    left, top = (min(box[side] for box in boxes) for side in (0, 1))
+    right, bottom = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
     needed = right - left, bottom - top
     least, most = (
         max(n / s for n, s in zip(needed, size, strict=True)),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tave.config import MemoryOptions
@@ -101,9 +103,16 @@ def counted(shapes: Shapes, memory: MemoryOptions, precision: str, frames: int, 
 
 
 def available(device: torch.device) -> tuple[int, str]:
-    """Bytes that are free on a GPU, or those of the computer, and the device's name."""
+    """Bytes that are free on a GPU, or that the computer has for this process, and the device's name."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this computer"
+    page, room = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    try:  # Linux: what others don't use. The weights are loaded already.
+        free = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        held = int(Path("/proc/self/statm").read_text().split()[1])
+        room = min(room, int(free[1]) * 1024 // page + held) if free else room
+    except OSError:
+        pass
+    return room * page, "this computer"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tave.config import BackboneOptions, EditEntry, OptionError, ReadOptions, ReferenceOptions, TrainOptions
 from tave.crop import overview
@@ -21,7 +20,18 @@ from tave.progress import Progress
 from tave.reference import MatteError, TargetImage, matte
 from tave.reference.segmenter import load_segmenter
 from tave.scratch import Scratch
-from tave.video import Clip, MaskRequest, View, find_cuts, read_clip, read_image, read_masks, read_matte, shown_size
+from tave.video import (
+    Clip,
+    MaskRequest,
+    Masks,
+    View,
+    find_cuts,
+    read_clip,
+    read_image,
+    read_masks,
+    read_matte,
+    shown_size,
+)
 from tave.video.view import SMALLEST
 
 
@@ -31,25 +41,30 @@ def read_targets(
     cut: ReadOptions,
     reference: ReferenceOptions,
     say: Callable[[str], None],
+    scratch: Scratch = Scratch(),
 ) -> list[Target]:
     """The requested edits. Raises ValueError, in one line, for what sampling or measuring would fail at.
 
     ``cut``: how the clip was read, so that a mask of the whole file gets the same frames and size. ``say`` gets what
-    the user should know of the masks, line by line.
+    the user should know of the masks, line by line. Masks lie in ``scratch``.
     """
-    targets = []
+    targets, notes = [], list[str]()
     for name, entry in entries.items():
         if entry.truth and not Path(entry.truth, "truth.npz").is_file():
             raise OptionError(f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null")
         images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
-        region = None if entry.mask is None else read_region(entry, clip, cut, say)
+        masks = None if entry.mask is None else _masks(entry, clip, cut, scratch)
+        notes += masks.notes if masks else []
         for image, (path, _) in zip(images, entry.images, strict=True):
             if reference.mode not in ("as_is", "none") and reference.matte != "segmented":
                 try:
                     matte(image.rgb, image.alpha, image.matte, reference.matte)
                 except MatteError as error:
                     raise MatteError(f"{path}: {error}") from None
-        targets.append(Target(name, entry.target_prompt, images, region))
+        region, box = (masks.inside, masks.box) if masks else (None, None)
+        targets.append(Target(name, entry.target_prompt, images, region, box))
+    for note in dict.fromkeys(notes):  # edits may have one mask
+        say(note)
     return targets
 
 
@@ -102,8 +117,8 @@ def segment_targets(
     return mattes, dict(network.hashes)
 
 
-def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions, say: Callable[[str], None]) -> Tensor:
-    """The mask of ``entry`` for ``clip``, ``f 1 H W``, 1 where to edit. Raises like :func:`read_masks`."""
+def _masks(entry: EditEntry, clip: Clip, cut: ReadOptions, scratch: Scratch) -> Masks:
+    """The masks of ``entry`` for ``clip``. Raises like :func:`read_masks`."""
     height, width = clip.frames.shape[-2:]
     shown = clip.origin.size if clip.origin else None
     request = MaskRequest(
@@ -116,10 +131,7 @@ def read_region(entry: EditEntry, clip: Clip, cut: ReadOptions, say: Callable[[s
         entry.object,
         entry.mask_inverted,
     )
-    masks = read_masks(request, clip.view)
-    for note in masks.notes:
-        say(note)
-    return masks.inside
+    return read_masks(request, clip.view, scratch)
 
 
 def knowledge_notes(backbone: BackboneOptions, source_prompt: str, entries: Mapping[str, EditEntry]) -> list[str]:

@@ -40,7 +40,7 @@ from tave.sampling import composite, composite_alpha, resize_mask, sample, start
 from tave.schedule import Schedule
 from tave.scratch import spans
 from tave.seeds import generator_for
-from tave.video import Clip
+from tave.video import Clip, View
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,15 @@ class Inversion:
 
 @dataclass(frozen=True)
 class Target:
-    """A requested edit. ``region`` `f 1 H W`, 1 = edit, or None: it is found."""
+    """A requested edit. ``region`` `f 1 H W`, 1 = edit, or None: it is found. ``box``: what the region takes of the
+    frames of the clip's file.
+    """
 
     name: str
     prompt: str
     images: Sequence[TargetImage]
     region: Tensor | None = None
+    box: View | None = None
 
 
 class Layer(NamedTuple):
@@ -194,8 +197,10 @@ class Pipeline:
             refine = self.options.inversion.refine
             parts = source.latents, condition, refine
             trajectory = invert(self.denoiser, self.schedule, *parts, on_step=on_step, scratch=self.cache.scratch)
-        mask = self._condition_and_mask(source, trajectory, target)[-1].mask
-        return resize_mask(mask, *clip.frames.shape[-2:]).cpu()
+        found = self._condition_and_mask(source, trajectory, target)[-1]
+        for note in found.notes:
+            log.warning("edit %s, first look: %s", target.name, note)
+        return resize_mask(found.mask, *clip.frames.shape[-2:]).cpu()
 
     def edit(self, source: Source, inversion: Inversion, target: Target) -> Edit:
         """Find the mask, sample inside it, decode, composite over the source."""

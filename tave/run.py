@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,6 @@ class Run:
             progress.note(note)
         options = replace(options, memory=memory)
         self.editor = build_editor(options, len(clip.frames), backbone=self.backbone, device=device, progress=progress)
-        self._said: set[str] = set()
         self.segmenter_hashes: dict[str, str] = {}  # of its weight files, once it was used
         self.losses: list[float] = []  # of the tuning's steps
         self._take(clip, None if tuned is None else self._load(tuned))
@@ -103,7 +102,7 @@ class Run:
     def _take(self, clip: Clip, tuned: str | None = None) -> None:
         """Work on ``clip``; ``tuned``: the key of tuned weights that are loaded already."""
         options, pipeline = self.options, self.editor.pipeline
-        self.clip = clip
+        self.clip, self._targets = clip, dict[str, Target]()
         self.data = VideoData(pipeline, clip, options.video.source_prompt, steps=options.tuning.steps)
         key = key_of(
             *(dict(self.backbone.hashes), self.backbone.name, self.editor.denoiser.prediction_type),
@@ -313,21 +312,21 @@ class Run:
     def targets(self, entries: Mapping[str, EditEntry], quiet: bool = False) -> list[Target]:
         """The requested edits, read and segmented. Raises ValueError for what sampling or measuring would fail at.
 
-        ``quiet``: what their masks do is not said.
+        Of each clip and edit this is done once. ``quiet``: what their masks do is not said.
         """
-        reference = self.options.reference
-        say = log.debug if quiet else self._warn_once
-        targets = read_targets(entries, self.clip, self.options.video, reference, say)
+        keys = {name: key_of(entry) for name, entry in entries.items()}
+        due = {name: entry for name, entry in entries.items() if keys[name] not in self._targets}
+        for target in self._read(due, log.debug if quiet else log.warning):
+            self._targets[keys[target.name]] = target
+        return [replace(self._targets[key], name=name) for name, key in keys.items()]
+
+    def _read(self, entries: Mapping[str, EditEntry], say: Callable[[str], None]) -> list[Target]:
+        reference, video = self.options.reference, self.options.video
+        targets = read_targets(entries, self.clip, video, reference, say, Scratch(Path(self.options.cache)))
         if targets and reference.matte == "segmented" and reference.mode not in ("as_is", "none"):
             device = self.editor.pipeline.encoders.device
             targets, self.segmenter_hashes = segment_targets(targets, str(reference.segmenter), device, self.progress)
         return targets
-
-    def _warn_once(self, line: str) -> None:
-        """Warn of what is read again for each of a run's steps."""
-        if line not in self._said:
-            self._said.add(line)
-            log.warning("%s", line)
 
     # ---- stored products ---------------------------------------------------------------------------------------------
 

@@ -69,7 +69,8 @@ class Spool:
         """Copy ``frame``; of another shape than the first, only that is noted, in ``shapes``."""
         self.shapes.add(tuple(frame.shape))
         if self._count == len(self._held):
-            wider = self.scratch.empty(max(STEP, 2 * self._count), *frame.shape, dtype=frame.dtype)
+            first = self._held[0] if self._count else frame
+            wider = self.scratch.empty(max(STEP, 2 * self._count), *first.shape, dtype=first.dtype)
             for span in spans(self._count):
                 wider[span] = self._held[span]
             self._held = wider

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tave.app.batch import remembered
 from tave.app.check import Setting, prepare
 from tave.app.job import Job
 from tave.cli import compose_options
-from tave.config import ReadOptions, VerifyOptions, VideoOptions
+from tave.config import WHOLE, ReadOptions, VerifyOptions, VideoOptions
 from tave.crop import MARGIN, box_around, overview
 from tave.files import read_json
 from tave.run import Run
@@ -22,24 +23,24 @@ from tave.source import clip_of
 from tave.stored import entries
 from tave.train import train
 from tave.verify import verify
-from tave.video import View, read_clip, write_image, write_video
+from tave.video import Clip, MaskRequest, Masks, View, read_clip, read_masks, write_image, write_video
 from tave.video.frames import from_pixels
 
 SHOWN = (640, 360)
 QUICK = [*TINY, "metrics.enabled=false", "logger=none"]
 
 
-def region(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    plane = np.zeros((72, 128), bool)  # an overview of 640x360 at a fifth of its size
-    plane[top:bottom, left:right] = True
-    return plane
+def region(top: int, bottom: int, left: int, right: int) -> list[View]:
+    """In units of 5 px."""
+    return [View(left, top, right - left, bottom - top).scaled(5, 5)]
 
 
 def test_the_box_has_the_object_in_its_middle_and_a_margin_in_the_networks_aspect() -> None:
     box = box_around(region(30, 40, 50, 70), SHOWN, (32, 32))  # 100x50 px at 250,150
     assert box == View(300 - 70, 175 - 70, 140, 140) and 100 * (1 + 2 * MARGIN) == 140
+    assert box_around([*region(30, 35, 50, 60), *region(35, 40, 60, 70)], SHOWN, (32, 32)) == box
     wide = box_around(region(30, 40, 50, 70), SHOWN, (64, 32))
-    assert wide is not None and wide.width == 2 * wide.height and wide.size((64, 32), 8) == (64, 32)
+    assert wide.width == 2 * wide.height and wide.size((64, 32), 8) == (64, 32)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,6 @@ def test_the_box_has_the_object_in_its_middle_and_a_margin_in_the_networks_aspec
 )
 def test_the_box_covers_the_object_inside_the_frame(where: tuple[int, int, int, int]) -> None:
     box = box_around(region(*where), SHOWN, (32, 32))
-    assert box is not None
     top, bottom, left, right = (5 * side for side in where)
     assert 0 <= box.left <= left and right <= box.left + box.width <= SHOWN[0]
     assert 0 <= box.top <= top and bottom <= box.top + box.height <= SHOWN[1]
@@ -57,10 +57,9 @@ def test_the_box_covers_the_object_inside_the_frame(where: tuple[int, int, int, 
     assert abs(width * height - 96 * 96) < 0.12 * 96 * 96
 
 
-def test_no_box_has_fewer_pixels_than_the_network_and_none_is_empty() -> None:
+def test_no_box_has_fewer_pixels_than_the_network() -> None:
     box = box_around(region(30, 31, 50, 51), SHOWN, (96, 96))
-    assert box is not None and (box.width, box.height) == (96, 96)
-    assert box_around(region(0, 0, 0, 0), SHOWN, (96, 96)) is None
+    assert (box.width, box.height) == (96, 96)
 
 
 def test_the_overview_shows_the_whole_frame_in_as_many_pixels() -> None:
@@ -88,9 +87,19 @@ def large(tmp_path: Path) -> Path:
     return tmp_path / "large.mp4"
 
 
-def test_with_a_mask_the_box_lies_around_it(clip: Path, large: Path, tmp_path: Path) -> None:
+def test_with_a_mask_the_box_lies_around_it(
+    clip: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[tuple[int, int]]()
+
+    def counted(request: MaskRequest, *rest: Any) -> Masks:
+        seen.append(request.size)
+        return read_masks(request, *rest)
+
+    monkeypatch.setattr("tave.inputs.read_masks", counted)
     words = [f"video.path={large}", f"video.edits.suv.mask={tmp_path / 'masks'}", "metrics.enabled=false"]
     run = train(options(clip, tmp_path / "cache", *words, "video.edits.suv.truth=null"), tmp_path / "run", show=False)
+    assert seen == [(40, 32), (32, 32)]  # read for the box, and in the box; no more
     crop = read_json(run / "run.json")["crop"]
     assert crop == read_json(run / "edits/suv/edit.json")["crop"]
     assert crop[2:] == [32, 32] and abs(crop[0] + 16 - 79.5) <= 2 and abs(crop[1] + 16 - 66) <= 2  # 29 px with margin
@@ -129,15 +138,55 @@ def test_a_job_is_checked_as_it_will_be_run(large: Path, tmp_path: Path) -> None
     assert not [line for line in made.plan.warnings if "mask" in line or "crop" in line or "left out" in line]
 
 
-def test_a_dry_run_knows_what_is_stored_of_a_part_of_the_frame(
-    clip: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_knows_what_is_stored_of_a_part_of_the_frame(clip: Path, large: Path, tmp_path: Path) -> None:
     """By the place that the cache knows, without another look."""
     own = [f"video.path={large}", "video.edits.suv.truth=null", *QUICK, f"cache={tmp_path / 'cache'}"]
     words = [*of_clip(clip), *own]
     assert remembered(words, tmp_path / "dry") == set() and not (tmp_path / "cache").exists()
     train(compose_options("train", words), tmp_path / "run", show=False)
-    assert remembered(words, tmp_path / "dry") == {"tuning", "inversion", "reconstruction"}
+    assert remembered(words, tmp_path / "dry") == {"locating", "tuning", "inversion", "reconstruction"}
+
+
+def test_an_object_too_small_for_the_overview_has_its_box(clip: Path, large: Path, tmp_path: Path) -> None:
+    """A pixel of 128x96 is a tenth of one of the overview. It stands at the left in one frame, and at 30, 70 after."""
+    for index in range(8):
+        mask = np.zeros((96, 128), np.uint8)
+        mask[70, 30 if index else 4] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    words = [f"video.path={large}", f"video.edits.suv.mask={tmp_path / 'masks'}", "video.edits.suv.truth=null"]
+    run = Run.begin(options(clip, tmp_path / "cache", *words), tmp_path / "run", show=False)
+    run.close()
+    assert run.clip.view is not None
+    left, top, width, height = run.clip.view
+    assert left <= 4 and left + width > 30 and top <= 70 < top + height and (width, height) == (38, 38)
+
+
+def test_a_box_and_several_windows_make_one_clip(
+    clip: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight frames, in windows of five, in a box that a first look at five of them finds."""
+
+    def look(pipeline: object, part: Clip, prompt: str, target: object) -> torch.Tensor:
+        assert len(part.frames) == 5
+        found = torch.zeros(5, 1, 32, 40)
+        found[:, :, 20:24, 22:28] = 1  # 60 to 71 down, 70 to 89 across
+        return found
+
+    monkeypatch.setattr("tave.pipeline.Pipeline.locate", look)
+    words = [f"video.path={large}", "video.edits.suv.truth=null", "metrics.enabled=false"]
+    words += ["window.frames=5", "window.overlap=1", "mask.threshold=quantile", "mask.quantile=0.5"]
+    run = train(options(clip, tmp_path / "cache", *words), tmp_path / "run", show=False)
+    record = read_json(run / "run.json")
+    left, top, width, height = map(int, record["crop"])
+    assert (width, height) == (32, 32) and left <= 70 and top <= 60 and left + 32 >= 89 and top + 32 >= 72
+    assert record["size"] == [8, 3, 32, 32] and len(record["windows"]) > 1
+    edited, source = (read_clip(path, WHOLE).frames for path in (run / "edits/suv/edited.mp4", large))
+    assert edited.shape == source.shape == (8, 3, 96, 128)
+    changed = (edited - source).abs().amax(1)
+    inside = changed[:, top : top + 32, left : left + 32]
+    assert inside.amax((1, 2)).min() > 0.2  # every frame is edited
+    changed[:, top - 2 : top + 34, left - 2 : left + 34] = 0
+    assert changed.max() < 0.1
 
 
 def test_without_a_mask_a_first_look_finds_it_or_the_frame_is_taken(
@@ -169,8 +218,13 @@ def test_without_a_mask_a_first_look_finds_it_or_the_frame_is_taken(
     assert "nothing to edit was found in the whole frame, so video.crop=frame is taken" in caplog.text
 
 
-def test_the_first_look_runs_the_network(clip: Path, large: Path, tmp_path: Path) -> None:
+def test_the_first_look_runs_the_network_and_says_where_it_is_uncertain(
+    clip: Path, large: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Random weights tell nothing apart."""
     run = Run.begin(options(clip, tmp_path / "cache", f"video.path={large}", "video.edits.suv.truth=null"),
                     tmp_path / "run", show=False)  # fmt: skip
     run.close()
     assert run.clip.frames.shape[:2] == (8, 3) and "locating" in run.progress.seconds
+    assert "edit suv, first look: the edit region is uncertain (separation" in caplog.text
+    assert "video.mask=FILE" in caplog.text

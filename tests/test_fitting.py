@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,14 @@ def test_small_networks_are_not_counted(tiny: Backbone) -> None:
     assert memory == AUTO and "nothing has to be saved" in note and "\n" not in note
     assert not any(way.offload for way in savings(AUTO, gpu=False))
     assert fit(MemoryOptions(), "32-true", tiny, 8, (32, 32), CPU) == (MemoryOptions(), "")
+
+
+def test_what_others_hold_of_a_computers_memory_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"meminfo": "MemTotal: 8000 kB\nMemFree: 10 kB\nMemAvailable:   4000 kB\n", "statm": "900 500 80 1 0 1 0"}
+    monkeypatch.setattr(fitting.Path, "read_text", lambda path: state[path.name])
+    assert fitting.available(CPU)[0] == 4000 * 1024 + 500 * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(fitting.Path, "read_text", lambda path: path.with_name("absent").read_bytes())
+    assert fitting.available(CPU)[0] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no Linux
 
 
 def test_what_is_done_is_said_in_one_line_and_a_misfit_has_remedies(

@@ -14,7 +14,7 @@ from runs import TINY
 
 import tave
 from tave.files import read_json
-from tave.video import write_mask_video, write_video
+from tave.video import VideoError, write_mask_video, write_video
 from tave.video.frames import from_pixels
 
 COUNT, START, CHOSEN = 8, 2, 5
@@ -108,6 +108,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_table_names_the_forms_that_are_tried() -> None:
     page = (Path(__file__).parents[1] / "docs/clips.md").read_text().split("## Masks")[1].split("\n## ")[0]
     assert re.findall(r"(?m)^\| (?!form |---)([^|]+?) \|", page) == list(FORMS)
+
+
+def test_a_mask_outside_of_the_box_that_was_tuned_on_is_no_edit(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    apart, half = np.zeros_like(INSIDE), np.zeros_like(INSIDE)
+    apart[:12, :12], half[44:60, :64] = True, True
+    words = ["metrics.enabled=false", f"cache={run.parent / 'cache'}"]
+
+    def edit(name: str, inside: np.ndarray) -> tave.EditedClip:
+        mask = pictures(tmp_path / name, grey(inside))
+        given = [*words, f"video.mask={mask}"]
+        return tave.edit_clip(run, run.parent / "target.png", "a suv", name=name, overrides=given, show=False)
+
+    with pytest.raises(VideoError, match=r"apart: lies outside of .* of its 128x96; tune again with this mask, or"):
+        edit("apart", apart)
+    assert not (run / "edits/apart").exists()
+    edit("half", half)
+    left = read_json(run / "edits/half/edit.json")["crop"][0]
+    assert f"half: {left / 64:.0%} of it lies outside of the part of the frame that is edited" in caplog.text
 
 
 @pytest.mark.parametrize("form", FORMS)

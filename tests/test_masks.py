@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from eval.cases import read_mask
 from tave.config import ReadOptions
-from tave.video import MaskRequest, Masks, VideoError, find_cuts, read_clip, read_masks, write_mask_video
+from tave.video import MaskRequest, Masks, VideoError, View, find_cuts, read_clip, read_masks, write_mask_video
 
 COUNT, HEIGHT, WIDTH = 6, 24, 40
 WHOLE = ReadOptions(frames=None, multiple=1)
@@ -200,6 +201,71 @@ def test_a_mask_is_brought_to_the_clip_as_the_clip_was(scale: int, tmp_path: Pat
     assert same(read(final, size=(24, 24), cut=cut), ONE[:, :, 8:32])
     square = folder(tmp_path / "square", [grey(inside).resize((48, 48), 0) for inside in ONE[:, :, 8:32]])
     assert same(read(square, size=(24, 24), cut=cut), ONE[:, :, 8:32])
+
+
+def test_reading_holds_one_picture_at_a_time(tmp_path: Path) -> None:
+    """40 pictures of 0.5 MB; what is kept of each is 32x24 px."""
+    big = ONE[0].repeat(25, axis=0).repeat(20, axis=1)
+    path = folder(tmp_path / "masks", [grey(big)] * 40)
+    tracemalloc.start()
+    try:
+        masks = read(path, 40, size=(32, 24), cut=ReadOptions(width=32, height=24), source=(800, 600))
+        assert tracemalloc.get_traced_memory()[1] < 12e6
+    finally:
+        tracemalloc.stop()
+    assert masks.inside.shape == (40, 1, 24, 32)
+
+
+BOX = {"size": (24, 24), "source": (WIDTH, HEIGHT), "cut": ReadOptions(frames=None, width=24, height=24)}
+
+
+def in_box(path: Path, view: View, **given: object) -> Masks:
+    """Masks for a run that sees a box of the frame."""
+    return read_masks(MaskRequest(path, COUNT, **(BOX | given)), view)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_mask_that_happens_to_have_the_networks_size_is_still_one_of_the_frame(tmp_path: Path) -> None:
+    half = folder(tmp_path / "half", [grey(inside[::2, ::2]) for inside in ONE])
+    masks = in_box(half, View(0, 0, 20, 12), size=(20, 12), cut=ReadOptions(width=20, height=12, multiple=4))
+    assert same(masks, ONE[:, :12, :20][:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2))
+    assert any("its 20x12 are taken as masks of the whole frame" in note for note in masks.notes)
+    other = folder(tmp_path / "other", [grey(inside[:, :24]) for inside in ONE])
+    own = in_box(other, View(16, 0, 24, 24))  # of another shape than the frame, and exactly what the run shows
+    assert same(own, ONE[:, :, :24]) and any("taken as masks of that" in note for note in own.notes)
+    for view in (View(16, 0, 12, 12), View(0, 0, WIDTH, HEIGHT)):
+        with pytest.raises(VideoError, match=r"is 24x24, of another shape than the clip's frames; give masks of 40x24"):
+            in_box(other, view, size=(16, 16), cut=ReadOptions(width=16, height=16))
+
+
+def test_what_a_run_does_not_show_of_a_mask_is_said(tmp_path: Path) -> None:
+    path = folder(tmp_path / "masks", [grey(ONE[0])] * COUNT)  # 4 to 11 across, 4 to 9 down
+    assert not any("outside" in note for note in in_box(path, View(0, 0, 24, 24)).notes)
+    masks = in_box(path, View(8, 0, 32, 24), size=(32, 24))
+    assert same(masks, ONE[[0] * COUNT, :, 8:])
+    assert f"video.mask={path}: 50% of it lies outside of the part of the frame that is edited, 32x24 at 8, 0 of its " \
+        "40x24; tune again with this mask, or with video.crop=frame" in masks.notes  # fmt: skip
+    with pytest.raises(
+        VideoError, match=r"outside of the part .* edited, 24x24 at 16, 0 of its 40x24; tune again with"
+    ):
+        in_box(path, View(16, 0, 24, 24))
+    middle = ReadOptions(width=8, height=8, crop="frame")
+    left = folder(tmp_path / "left", [grey(np.broadcast_to(np.arange(WIDTH) < 6, (HEIGHT, WIDTH)))] * COUNT)
+    with pytest.raises(VideoError, match=r"lies outside of .* of its 40x24; tune with video\.crop=object"):
+        read(left, size=(8, 8), cut=middle)
+
+
+def test_the_box_of_a_mask_is_found_at_its_own_size(tmp_path: Path) -> None:
+    """An object of 2 px in frames of which the network sees a twentieth of the pixels."""
+    planes = np.zeros((COUNT, 360, 640), bool)
+    for index, plane in enumerate(planes):
+        plane[200:202, 20 + 90 * index : 22 + 90 * index] = True
+    size: dict[str, object] = {"size": (40, 24), "cut": ReadOptions(width=32, height=32), "source": (640, 360)}
+    path = folder(tmp_path / "masks", [grey(plane) for plane in planes])
+    masks = in_box(path, View(0, 0, 640, 360), **size)
+    assert masks.box == View(20, 200, 452, 2)
+    assert masks.inside.sum((1, 2, 3)).tolist() == [1] * COUNT  # the pixel that has most of it
+    double = folder(tmp_path / "double", [grey(each.repeat(2, axis=0).repeat(2, axis=1)) for each in planes])
+    assert in_box(double, View(0, 0, 640, 360), **size).box == View(20, 200, 452, 2)
 
 
 def test_an_inverted_mask_is_questioned_and_turned(tmp_path: Path) -> None:

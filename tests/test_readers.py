@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import clips
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image
 from tave.config import ReadOptions
 from tave.video import Clip, VideoError, read_clip
 from tave.video.frames import to_pixels
+from tave.video.h264 import may_interlace
 from tave.video.probe import Stored, decord_agrees, open_video, video_stream
 
 ALL = ReadOptions(frames=None, multiple=1)
@@ -105,9 +108,17 @@ def test_the_fast_reader_gets_plain_files_alone(base: Path, tmp_path: Path) -> N
     def agrees(path: Path) -> bool:
         with open_video(path) as container:
             stream, _ = video_stream(path, container)
-            return decord_agrees(path, stream, Stored.of(next(container.decode(stream)), stream))
+            stored = Stored.of(next(container.decode(stream)), stream)
+            assert not stored.interlaced  # whatever the first frame is, others may be stored as fields
+            return decord_agrees(path, stream, stored)
 
     assert agrees(base)
+    for name, pixels in (("baseline", "yuv420p"), ("high444", "yuv444p")):
+        clips.write(tmp_path / f"{name}.mp4", Setting(pixels=pixels, options={"profile": name}))
+        assert agrees(tmp_path / f"{name}.mp4")
+    for fields in ("tff=1", "bff=1", "fake-interlaced=1"):
+        clips.write(tmp_path / "fields.mp4", Setting(options={"crf": "4", "x264-params": fields}))
+        assert not agrees(tmp_path / "fields.mp4")
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(base.read_bytes()[:-100])
     for kind in ("rot90", "hflip"):
@@ -118,6 +129,18 @@ def test_the_fast_reader_gets_plain_files_alone(base: Path, tmp_path: Path) -> N
     clips.remux(tmp_path / "edit_list.mp4", base, shift=-3)
     clips.remux(tmp_path / "two.mp4", base, twice=True)
     assert not agrees(tmp_path / "edit_list.mp4") and not agrees(tmp_path / "two.mp4")
+
+
+def test_a_damaged_header_gets_no_file_to_the_fast_reader(base: Path) -> None:
+    with open_video(base) as container:
+        header = container.streams.video[0].codec_context.extradata
+    assert header is not None and not may_interlace(header)
+    dice = np.random.default_rng(0)
+    for length in range(len(header) - 1):
+        may_interlace(header[:length])  # raises nothing, and ends
+        may_interlace(header[:6] + dice.bytes(length))
+    assert may_interlace(None) and may_interlace(b"") and may_interlace(header[:10])
+    assert may_interlace(header[:5] + b"\xe0" + header[6:])  # no parameter set
 
 
 @pytest.mark.parametrize("kind", SHOWN)
@@ -236,6 +259,23 @@ def test_what_is_left_out_is_said_in_one_line(tmp_path: Path) -> None:
     clips.write(tmp_path / "b.mp4", Setting())
     whole = read_clip(tmp_path / "b.mp4", ReadOptions(frames=None))
     assert whole.origin is not None and whole.origin.summary is None
+
+
+def test_further_sound_tracks_and_subtitles_are_said_to_be_left_out(tmp_path: Path) -> None:
+    clips.write(tmp_path / "a.mp4", Setting(), audio=True)
+    with av.open(str(tmp_path / "a.mp4")) as given, av.open(str(tmp_path / "b.mkv"), "w") as file:
+        pictures, sound = given.streams.video[0], given.streams.audio[0]
+        outs = [file.add_stream_from_template(each) for each in (pictures, sound, sound)]
+        for packet in given.demux():
+            for out in outs if packet.size else []:
+                if out.type != packet.stream.type:
+                    continue
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts, copy.time_base, copy.stream = packet.pts, packet.dts, packet.time_base, out
+                file.mux(copy)
+    kept, dropped = (read_clip(tmp_path / "b.mkv", replace(ALL, audio=audio)).origin for audio in ("keep", "drop"))
+    assert kept is not None and kept.notes == ("one of its 2 sound tracks is kept",)
+    assert dropped is not None and dropped.notes == ("its sound is left out",)
 
 
 def test_a_list_of_other_files_is_no_clip(base: Path, tmp_path: Path) -> None:

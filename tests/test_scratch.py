@@ -83,5 +83,15 @@ def test_a_spool_grows_and_notes_shapes(tmp_path: Path) -> None:
         assert spool.shapes == {(3, 4, 4), (3, 2, 4)}
 
 
+@pytest.mark.parametrize("count", [15, 16, 17, 32])
+def test_another_shape_is_only_noted_wherever_it_comes(count: int) -> None:
+    """16 and 32 frames are those at which the spool grows."""
+    spool, frames = Spool(Scratch()), draw(count, 3, 4, 4).to(torch.uint8)
+    for frame in (*frames, frames[0, :, :2], frames[0]):
+        spool.append(frame)
+    assert spool.shapes == {(3, 4, 4), (3, 2, 4)} and len(spool) == count + 2
+    assert torch.equal(spool.tensor()[[*range(count), -1]], frames[[*range(count), 0]])
+
+
 def test_a_cache_has_room_on_its_own_disk(tmp_path: Path) -> None:
     assert Cache().scratch == Scratch() and Cache(tmp_path).scratch == Scratch(tmp_path)

@@ -16,6 +16,7 @@ from av.stream import Disposition
 
 from tave.video.colour import Colour
 from tave.video.frames import VideoError
+from tave.video.h264 import may_interlace
 from tave.video.turn import Turn
 
 LARGEST_SIDE = 16_384
@@ -156,8 +157,9 @@ def shown_frames(stream: av.VideoStream) -> int | None:
 def decord_agrees(path: Path, stream: av.VideoStream, stored: Stored) -> bool:
     """Whether decord reads the file as PyAV does, by its header and first frame.
 
-    A whole, plain mp4 of H.264: one entry of its index for every frame, each inside the file, none hidden by an edit
-    list. decord reserves memory for as many frames as the header claims, and ends the process where that fails.
+    A whole, plain mp4 of H.264 without fields: one entry of its index for every frame, each inside the file, none
+    hidden by an edit list. decord reserves memory for as many frames as the header claims, and ends the process where
+    that fails.
     """
     index = list(getattr(stream, "index_entries", ()))
     context, length = stream.codec_context, path.stat().st_size
@@ -166,6 +168,7 @@ def decord_agrees(path: Path, stream: av.VideoStream, stored: Stored) -> bool:
         plain
         and "mp4" in stream.container.format.name
         and len(stream.container.streams.video) == 1
+        and not may_interlace(context.extradata)
         and stored.pixel_format in _DECORD_FORMATS
         and stored.size == (context.width, context.height)
         and stored.size[0] not in _DECORD_MISREADS

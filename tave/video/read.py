@@ -116,10 +116,18 @@ def _open_file(path: Path, container: av.container.InputContainer, options: Read
             shown_frames(stream),
             stored,
             bool(container.streams.audio),
-            (*notes, *stored.notes),
+            (*notes, *_left_out(container, options), *stored.notes),
         )
         fast = decord_agrees(path, stream, stored)
     return Reader(origin, _file_frames(origin, options, stream, chain([first], decoded), fast))
+
+
+def _left_out(container: av.container.InputContainer, options: ReadOptions) -> list[str]:
+    """What the edited clip won't have of the file's further streams."""
+    sounds, notes = len(container.streams.audio), []
+    if sounds > 1 and options.audio == "keep":
+        notes.append(f"one of its {sounds} sound tracks is kept")
+    return notes + (["its subtitles are left out"] if container.streams.subtitles else [])
 
 
 def _file_frames(

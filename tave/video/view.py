@@ -43,9 +43,10 @@ class View(NamedTuple):
         return View(self.left * across, self.top * down, self.width * across, self.height * down)
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
-        """Of pixels `H W ...` those of a view that lies inside, in whole pixels."""
+        """Of pixels `H W ...` those in view, in whole pixels; one at least."""
         left, top, width, height = map(round, self)
-        return pixels[top : top + height, left : left + width]
+        row, column = (min(max(0, at), side - 1) for at, side in zip((top, left), pixels.shape, strict=False))
+        return pixels[row : max(row + 1, top + height), column : max(column + 1, left + width)]
 
     def size(self, network: tuple[int, int], multiple: int) -> tuple[int, int]:
         """Width and height of the network's frames of this view: as many pixels as in ``network``, its aspect."""
