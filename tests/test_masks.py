@@ -285,7 +285,7 @@ def test_frames_without_the_object_are_named_and_no_object_at_all_is_refused(tmp
     masks = read(folder(tmp_path / "masks", [grey(inside) for inside in gone]))
     assert same(masks, gone)
     assert any("is empty in frame 0-1, 5: there the clip comes back as it was" in note for note in masks.notes)
-    with pytest.raises(VideoError, match=r"video\.mask=.*none: all 6 masks are empty; make them white where to edit"):
+    with pytest.raises(VideoError, match=r"video\.mask=.*none: all 6 masks are empty; draw white where to edit"):
         read(folder(tmp_path / "none", [grey(inside) for inside in np.zeros_like(ONE)]))
 
 

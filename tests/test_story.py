@@ -199,7 +199,7 @@ def test_a_stopped_tuning_continues_and_equals_an_uninterrupted_one(
         (["video.edits.suv.target_image=nowhere.png"], r"nowhere\.png"),
         (["video.edits.suv.target_image={folder}/clear.png"], r"clear\.png: the target image's alpha is empty"),
         (["video.edits.suv.matte={folder}/small.png"], r"target\.png: .*matte is 10x10"),
-        (["video.edits.suv.mask={folder}/black.png"], r"black\.png: all 8 masks are empty"),
+        (["video.edits.suv.mask={folder}/black.png"], r"black\.png: the mask is empty"),
         (["video.edits.suv.object=1"], r"video\.object .*give that too"),
         (["video.edits.suv.truth=/nowhere"], r"truth=/nowhere has no truth\.npz"),
         (["correction.block=7"], r"correction\.block=7 is out of range: set it between -3 and 2"),
