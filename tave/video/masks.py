@@ -101,7 +101,7 @@ def _questions(request: MaskRequest, extent: _Extent, placing: _Placing, count: 
     """What may be wrong with masks of this extent. Raises :class:`VideoError` where there is nothing to edit."""
     where = request.where
     if not extent.inside:
-        remedy = "leave out video.mask_inverted" if request.inverted else "make it white where to edit"
+        remedy = "leave out video.mask_inverted" if request.inverted else "draw white where to edit"
         what = f"all {count} masks are" if count > 1 else "the mask is"
         raise VideoError(f"{where}: {what} empty; {remedy}")
     if not extent.seen:
