@@ -299,7 +299,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 _check_size(archive.zip, member, PACKED * path.stat().st_size)
             found = {name: archive[member] for name, member in members.items()}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile) as error:
-        raise EvalError(f"{path} can't be read as an npz archive: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise EvalError(f"{path} can't be read as an npz archive: {why}; make the edit again") from error
     if missing := set(names) - set(found):
         raise EvalError(f"{path} lacks {', '.join(sorted(missing))}")
     return found

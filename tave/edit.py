@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tave.cli import Context, entry_point, one_line, schema, typed
 from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MemoryOptions, OptionError, TrainOptions, nearest
 from tave.files import naming
-from tave.keys import ROOTS, choices_of, literal, prepared
+from tave.keys import ROOTS, choices_of, literals, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
 from tave.record import check_links, check_record, recorded
 from tave.summary import noted, say
@@ -110,16 +110,7 @@ def _free(run: Run, name: str, entry: Any, claims: ExitStack) -> str:
 
 def options_of(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """The options of another edit in the run ``folder`` under the ``overrides`` of its command, whose logger is csv."""
-    return changed({**_literals(recorded(folder)), "logger": {"csv": {}}}, overrides)
-
-
-def _literals(tree: Any) -> Any:
-    """``tree`` with every text escaped, so that OmegaConf interpolates nothing that comes out of a file."""
-    if isinstance(tree, Mapping):
-        return {key: _literals(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_literals(value) for value in tree]
-    return literal(tree) if isinstance(tree, str) else tree
+    return changed({**literals(recorded(folder)), "logger": {"csv": {}}}, overrides)
 
 
 def changed(config: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:

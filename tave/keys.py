@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -104,6 +104,15 @@ def unknown(key: str, root: Root) -> str:
 def literal(text: str) -> str:
     """``text`` as OmegaConf reads it back unchanged: ``${`` in it is no interpolation."""
     return re.sub(r"(\\*)\$\{", lambda at: 2 * at[1] + r"\${", text)
+
+
+def literals(tree: Any) -> Any:
+    """``tree`` with every text :func:`literal`."""
+    if isinstance(tree, Mapping):
+        return {key: literals(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [literals(value) for value in tree]
+    return literal(tree) if isinstance(tree, str) else tree
 
 
 def quoted(value: str | Path) -> str:

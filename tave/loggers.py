@@ -28,6 +28,7 @@ from torch.nn.functional import interpolate
 
 from tave.config import WHOLE, OptionError, choice
 from tave.editor import Editor
+from tave.keys import literals
 from tave.pipeline import Edit
 from tave.record import read_metrics
 from tave.video import contact_sheet, heat, read_clip, read_image
@@ -55,7 +56,8 @@ class RunLogger(Callback):
         """Called by both loops: the first of them logs the configuration."""
         if not self._started:
             for logger in self.loggers:
-                logger.log_hyperparams(self.config)
+                # the others write them as YAML that OmegaConf reads, and W&B shows them as they are
+                logger.log_hyperparams(self.config if isinstance(logger, WandbLogger) else literals(self.config))
         self._started = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

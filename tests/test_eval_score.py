@@ -136,6 +136,10 @@ def claim(path: Path, shape: str, suffix: str = ".npy") -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no edits": (lambda run: shutil.rmtree(run / "edits"), r"has no edits/NAME folder"),
+    "lost mask": (
+        lambda run: (run / "edits/ideal/soft_mask.npz").unlink(),
+        r"archive: No such file[^\[]*; make the edit",
+    ),
     "cut mask": (lambda run: (run / "edits/ideal/soft_mask.npz").write_bytes(b"PK\3\4cut"), r"can't be read as an npz"),
     **{
         f"shape {shape}": (

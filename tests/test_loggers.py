@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
 from PIL import Image
 from runs import options
 
 from tave.config import OptionError
 from tave.edit import edit
-from tave.loggers import Wandb, heat_sheet, log_numbers, open_loggers
+from tave.loggers import RunLogger, Wandb, heat_sheet, log_numbers, open_loggers
 from tave.train import train
 from tave.video import heat
 
@@ -50,6 +52,14 @@ def columns(folder: Path) -> dict[str, list[str]]:
     with (folder / "metrics.csv").open() as opened:
         lines = list(csv.DictReader(opened))
     return {key: [line[key] for line in lines if line[key]] for key in lines[0]}
+
+
+def test_a_sentence_with_signs_of_an_interpolation_is_logged_as_it_is(tmp_path: Path) -> None:
+    """OmegaConf, with which Lightning writes hyperparameters, would look for a value in it."""
+    prompt, logger = 'a ${van, "red', CSVLogger(tmp_path)
+    RunLogger([logger], tmp_path, {"video": {"prompt": prompt}}).setup(None, None, "fit")  # type: ignore[arg-type]
+    logger.save()
+    assert OmegaConf.load(Path(logger.log_dir) / "hparams.yaml").video.prompt == prompt
 
 
 @pytest.mark.slow  # W&B's own process

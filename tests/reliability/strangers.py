@@ -171,9 +171,10 @@ def reseal(run: Path) -> None:
     """Make ``SHA256SUMS`` of the run and of its edits fit their files again, as whoever made the folder can."""
     for sums in run.rglob("SHA256SUMS"):
         lines = []
-        for line in sums.read_text().splitlines():
-            name = line.split(maxsplit=1)[1].lstrip("*")
+        for line in sums.read_text(errors="replace").splitlines() if sums.is_file() else ():
+            name = line.partition("  ")[2]
             path = sums.parent / name
             if path.is_file():
                 lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}")
-        sums.write_text("".join(f"{line}\n" for line in lines))
+        if lines:
+            sums.write_text("".join(f"{line}\n" for line in lines))
