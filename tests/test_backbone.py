@@ -187,6 +187,12 @@ def change(file: Path, **values: Any) -> None:
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is out of range"),
         ("text_encoder/config.json", {"hidden_size": 16_000, "intermediate_size": 16_000}, "but its weights have"),
         ("text_encoder/config.json", {"max_position_embeddings": "x"}, "describes no CLIPTextModel"),
+        # without the name of the library's exception
+        (
+            "text_encoder/config.json",
+            {"hidden_size": "2024"},
+            "for field 'hidden_size': Field 'hidden_size' expected",
+        ),
         ("image_encoder/config.json", {"image_size": 16_000}, "but its weights have"),
         ("image_encoder/config.json", {"attn_implementation": "nobody/kernel"}, "asks for code of a repository"),
         # a scheduler without noise levels

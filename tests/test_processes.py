@@ -28,7 +28,7 @@ def started(*words: str) -> subprocess.Popen[bytes]:
 def test_a_killed_tuning_continues_and_equals_an_uninterrupted_one(clip: Path, tmp_path: Path) -> None:
     def words(where: str) -> list[str]:
         given = ["video=bus_to_suv", f"video.path={clip / 'source.mp4'}", "video.edits={}", "video.frames=2"]
-        return [*given, *TINY, "logger=none", "tuning.steps=200", f"cache={tmp_path / where / 'cache'}"]
+        return [*given, *TINY, "logger=none", "tuning.steps=80", f"cache={tmp_path / where / 'cache'}"]
 
     killed, states = tmp_path / "killed/run", tmp_path / "killed/cache"
     process, deadline = started(*words("killed"), f"hydra.run.dir={killed}"), time.monotonic() + 300

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,5 +169,6 @@ def _silent() -> Iterator[None]:
 
 
 def line(error: Exception) -> str:
-    """An error's message, shortened to one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """An error's message, shortened to one line, without the names of exceptions that libraries put into it."""
+    text = re.sub(r"\b[A-Z]\w*(?:Error|Exception): ", "", " ".join(str(error).split()))
+    return f"{text[:160]} ..." if len(text) > 160 else text or "unknown fault"
