@@ -175,6 +175,10 @@ def one_line(error: BaseException, root: Root) -> str:
         return unknown(str(error.full_key), root)
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
         return f"{error.full_key}={match[1]}: give {TYPES.get(match[2], match[2])}"
+    if re.match(r"Invalid value assigned: \w+ is not a ListConfig", line):
+        return f"{error.full_key}: give a list, for example {error.full_key}=[0,1]"
+    if re.match(r"Invalid (type|value) assigned: \w+ is not a", line):
+        return f"{error.full_key} is a group of options: give one of them, {error.full_key}.OPTION=VALUE"
     return f"{error.full_key}: {line}"
 
 

@@ -23,7 +23,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from tave import config
 from tave.config import PACKAGE, slug
 from tave.files import FileError, file_digest, read_json, whole_file, write_json
-from tave.locks import UPDATE, claimed
+from tave.locks import UPDATE, ClaimedError, claimed
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +125,17 @@ def rewriting(folder: Path, *names: str) -> Iterator[None]:
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
-    """The digests of ``names``, and of this folder's products that the record lacks."""
-    due = {*names, *unlisted(folder)}
+    """The digests of ``names``, and of this folder's products that the record lacks and nobody writes."""
+    due = {*names, *(name for name in unlisted(folder) if not _is_claimed(folder / name))}
     return {name: file_digest(folder / name) if (folder / name).is_file() else None for name in due}
+
+
+def _is_claimed(path: Path) -> bool:
+    try:
+        with claimed(path):
+            return False
+    except ClaimedError:
+        return True
 
 
 def _files(folder: Path) -> set[str]:

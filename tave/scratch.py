@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -40,12 +41,21 @@ class Scratch:
         size = prod(shape) * dtype.itemsize
         if self.folder is None or not size:
             return torch.empty(shape, dtype=dtype, device="cpu")
-        place = next(each for each in (self.folder, *self.folder.absolute().parents) if each.is_dir())
-        with writing(place / "a temporary file"), tempfile.TemporaryFile(dir=place) as file:
+        with writing(self.folder / "a temporary file"), self._file(self.folder) as file:
             if reserve := getattr(os, "posix_fallocate", None):  # not on macOS
                 reserve(file.fileno(), 0, size)  # a full disk is an error here, and a signal when it is filled
             file.truncate(size)
             return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
+
+    def _file(self, folder: Path) -> IO[bytes]:
+        """A file without a name in ``folder``, or above it where that is not there or another process removes it."""
+        try:
+            return tempfile.TemporaryFile(dir=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            above = folder.absolute().parent
+            if above == folder:
+                raise
+            return self._file(above)
 
     def of(self, make: Callable[[slice], Tensor], frames: int, step: int = STEP) -> Tensor:
         """``make`` of each of the :func:`spans`, one after another, as one tensor `f ...`."""

@@ -76,6 +76,8 @@ def test_arguments_of_trainer_and_loggers_need_no_plus() -> None:
         ("memory=9gb", "memory=9gb is not known: did you mean 8gb?"),
         ("video=bus_to_sv", "video=bus_to_sv is not known: did you mean bus_to_suv?"),
         ("tuning.steps=many", "tuning.steps=many: give a whole number"),
+        ("mask.steps=3", "mask.steps: give a list, for example mask.steps=[0,1]"),
+        ("metrics=3", "metrics is a group of options: give one of them, metrics.OPTION=VALUE"),
         ("mask.dilate=3", "mask.dilate=3.0 is out of range: set it between 0 and 0.5"),
         ("mask.threshold=best", "mask.threshold=best is not known: choose one of otsu, fixed, quantile"),
         ("trainer.precison=x", "unknown option trainer.precison: did you mean precision?"),

@@ -173,6 +173,27 @@ def test_a_file_that_another_process_writes_under_a_check_has_not_changed(
         check_record(tmp_path)
 
 
+def test_figures_that_are_being_written_are_not_recorded_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends its own file in the meantime would record their old content, and a reader then refuse the new one."""
+    (tmp_path / "metrics.json").write_text("{}")
+    begin_record(tmp_path)
+    write = tave.record.write_json
+
+    def with_others(path: Path, content: Any) -> None:
+        with rewriting(tmp_path, "run.json"):
+            (tmp_path / "run.json").write_text("{}")
+        write(path, content)
+        assert read_metrics(tmp_path)["edits"] == {"a": {"residue": 1}}
+
+    monkeypatch.setattr(tave.record, "write_json", with_others)
+    with changed_metrics(tmp_path) as metrics:
+        metrics["edits"] = {"a": {"residue": 1}}
+    check_record(tmp_path)
+    assert read_sums(tmp_path).keys() == {"metrics.json", "run.json"}
+
+
 def test_a_kill_between_an_edit_and_its_digest_costs_nothing(run: Path, clip: Path) -> None:
     block = rewriting(run, f"edits/suv/{SUMS}")
     block.__enter__()

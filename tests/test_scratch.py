@@ -95,3 +95,11 @@ def test_another_shape_is_only_noted_wherever_it_comes(count: int) -> None:
 
 def test_a_cache_has_room_on_its_own_disk(tmp_path: Path) -> None:
     assert Cache().scratch == Scratch() and Cache(tmp_path).scratch == Scratch(tmp_path)
+
+
+def test_a_folder_that_another_process_removes_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One above it has the same disk. Both are looked at before they are used, and gone by then."""
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    made = Scratch(tmp_path / "outputs" / "cache").empty(3)
+    made[:] = 1
+    assert made.sum() == 3 and not list(tmp_path.iterdir())
