@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .faults import Fault
+from .faults import NEEDS_SPACE, Fault
 from .kill import Command, command
 from .report import Seen, Settings, Trial, conduct, main
 from .shared import (
@@ -159,12 +159,13 @@ def without_rights(of: Command, place: str, mode: int, folder: Path) -> Seen:
 
 
 def trials_of(commands: list[Command], settings: Settings) -> list[Trial]:
-    """Every change of a file (each second for other errors than a full disk), sizes, file systems, rights, folders."""
+    """A full disk at every change of a file that takes space, other errors at some; sizes, mounts, rights, folders."""
     listed: list[tuple[str, str, Callable[[Path], Seen]]] = []
     real = mounts()
     for of in commands:
-        for what, each in (("full", 1), ("denied", 3), ("readonly", 4), ("broken", 4)):
-            for number in list(of.files)[::each]:
+        growing = [number for number, line in of.files.items() if line.split()[0] in NEEDS_SPACE]
+        for what, each in (("full", 1), ("denied", 6), ("readonly", 8), ("broken", 8)):
+            for number in growing if what == "full" else list(of.files)[::each]:
                 fault = Fault(what, "file", number)
                 about = f"{of.files[number]} ({fault})"
                 listed.append((f"{of.name}: {ERRORS[what]}, injected", about, _bound(injected, of, fault)))
@@ -172,7 +173,7 @@ def trials_of(commands: list[Command], settings: Settings) -> list[Trial]:
             fault = Fault("full", "size", half)
             listed.append((f"{of.name}: no file beyond a size", f"{half} bytes", _bound(injected, of, fault)))
         for gone in ("run", "cache", "run/edits") if of.name == "edit" else ("run", "cache"):
-            for number in list(of.files)[1::6]:
+            for number in list(of.files)[1::12]:
                 fault = Fault("gone", "file", number, gone)
                 about = f"{gone} at {of.files[number]}"
                 listed.append((f"{of.name}: folder removed", about, _bound(vanished, of, fault)))
