@@ -187,7 +187,12 @@ def change(file: Path, **values: Any) -> None:
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is out of range"),
         ("text_encoder/config.json", {"hidden_size": 16_000, "intermediate_size": 16_000}, "but its weights have"),
         ("text_encoder/config.json", {"max_position_embeddings": "x"}, "describes no CLIPTextModel"),
-        # without the name of the library's exception
+        # without the names of the library's exception and of classes
+        (
+            "image_encoder/config.json",
+            {"patch_size": ""},
+            "doesn't match any type in (int, list[int], tuple[int, int], null",
+        ),
         (
             "text_encoder/config.json",
             {"hidden_size": "2024"},

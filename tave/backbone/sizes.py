@@ -169,6 +169,7 @@ def _silent() -> Iterator[None]:
 
 
 def line(error: Exception) -> str:
-    """An error's message, shortened to one line, without the names of exceptions that libraries put into it."""
+    """An error's message, shortened to one line, without exceptions and classes that libraries name in it."""
     text = re.sub(r"\b[A-Z]\w*(?:Error|Exception): ", "", " ".join(str(error).split()))
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null")
     return f"{text[:160]} ..." if len(text) > 160 else text or "unknown fault"
