@@ -68,9 +68,14 @@ def cached(repository: str, names: Sequence[str], cache: Path | None = None) -> 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keep the hub's client offline inside the block: a missing tokenizer fails instead of being fetched."""
-    from huggingface_hub import constants
+    """Keep the hub's client offline inside the block: a missing tokenizer fails instead of being fetched.
 
+    transformers shows no bars of its own from then on.
+    """
+    from huggingface_hub import constants
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield

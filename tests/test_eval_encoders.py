@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model
+from transformers.utils.logging import enable_progress_bar
 
 from eval import EvalError, WeightsError
 from eval.encoders import ALEXNET, Dino, Lpips, OpenClip, PickScore, Weights, load_encoder, load_folder, verify
@@ -156,7 +157,7 @@ def test_the_conditioning_encoder_is_recognised(folder: Path, tmp_path: Path) ->
     assert not encoder.conditions(tmp_path)
 
 
-def test_dino_is_the_class_token_of_transformers_own_model(tmp_path: Path) -> None:
+def test_dino_is_the_class_token_of_transformers_own_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     model = Dinov2Model(config).eval()
@@ -167,7 +168,10 @@ def test_dino_is_the_class_token_of_transformers_own_model(tmp_path: Path) -> No
     with torch.no_grad():
         pixels = processor(images=[((p + 1) * 127.5).round().to(torch.uint8) for p in pictures], return_tensors="pt")
         expected = model(pixel_values=pixels["pixel_values"]).last_hidden_state[:, 0]
+    enable_progress_bar()
+    capfd.readouterr()
     dino = Dino(str(tmp_path))
+    assert not capfd.readouterr().err  # "Loading weights: 100%"
     assert torch.allclose(dino.images(pictures), torch.nn.functional.normalize(expected, dim=1), atol=1e-5)
     assert dino.id == f"{tmp_path.name}@{verify(tmp_path / 'model.safetensors').sha256[:12]}"
 

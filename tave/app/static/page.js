@@ -106,7 +106,7 @@
     const figures = Object.entries(FIGURES).filter(([key]) => key in job.figures);
     parts.figures.replaceChildren(...figures.map(([key, label]) => make("tr", {}, make("td", {text: label}), make("td", {text: job.figures[key].toFixed(2)}))));
     const names = job.files.filter(name => !name.startsWith("web/"));
-    parts.files.replaceChildren(...names.map(name => make("a", {href: url(box, name), download: name, text: name})));
+    parts.files.replaceChildren(...names.map(name => make("a", {href: url(box, name), text: name, ...(name === "report.html" ? {target: "_blank"} : {download: name})})));
     if (over) box.dataset.over = "1";
     if (job.state === "done") parts.bars.open = false;
   }
