@@ -72,13 +72,8 @@ def test_the_simulated_device_refuses_what_a_gpu_refuses() -> None:
             there.numpy()
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        pytest.param([], id="default", marks=pytest.mark.slow),
-        *(pytest.param(words, id=name, marks=pytest.mark.slow) for name, words in OTHERS.items()),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", OTHERS.values(), ids=OTHERS)
 def test_a_run_on_another_device_makes_the_same_edit(
     overrides: list[str], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

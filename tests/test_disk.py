@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,6 @@ def until_it_works(clip: Path, folder: Path, capsys: pytest.CaptureFixture[str],
 def test_a_run_that_found_the_disk_full_goes_on(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert until_it_works(clip, tmp_path, capsys, iter((6, 14, 1000))) == 3
     assert (tmp_path / "run/edits/suv/edit.json").is_file() and (tmp_path / "run/run.json").is_file()
-
-
-@pytest.mark.slow
-def test_so_it_does_from_every_single_file(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert until_it_works(clip, tmp_path, capsys, count()) > 10
 
 
 @pytest.mark.slow
