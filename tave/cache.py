@@ -276,8 +276,7 @@ class Cache:
         """
         if self.folder is None:
             return make()
-        claim, key = key_of(self.scope, *parts), key_of(self.scope, *parts, *self.taken)
-        entry, copy = self.folder / f"{name}-{key}.safetensors", self.copies.get(name)
+        claim, (key, entry), copy = key_of(self.scope, *parts), self._entry(name, parts), self.copies.get(name)
         places = {entry: key} | ({copy: claim} if copy else {})
         found = {path: stored for path in places if (stored := find_tensors(path, places[path], form, True))}
         if found:
@@ -301,9 +300,16 @@ class Cache:
 
     def holds(self, name: str, parts: Sequence[Any]) -> bool:
         """Whether the result of stage ``name`` under a key of ``parts`` is stored, undamaged."""
+        if self.folder is None:
+            return False
+        key, entry = self._entry(name, parts)
+        return find_tensors(entry, key, None, True) is not None
+
+    def _entry(self, name: str, parts: Sequence[Any]) -> tuple[str, Path]:
+        """The key of a result of stage ``name``, and where it is stored."""
+        assert self.folder is not None
         key = key_of(self.scope, *parts, *self.taken)
-        path = self.folder and self.folder / f"{name}-{key}.safetensors"
-        return path is not None and find_tensors(path, key, None, True) is not None
+        return key, self.folder / f"{name}-{key}.safetensors"
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Have every later result that is stored depend on ``tensors``, which were read in a run folder."""

@@ -110,7 +110,7 @@ class Values:
             if len(colours) <= _MOST_NUMBERS:
                 return _colours(colours, where, chosen)
         if self._coloured:
-            _refuse(where, chosen, "after a video codec its colours are not exact, so objects can't be told apart")
+            _refuse(where, chosen, "after a video codec its colours are not exact, so objects can't be distinguished")
             return _bright, ["its coloured pixels are inside"]
         return _soft(lambda plane: plane.pixels, self._levels, where, chosen)
 

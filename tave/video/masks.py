@@ -165,11 +165,9 @@ class _Extent:
         self._rows, self._columns = np.zeros(1, bool), np.zeros(1, bool)
 
     def add(self, inside: np.ndarray, seen: np.ndarray) -> None:
-        self.total, self.inside, self.seen = (
-            self.total + inside.size,
-            self.inside + inside.sum(),
-            self.seen + seen.sum(),
-        )
+        self.total += inside.size
+        self.inside += inside.sum()
+        self.seen += seen.sum()
         self._rows, self._columns = self._rows | inside.any(1), self._columns | inside.any(0)
 
     @property
