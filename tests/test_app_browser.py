@@ -182,7 +182,7 @@ def test_a_clip_of_ones_own_with_a_target_and_a_mask(opened: Any, tmp_path: Path
 
 def test_two_users_at_once_see_their_own_jobs_alone(opened: Any) -> None:
     one, two = opened(), opened()
-    begin(one, tuning=30)
+    begin(one, tuning=12)
     shown(one, "running")
     begin(two)
     shown(two, "queued")

@@ -22,12 +22,11 @@ from tave.train import train
 from tave.video import read_clip
 
 OTHERS = {
-    "patent": ["experiment=patent"],
-    "otherwise": ["mask.threshold=quantile", "correction.space=features", "reference.mode=in_context"],
     "separate": ["mask.branches=separate", "mask.union=unconditional", "correction.space=x0", "reference.frame=middle"],
     # autocast follows the real device, so half precision is not simulated
-    "8gb": ["memory=8gb", "memory.weights=full", "trainer.precision=32-true", "reference.mode=neutral"],
-    "lora": ["tuning.trainables=lora", "correction.restore_variance=true", "condition.noise_level=300"],
+    "patent": ["experiment=patent", "memory=8gb", "memory.weights=full", "trainer.precision=32-true"],
+    "lora": ["tuning.trainables=lora", "mask.threshold=quantile", "correction.space=features"],
+    "in_context": ["reference.mode=in_context", "correction.restore_variance=true", "condition.noise_level=300"],
 }
 # Of a range of 2: other orders of sums, amplified by an untrained network and a threshold. A wrong number made it 0.27.
 ALIKE = 4 / 255

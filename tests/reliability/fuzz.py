@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[int, Callable[[World, Path, random.Random], Seen]]] = {
     "job files": (80, bad_folders.job_file),
     "leaderboards and studies": (220, bad_folders.board),
 }
-SHORT = 2  # inputs of each kind in the short form
+SHORT = 1  # inputs of each kind in the short form
 
 
 def trials_of(world: World, settings: Settings) -> list[Trial]:
