@@ -23,6 +23,7 @@ from torch import Tensor
 from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
 from tave.record import check_record, network_clip, read_edit, read_run, recorded
+from tave.scratch import Scratch
 from tave.source import clip_of
 from tave.video import Image4, MaskRequest, VideoError, View, read_clip, read_image, read_masks, read_matte
 from tave.video.frames import from_pixels
@@ -85,7 +86,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Case:
-    """One edit, its frames decoded from the videos."""
+    """One edit, its frames decoded from the videos; ``scratch`` has room for what else grows with the clip."""
 
     name: str
     source: Tensor
@@ -95,6 +96,7 @@ class Case:
     truth: Truth | None = None
     annotation: Tensor | None = None  # f H W bool, the source object as annotated by hand
     round_trip: Tensor | None = None  # the source after the backbone's autoencoder
+    scratch: Scratch = Scratch()
 
 
 def read_files(
@@ -117,8 +119,10 @@ def read_files(
     return Case(edited.stem, before, frames, masks, request, annotation=annotation)
 
 
-def read_cases(run: Path, names: Collection[str] | None = None, annotations: Path | None = None) -> Iterator[Case]:
-    """The edits of a run folder, or those in ``names``, sorted by name.
+def read_cases(
+    run: Path, names: Collection[str] | None = None, annotations: Path | None = None, scratch: Scratch = Scratch()
+) -> Iterator[Case]:
+    """The edits of a run folder, or those in ``names``, sorted by name; their frames lie in ``scratch``.
 
     ``annotations``: folder of the source object's masks in the clip as it was before the run cropped it.
     """
@@ -132,17 +136,17 @@ def read_cases(run: Path, names: Collection[str] | None = None, annotations: Pat
         raise EvalError(f"{run} has no edit {', '.join(unknown)}: it has {', '.join(found)}")
     for name in found:
         if names is None or name in names:
-            yield _read_case(run, run / "edits" / name, annotations)
+            yield _read_case(run, run / "edits" / name, annotations, scratch)
 
 
-def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
+def _read_case(run: Path, folder: Path, annotations: Path | None, scratch: Scratch) -> Case:
     check_record(run, ("source.mp4", "round_trip.mp4"))
     check_record(folder)
     record = read_run(run)
     path = folder / "soft_mask.npz"
     arrays = _masks(path, ("binary", "mask", "alpha"))
     result = network_clip(folder)
-    clip, edited = clip_of(run), read_clip(result, WHOLE).frames
+    clip, edited = clip_of(run, scratch), read_clip(result, WHOLE, scratch=scratch).frames
     source = clip.frames
     for other, shape in ((path, arrays["alpha"].shape), (run / "source.mp4", source[:, 0].shape)):
         if shape != edited[:, 0].shape:
@@ -154,6 +158,7 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
             raise EvalError(f"{run}/run.json doesn't record how the clip was cropped, so annotations can't be fitted")
         cut, shown = ReadOptions.recorded(recorded(run)["video"]), clip.origin.size if clip.origin else None
         annotation = read_annotations(annotations, edited, cut, clip.view, shown)
+    coded = run / "round_trip.mp4"
     return Case(
         name=folder.name,
         source=source,
@@ -164,7 +169,8 @@ def _read_case(run: Path, folder: Path, annotations: Path | None) -> Case:
         ),
         truth=_read_truth(folder / "truth", edited) if (folder / "truth").is_dir() else None,
         annotation=annotation,
-        round_trip=read_clip(run / "round_trip.mp4", WHOLE).frames if (run / "round_trip.mp4").is_file() else None,
+        round_trip=read_clip(coded, WHOLE, scratch=scratch).frames if coded.is_file() else None,
+        scratch=scratch,
     )
 
 

@@ -251,8 +251,11 @@ class PickScore:
         """Mean of the model's logit (about 100 times the cosine) of ``n 3 H W`` in [-1, 1] and a prompt, truncated."""
         length = self._model.config.text_config.max_position_embeddings
         options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
-        found = self._model(**self._processor(images=list(to_pixels(pictures)), text=[prompt], **options))
-        return self.scale * float((found.image_embeds.float() @ found.text_embeds[0].float()).mean())
+        cosines = []
+        for part in pictures.split(BATCH):
+            found = self._model(**self._processor(images=list(to_pixels(part)), text=[prompt], **options))
+            cosines.append(found.image_embeds.float() @ found.text_embeds[0].float())
+        return self.scale * float(torch.cat(cosines).mean())
 
 
 def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: Any) -> tuple[Any, Any, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tave.scratch import spans
 from tave.video import fit_frames
 
 from . import ideal, judge, motion, regions
@@ -158,7 +160,7 @@ def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | 
     if truth.track.still_camera:
         name, path, by = "warp_error_background_still", motion.still(len(case.source), *size), TRACK
     else:
-        name, path, by = "warp_error_background_flow", motion.optical_flow(case.source), FLOW
+        name, path, by = "warp_error_background_flow", motion.optical_flow(case.source, case.scratch), FLOW
     _pair(report, name, case, (path, path), regions.outside(truth.union), by=by)
     if mask is not None:
         for region, reference in ((mask, ""), (old, "source")):
@@ -170,9 +172,9 @@ def _along_flow(report: Report, case: Case, mask: Tensor | None) -> None:
     if region is None:
         report.skip("warp error, gradient energy, temporal IoU", NOWHERE)
         return
-    flow = motion.optical_flow(case.source)
+    flow = motion.optical_flow(case.source, case.scratch)
     # Inside the object each clip's own flow, since the edit may have another shape there.
-    flows = motion.optical_flow(case.edited), flow
+    flows = motion.optical_flow(case.edited, case.scratch), flow
     _pair(report, f"warp_error_in_{which}", case, flows, region, by="DIS flow of each clip")
     free, over = _backgrounds(case, mask)[which]
     _pair(report, f"warp_error_outside_{which}", case, (flow, flow), free, by=FLOW, over=over)
@@ -229,7 +231,7 @@ def _by_encoders(report: Report, case: Case, mask: Tensor | None, tools: Tools) 
         _by_clip(report, case, region, CROPS[which], tools.clip)
     if tools.dino and image is not None:
         targets = tuple(map(tools.dino.images, judge.reference_pictures(*image, DINO_SIZE)))
-        seen = tools.dino.images(case.edited)
+        seen = _seen(tools.dino, case.edited, lambda span: case.edited[span])
         for suffix, pictures, target in _views(tools.dino, DINO_SIZE, case.edited, seen, region, CROPS[which], targets):
             value = judge.image_alignment(pictures, target)
             report.add(f"dino_image{suffix}", value, by=tools.dino.id, size=f"{DINO_SIZE}px")
@@ -249,7 +251,7 @@ def _by_clip(report: Report, case: Case, region: Tensor | None, suffix: str, cli
     if request.image:
         targets = tuple(map(clip.images, judge.reference_pictures(*request.image, clip.size)))
     for frames, reference in ((case.edited, ""), (case.source, "source")):
-        seen = clip.images(fit_frames(frames, clip.size, clip.size, clip.fit))
+        seen = _seen(clip, frames, lambda span, f=frames: fit_frames(f[span], clip.size, clip.size, clip.fit))
         found = {
             "frame_consistency_adjacent": judge.adjacent_consistency(seen),
             "frame_consistency_pairs": judge.pairwise_consistency(seen),
@@ -275,5 +277,12 @@ def _views(
     whole, cut = targets or (seen[:0], seen[:0])
     if region is None:
         return [("", seen, whole)]
-    crops = judge.masked_crops(frames, region, size)
-    return [("", seen, whole), (suffix, eye.images(crops) if len(crops) else seen[:0], cut)]
+    crops = _seen(eye, frames, lambda span: judge.masked_crops(frames[span], region[span], size))
+    return [("", seen, whole), (suffix, crops, cut)]
+
+
+def _seen(eye: Encoder | Dino, frames: Tensor, pictures: Callable[[slice], Tensor]) -> Tensor:
+    """Embeddings `n d` of the ``pictures`` that are made of each range of frames, of which it may have none."""
+    made = (pictures(span) for span in spans(len(frames)))
+    found = [eye.images(some) for some in made if len(some)]
+    return torch.cat(found) if found else frames.new_zeros(0, 1)

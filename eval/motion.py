@@ -6,9 +6,9 @@ A blur lowers the warp error, and :func:`gradient_energy` shows the blur.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tave.scratch import Scratch, spans
 from tave.video.frames import to_pixels
 
 from .regions import require_region, require_same_shape
@@ -30,6 +31,10 @@ class Motion:
 
     flow: Tensor  # f-1 2 H W, (x, y) in pixels: the content at p of frame i+1 was at p + flow[i, :, p] in frame i
     visible: Tensor  # f-1 H W bool: pixels of frame i+1 that were inside the picture and not covered in frame i
+
+    def __getitem__(self, pairs: slice) -> Motion:
+        """The motion of these pairs of neighbours alone."""
+        return Motion(self.flow[pairs], self.visible[pairs])
 
 
 def still(frames: int, height: int, width: int) -> Motion:
@@ -50,28 +55,36 @@ def track_motion(track: Sequence[Sequence[float]], height: int, width: int) -> M
     return Motion(flow.float(), _inside(flow))
 
 
-def optical_flow(frames: Tensor) -> Motion:
-    """DIS optical flow (Kroeger et al. 2016, OpenCV's medium preset at its finest scale).
+def optical_flow(frames: Tensor, scratch: Scratch = Scratch()) -> Motion:
+    """DIS optical flow (Kroeger et al. 2016, OpenCV's medium preset at its finest scale), which lies in ``scratch``.
 
     A pixel counts as covered where the flows of both directions don't cancel: |w + w'|^2 > 0.01 (|w|^2 + |w'|^2) + 0.5
     (Sundaram et al. 2010).
     """
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in to_pixels(frames)]
+    if len(frames) < 2:
+        return still(1, *frames.shape[2:])
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     estimator.setFinestScale(0)
 
-    def between(one: np.ndarray, other: np.ndarray) -> Tensor:
-        empty = np.zeros((*one.shape, 2), dtype=np.float32)
-        return torch.from_numpy(estimator.calc(one, other, empty)).permute(2, 0, 1).clone()
+    def between(pairs: slice, step: int) -> Tensor:
+        """From each frame to the next one (step 1), or from that one back (-1)."""
+        pixels = to_pixels(frames[pairs.start : pairs.stop + 1])
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pixels]
+        ordered = pairwise(grey) if step > 0 else zip(grey[1:], grey[:-1], strict=True)
+        found = [estimator.calc(one, other, np.zeros((*one.shape, 2), np.float32)) for one, other in ordered]
+        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
 
-    if len(frames) < 2:
-        return still(1, *frames.shape[2:])
-    backward = torch.stack([between(later, earlier) for earlier, later in pairwise(grey)])
-    forward = torch.stack([between(earlier, later) for earlier, later in pairwise(grey)])
+    flow = scratch.of(lambda pairs: between(pairs, -1), len(frames) - 1)
+    visible = scratch.of(lambda pairs: _returns(flow[pairs], between(pairs, 1)), len(frames) - 1)
+    return Motion(flow, visible)
+
+
+def _returns(backward: Tensor, forward: Tensor) -> Tensor:
+    """Whether the motion back from each pixel lies in the picture and is cancelled by the one from there."""
     returned = _sampled(forward, backward)
     lengths = backward.square().sum(dim=1) + returned.square().sum(dim=1)
     cancels = (backward + returned).square().sum(dim=1) <= 0.01 * lengths + 0.5
-    return Motion(backward, cancels & _inside(backward))
+    return cancels & _inside(backward)
 
 
 def warp(frames: Tensor, motion: Motion) -> Tensor:
@@ -85,17 +98,27 @@ def warp_error(frames: Tensor, motion: Motion, region: Tensor) -> float | None:
     The square of it, over 255^2, is the warping error of Lai et al. 2018, here over ``region`` and pooled over all
     pairs: a pixel counts if it was visible one frame earlier and lies in the region in both frames.
     """
-    error, counted = _errors(frames, motion, region)
-    return 127.5 * math.sqrt(float(error.mean(dtype=torch.float64))) if counted.any() else None
+    return _rms(*_errors(frames, motion, region, spans(len(frames) - 1)))
 
 
-def _errors(frames: Tensor, motion: Motion, region: Tensor) -> tuple[Tensor, Tensor]:
-    """The squared error of each pixel that counts, mean over channels, and which those are, ``f-1 H W`` bool."""
+def _errors(frames: Tensor, motion: Motion, region: Tensor, pairs: Iterable[slice]) -> tuple[float, int]:
+    """The squared error, mean over channels, summed over the pixels of these pairs that count, and their number."""
     require_region(region, frames)
     require_same_shape(later_frames=region[1:], motion=motion.visible)
-    stayed = warp(region[:, None].float(), motion)[:, 0] > 0.99  # all pixels of the bilinear sample lie in the region
-    counted = region[1:] & stayed & motion.visible
-    return (frames[1:] - warp(frames, motion)).square().mean(dim=1)[counted], counted
+    total, pixels = 0.0, 0
+    for span in pairs:
+        both, along = slice(span.start, span.stop + 1), motion[span]
+        clip, inside = frames[both], region[both]
+        stayed = warp(inside[:, None].float(), along)[:, 0] > 0.99  # the whole bilinear sample lies in the region
+        counted = inside[1:] & stayed & along.visible
+        error = (clip[1:] - warp(clip, along)).square().mean(dim=1)[counted]
+        total, pixels = total + float(error.sum(dtype=torch.float64)), pixels + error.numel()
+    return total, pixels
+
+
+def _rms(squares: float, pixels: int) -> float | None:
+    """In 8-bit levels."""
+    return 127.5 * math.sqrt(squares / pixels) if pixels else None
 
 
 def seam_ratio(frames: Tensor, motion: Motion, region: Tensor, windows: Spans) -> float | None:
@@ -105,19 +128,10 @@ def seam_ratio(frames: Tensor, motion: Motion, region: Tensor, windows: Spans) -
     where one of both has no pixels or the others have no error.
     """
     ends = {frame for span in windows for frame in span} - {0, len(frames)}
-    at = torch.tensor([i + 1 in ends for i in range(len(frames) - 1)], dtype=torch.bool)
-    errors = []
-    for pairs in (at, ~at):
-        squares, pixels = 0.0, 0
-        for i in pairs.nonzero().flatten().tolist():
-            pair = slice(i, i + 2)
-            here = Motion(motion.flow[i : i + 1], motion.visible[i : i + 1])
-            error, counted = _errors(frames[pair], here, region[pair])
-            squares, pixels = squares + float(error.sum(dtype=torch.float64)), pixels + int(counted.sum())
-        if not pixels:
-            return None
-        errors.append(math.sqrt(squares / pixels))
-    return errors[0] / errors[1] if errors[1] else None
+    pairs = [slice(i, i + 1) for i in range(len(frames) - 1)]
+    at, elsewhere = ([pair for pair in pairs if (pair.stop in ends) == end] for end in (True, False))
+    seam, inside = (_rms(*_errors(frames, motion, region, some)) for some in (at, elsewhere))
+    return None if seam is None or not inside else seam / inside
 
 
 def object_drift(frames: Tensor, region: Tensor, windows: Spans) -> float | None:
@@ -144,10 +158,10 @@ def gradient_energy(frames: Tensor, region: Tensor) -> float | None:
     """
     require_region(region, frames)
     total, pairs = 0.0, 0
-    for axis in (1, 2):
-        length = region.shape[axis] - 1
-        both = region.narrow(axis, 0, length) & region.narrow(axis, 1, length)
-        steps = frames.narrow(axis + 1, 1, length) - frames.narrow(axis + 1, 0, length)
+    for span, axis in product(spans(len(frames)), (1, 2)):
+        clip, inside, length = frames[span], region[span], region.shape[axis] - 1
+        both = inside.narrow(axis, 0, length) & inside.narrow(axis, 1, length)
+        steps = clip.narrow(axis + 1, 1, length) - clip.narrow(axis + 1, 0, length)
         total += float(steps.square().mean(dim=1)[both].sum(dtype=torch.float64))
         pairs += int(both.sum())
     return 127.5**2 * total / pairs if pairs else None
@@ -159,11 +173,14 @@ def temporal_iou(mask: Tensor, motion: Motion) -> float | None:
     Only pixels that were visible one frame earlier count; a pair of empty masks doesn't.
     """
     require_same_shape(later_frames=mask[1:], motion=motion.visible)
-    moved = warp(mask[:, None].float(), motion)[:, 0] >= 0.5
-    both = (mask[1:] & moved & motion.visible).flatten(1).sum(dim=1)
-    either = ((mask[1:] | moved) & motion.visible).flatten(1).sum(dim=1)
-    shares = both[either > 0] / either[either > 0]
-    return float(shares.mean()) if len(shares) else None
+    shares: list[float] = []
+    for pairs in spans(len(mask) - 1):
+        clip, along = mask[pairs.start : pairs.stop + 1], motion[pairs]
+        moved = warp(clip[:, None].float(), along)[:, 0] >= 0.5
+        both = (clip[1:] & moved & along.visible).flatten(1).sum(dim=1)
+        either = ((clip[1:] | moved) & along.visible).flatten(1).sum(dim=1)
+        shares += (both[either > 0] / either[either > 0]).tolist()
+    return sum(shares) / len(shares) if shares else None
 
 
 def _sampled(pictures: Tensor, flow: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Regions of a clip: how well an edit preserves one (PSNR, SSIM, LPIPS), and how well its mask covers the true ones.
 
 Only the region's pixels count, since blanking the rest and averaging over the picture would reward a large mask. Errors
-and counts are pooled over all frames of the clip.
+and counts are pooled over all frames of the clip, a few of which are computed at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tave.scratch import spans
 
 from . import EvalError
 
@@ -29,8 +31,11 @@ def psnr(frames: Tensor, reference: Tensor, region: Tensor) -> float | None:
     """Peak signal-to-noise ratio over ``region`` of all frames pooled, in dB (of peak 2), at most :data:`PSNR_CAP`."""
     require_same_shape(frames=frames, reference=reference)
     require_region(region, frames)
-    error = squared_error(frames, reference)[region]
-    return psnr_of_sum(float(error.sum(dtype=torch.float64)), error.numel())
+    total = 0.0
+    for span in spans(len(frames)):
+        error = squared_error(frames[span], reference[span])[region[span]]
+        total += float(error.sum(dtype=torch.float64))
+    return psnr_of_sum(total, int(region.sum()))
 
 
 def psnr_of_sum(squared: float, pixels: int) -> float | None:
@@ -97,8 +102,11 @@ def background_lpips(edited: Tensor, source: Tensor, region: Tensor, lpips: Lpip
     require_region(region, edited)
     if not region.any() or min(edited.shape[2:]) < SMALLEST_LPIPS:
         return None
-    filled = torch.where(region[:, None], edited, source)
-    return float(lpips.distance(filled, source)[region].mean(dtype=torch.float64))
+    total = 0.0
+    for span in spans(len(edited)):
+        filled = torch.where(region[span, None], edited[span], source[span])
+        total += float(lpips.distance(filled, source[span])[region[span]].sum(dtype=torch.float64))
+    return total / int(region.sum())
 
 
 def outside(region: Tensor, guard: int = GUARD) -> Tensor:
@@ -108,7 +116,11 @@ def outside(region: Tensor, guard: int = GUARD) -> Tensor:
 
 def grow(region: Tensor, pixels: int) -> Tensor:
     """``region`` grown by ``pixels`` in every direction, diagonals included."""
-    return functional.max_pool2d(region[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)[:, 0] > 0
+    grown = torch.empty_like(region)
+    for span in spans(len(region)):
+        near = functional.max_pool2d(region[span, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
+        grown[span] = near[:, 0] > 0
+    return grown
 
 
 def mask_area_ratio(mask: Tensor, source_mask: Tensor, target_mask: Tensor) -> float | None:

@@ -113,28 +113,32 @@ class Toolbox:
 
 def score_run(
     run: Path, judge: Path | None, names: Collection[str] | None = None, clip: str | None = None,
-    annotations: Path | None = None,
+    annotations: Path | None = None, scratch: Path | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Measure a run's edits (``names``, or all) from its files, and merge the figures into ``RUN/metrics.json``.
 
     ``judge`` is the judge's folder, ``clip`` the encoder as for :class:`Toolbox`, ``annotations`` a folder of masks
-    of the source object in the clip as it was before the run read it. Returns edit name -> metric name -> value (None
-    where no pixel or frame counts). Raises ValueError for a file, array or class that is missing or doesn't fit.
+    of the source object in the clip as it was before the run read it. Frames lie in a temporary file in the folder
+    ``scratch``, or in memory. Returns edit name -> metric name -> value (None where no pixel or frame counts). Raises
+    ValueError for a file, array or class that is missing or doesn't fit.
     """
-    scores = score_edits(run, Toolbox(judge, clip), names, annotations)
+    scores = score_edits(run, Toolbox(judge, clip), names, annotations, scratch)
     for line in scores.warnings:
         log.warning("%s", line)
     return scores.edits
 
 
 def score_edits(
-    run: Path, tools: Toolbox, names: Collection[str] | None = None, annotations: Path | None = None
-) -> Scores:
+    run: Path, tools: Toolbox, names: Collection[str] | None = None, annotations: Path | None = None,
+    scratch: Path | None = None,
+) -> Scores:  # fmt: skip
     """:func:`score_run` with a toolbox that may be shared between runs; the notes are left to the caller."""
+    from tave.scratch import Scratch
+
     from .cases import read_cases
 
     check_links(run)
-    scores = score_cases(read_cases(run, names, annotations), tools)
+    scores = score_cases(read_cases(run, names, annotations, Scratch(scratch)), tools)
     merge_metrics(run / "metrics.json", scores.edits, scores.metrics)
     return scores
 

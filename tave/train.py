@@ -93,7 +93,7 @@ def measure(
     due = [name for name in names if known.get(name) != keys[name]]
     if not due:
         return {}
-    figures = score_run(folder, judge, due, clip, annotations)
+    figures = score_run(folder, judge, due, clip, annotations, Path(options.cache))
     with changed_metrics(folder) as stored:
         stored["keys"] = stored.get("keys", {}) | {name: keys[name] for name in due}
     return figures

@@ -148,7 +148,7 @@ def test_each_region_is_followed_along_its_own_motion(by: str, monkeypatch: pyte
     source, edited = (torch.rand(FRAMES, 3, HEIGHT, WIDTH, generator=noise) * 2 - 1 for _ in range(2))
     flows = {"source": drift(2, 1), "edited": drift(-3, 0)}
     monkeypatch.setattr(
-        eval.measure.motion, "optical_flow", lambda clip: flows["source" if clip is source else "edited"]
+        eval.measure.motion, "optical_flow", lambda clip, _: flows["source" if clip is source else "edited"]
     )
     found = case(source=source, edited=edited, annotation=ANNOTATED if by == "annotation" else None)
     if by == "truth":

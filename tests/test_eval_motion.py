@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from eval.motion import (
 )
 from tave.roadside.cases import NAMED, track_of
 from tave.roadside.draw import silhouette, vehicle_layer
+from tave.scratch import Scratch
 
 HEIGHT, WIDTH = 40, 56
 
@@ -78,6 +81,14 @@ def test_optical_flow_finds_a_translation() -> None:
     assert motion.visible[:, 8:-8, 8:-8].float().mean() > 0.95
 
 
+def test_the_flow_of_a_long_clip_is_that_of_its_pairs_and_may_lie_on_the_disk(tmp_path: Path) -> None:
+    clip = torch.cat([sliding((2, 1)), sliding((-1, 2))] * 7)
+    found = optical_flow(clip, Scratch(tmp_path))
+    for i in (0, 15, 16, 40):
+        pair = optical_flow(clip[i : i + 2])
+        assert torch.equal(found.flow[i], pair.flow[0]) and torch.equal(found.visible[i], pair.visible[0])
+
+
 def test_warp_error_of_plain_clips() -> None:
     clip, along, in_place = sliding((3, -2)), moving((3, -2)), still(3, HEIGHT, WIDTH)
     assert warp_error(clip, along, everywhere(3)) == pytest.approx(0, abs=0.05)
@@ -88,21 +99,24 @@ def test_warp_error_of_plain_clips() -> None:
     assert warp_error(clip, along, ~everywhere(3)) is None
 
 
-def test_warp_error_counts_what_lies_in_the_region_in_both_frames() -> None:
-    clip = torch.rand(3, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    region = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) < 0.7
+@pytest.mark.parametrize("frames", [3, 40])  # more than are computed at once
+def test_warp_error_counts_what_lies_in_the_region_in_both_frames(frames: int) -> None:
+    clip = torch.rand(frames, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    region = torch.rand(frames, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) < 0.7
     both = region[1:, :, :-2] & region[:-1, :, 2:]  # what is at x was at x + 2
     squares = ((clip[1:, :, :, :-2] - clip[:-1, :, :, 2:]) * 127.5).square().mean(1)[both]
-    assert warp_error(clip, moving((-2, 0)), region) == pytest.approx(squares.mean().sqrt().item(), rel=1e-4)
+    motion = moving((-2, 0), frames)
+    assert warp_error(clip, motion, region) == pytest.approx(squares.mean().sqrt().item(), rel=1e-4)
     with pytest.raises(EvalError, match="motion"):
-        warp_error(clip[:2], moving((-2, 0)), region[:2])
-    covered = Motion(moving((-2, 0)).flow, ~everywhere(2))
+        warp_error(clip[:2], motion, region[:2])
+    covered = Motion(motion.flow, ~everywhere(frames - 1))
     assert warp_error(clip, covered, region) is None
 
 
-def test_gradient_energy_is_of_adjacent_pixels_that_both_lie_in_the_region() -> None:
-    frames = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    region = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(4)) < 0.6
+@pytest.mark.parametrize("count", [2, 40])
+def test_gradient_energy_is_of_adjacent_pixels_that_both_lie_in_the_region(count: int) -> None:
+    frames = torch.rand(count, 3, 6, 7, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    region = torch.rand(count, 6, 7, generator=torch.Generator().manual_seed(4)) < 0.6
     down = frames.diff(dim=2).square().mean(1)[region[:, 1:] & region[:, :-1]]
     right = frames.diff(dim=3).square().mean(1)[region[..., 1:] & region[..., :-1]]
     assert gradient_energy(frames, region) == pytest.approx(127.5**2 * torch.cat([down, right]).mean().item(), rel=1e-5)
@@ -118,10 +132,13 @@ def test_a_blur_wins_the_warp_error_and_shows_in_the_energy() -> None:
     assert (gradient_energy(blurred, region) or 0) < 0.5 * (gradient_energy(flicker, region) or 0)
 
 
-def test_temporal_iou_is_jaccards_index_along_the_motion() -> None:
-    masks = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(6)) < 0.5
-    expected = [binary_jaccard_index(masks[i + 1, :, 3:].int(), masks[i, :, :-3].int()).item() for i in range(2)]
-    assert temporal_iou(masks, moving((3, 0))) == pytest.approx(sum(expected) / 2, abs=1e-6)
+@pytest.mark.parametrize("frames", [3, 40])
+def test_temporal_iou_is_jaccards_index_along_the_motion(frames: int) -> None:
+    masks = torch.rand(frames, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(6)) < 0.5
+    expected = [
+        binary_jaccard_index(masks[i + 1, :, 3:].int(), masks[i, :, :-3].int()).item() for i in range(frames - 1)
+    ]
+    assert temporal_iou(masks, moving((3, 0), frames)) == pytest.approx(sum(expected) / len(expected), abs=1e-6)
 
 
 def test_a_mask_that_moves_with_the_object_is_steady() -> None:

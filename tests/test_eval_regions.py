@@ -41,11 +41,13 @@ def box(rows: slice, columns: slice) -> Tensor:
 FRAMES, OTHER = noise(0, 2, 3, 24, 32), noise(1, 2, 3, 24, 32)
 
 
-def test_psnr_over_a_region_by_hand() -> None:
-    region = noise(2, 2, 24, 32) > 0
+@pytest.mark.parametrize("count", [2, 40])  # more than are computed at once
+def test_psnr_over_a_region_by_hand(count: int) -> None:
+    frames, other = noise(0, count, 3, 24, 32), noise(1, count, 3, 24, 32)
+    region = noise(2, count, 24, 32) > 0
     inside = region[:, None].expand(-1, 3, -1, -1)
-    mean = (FRAMES[inside].double() - OTHER[inside].double()).square().mean().item()
-    assert psnr(FRAMES, OTHER, region) == pytest.approx(10 * math.log10(4 / mean), abs=1e-5)
+    mean = (frames[inside].double() - other[inside].double()).square().mean().item()
+    assert psnr(frames, other, region) == pytest.approx(10 * math.log10(4 / mean), abs=1e-5)
 
 
 def test_equal_clips_reach_the_cap_and_nothing_passes_it() -> None:
