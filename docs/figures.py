@@ -1,4 +1,4 @@
-"""Draw the figures of docs/method.md from the files of one run folder.
+"""Draw the figures of docs/method.md from the files of one run folder; of a long clip those of docs/long_clips.md.
 
     python -m tave.train video=bus_to_suv        # prints the run folder
     python docs/figures.py RUN_FOLDER            # docs/figures/*.png
@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.numpy import load_file
 
+from eval.cases import read_cases
+from eval.motion import Motion, track_motion, warp_error
 from tave.attention import SparseCausalAttention
 from tave.config import WHOLE
 from tave.record import network_clip
@@ -125,6 +127,43 @@ def arrows(edit: Path, frames: np.ndarray) -> Figure:
     return figure
 
 
+def seams(run: Path) -> Figure:
+    """A clip in several windows: the object's warp error from each frame to the next, and its mean colour's distance
+    from that of the first window, of the edit and of the ideal clip. Lines: windows begin or end."""
+    case = next(read_cases(run))
+    truth, windows = case.truth, case.request.windows
+    if truth is None:
+        sys.exit(f"error: {run} has no truth: give a run of a drawn clip")
+    motion, frames = track_motion(truth.track.places, *case.edited.shape[2:]), range(len(case.edited))
+
+    def errors(clip: torch.Tensor, region: torch.Tensor) -> list[float]:
+        pairs = (slice(i, i + 1) for i in frames[:-1])
+        along = (Motion(motion.flow[pair], motion.visible[pair]) for pair in pairs)
+        found = (warp_error(clip[i : i + 2], each, region[i : i + 2]) for i, each in zip(frames, along, strict=False))
+        return [np.nan if value is None else value for value in found]
+
+    def distances(clip: torch.Tensor, region: torch.Tensor) -> list[float]:
+        colours = torch.stack([clip[i][:, region[i]].mean(dim=1) for i in frames])
+        return (127.5 * (colours - colours[slice(*windows[0])].mean(dim=0)).square().mean(dim=1).sqrt()).tolist()
+
+    figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    clips = {"edit": (case.edited, "C3"), "ideal clip": (truth.ideal, "0.5")}
+    for name, (clip, colour) in clips.items():
+        above.plot(np.array(frames[:-1]) + 0.5, errors(clip, truth.target_mask), color=colour, linewidth=1, label=name)
+        below.plot(frames, distances(clip, truth.target_mask), color=colour, linewidth=1, label=name)
+    for axes, label in ((above, "warp error, levels"), (below, "colour, levels")):
+        for end in sorted({frame for span in windows for frame in span} - {0, len(frames)}):
+            axes.axvline(end - 0.5, color="0.8", linewidth=0.8, zorder=0)
+        axes.set_ylabel(label, fontsize=7)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    above.legend(fontsize=6, frameon=False)
+    below.set_xlabel("frame", fontsize=7)
+    return figure
+
+
 def save(name: str, figure: Figure) -> None:
     """Write ``figure`` as docs/figures/NAME.png with a palette."""
     path, drawn = DOCS / "figures" / f"{name}.png", io.BytesIO()
@@ -139,7 +178,14 @@ def main(run: Path) -> None:
     target = read_picture(json.loads((edit / "edit.json").read_text())["target_image"])
     stored, chosen, middle = np.load(edit / "soft_mask.npz"), spread(len(source)), len(source) // 2
     masked, per_step = np.where(mask > 0.5, source, source / 4), stored["per_step"].astype(np.float32)
+    clips = {"source": source, "mask": masked, "edit": edited}
+    strips = grid({label: [clip[i] for i in chosen] for label, clip in clips.items()})
     (DOCS / "figures").mkdir(exist_ok=True)
+    if len(json.loads((run / "run.json").read_text())["windows"]) > 1:
+        save("long_edit", strips)
+        save("seams", seams(run))
+        return
+    save("edit", strips)
     titles, encoded = ["target image", "target as encoded", "source as encoded"], read_picture(edit / "reference.png")
     save("condition", grid({"": [target, encoded, source[middle]]}, titles, side=1.8))
     save("inflation", attended_frames(run))
@@ -151,8 +197,6 @@ def main(run: Path) -> None:
     rows = {name: [plane[i] for i in chosen] for name, plane in planes.items()}
     save("masks", grid(rows, cmap="gray", vmin=0, vmax=1, interpolation="nearest"))
     save("field", arrows(edit, edited))
-    clips = {"source": source, "mask": masked, "edit": edited}
-    save("edit", grid({label: [clip[i] for i in chosen] for label, clip in clips.items()}))
 
 
 if __name__ == "__main__":
