@@ -218,6 +218,8 @@ def call_anew(entry: str, words: Sequence[str], folder: Path, fault: Fault | Non
         done = subprocess.run(
             [sys.executable, "-m", MODULES[entry], *words],
             capture_output=True, text=True, errors="replace", env=env, cwd=folder, timeout=limit, check=False,
+            # a shell's background job ignores Ctrl-C, and so would what it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     except subprocess.TimeoutExpired as late:
         return Outcome(None, "", str(late), limit)
