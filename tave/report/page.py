@@ -91,7 +91,8 @@ data-fps="{run.source.fps:g}"><h2>Edit: {text(edit.name)}</h2><p>{text(edit.reco
 def _clips(run: RunReport, edit: EditReport) -> str:
     source, fps = run.source.frames, run.source.fps
     small = ' class="small"' if max(source.shape[-2:]) <= PIXELS else ""
-    shown = {"Source": source, "Mask": shaded(source, edit.mask.mean(1, keepdim=True)), "Edit": edit.frames}
+    masked = (shaded(frame, mask.mean(0, keepdim=True)) for frame, mask in zip(source, edit.mask, strict=True))
+    shown = {"Source": source, "Mask": masked, "Edit": edit.frames}
     clips = "".join(
         f'<figure><video{small} muted playsinline preload="auto" aria-label="{name}" src="{clip_uri(frames, fps)}">'
         f"</video><figcaption>{name}</figcaption></figure>"

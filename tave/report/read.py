@@ -16,6 +16,7 @@ from tave.config import WHOLE, EditingOptions, TrainOptions
 from tave.files import read_json
 from tave.keys import options_of
 from tave.record import check_record, network_clip, read_edit, read_metrics, read_run
+from tave.scratch import Scratch
 from tave.video import Clip, read_clip
 
 # Options that are inputs or places, shown elsewhere or of no interest here.
@@ -72,23 +73,24 @@ def read_report(folder: Path) -> RunReport:
     check_record(folder, ("source.mp4", "tuned.json"))
     tuned = read_json(folder / "tuned.json") if (folder / "tuned.json").is_file() else {}
     homes = [path.parent for path in folder.glob("edits/[!.]*/edit.json")]
+    scratch = Scratch(folder)  # it is written there
     edits = sorted(homes, key=lambda home: ((home / "edit.json").stat().st_mtime_ns, home.name), reverse=True)
     usual = OmegaConf.to_container(compose_config("train"), resolve=True, throw_on_missing=False)
     return RunReport(
         folder,
         record,
         metrics,
-        read_clip(folder / "source.mp4", WHOLE),
+        read_clip(folder / "source.mp4", WHOLE, scratch=scratch),
         numbers(tuned.get("losses")),
         _changes(usual, record["config"], TrainOptions),
-        [_edit(home, record["config"], metrics.get("edits", {})) for home in edits],
+        [_edit(home, record["config"], metrics.get("edits", {}), scratch) for home in edits],
     )
 
 
-def _edit(home: Path, config: Mapping[str, Any], figures: Mapping[str, Any]) -> EditReport:
+def _edit(home: Path, config: Mapping[str, Any], figures: Mapping[str, Any], scratch: Scratch) -> EditReport:
     check_record(home)
     record = read_edit(home)
-    frames, mask = (read_clip(path, WHOLE).frames for path in (network_clip(home), home / "mask.mp4"))
+    frames, mask = (read_clip(path, WHOLE, scratch=scratch).frames for path in (network_clip(home), home / "mask.mp4"))
     own = record.get("options") if isinstance(record.get("options"), dict) else {}
     return EditReport(home, record, figures.get(home.name, {}), frames, mask, _changes(config, own, EditingOptions))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -30,13 +31,18 @@ def _sized(frames: Tensor, longest: int, shortest: int) -> Tensor:
     return frames.repeat_interleave(times, -1).repeat_interleave(times, -2)
 
 
-def clip_uri(frames: Tensor, fps: float, *, crf: int = 18, longest: int = LONGEST, shortest: int = SHORTEST) -> str:
-    """``frames`` `f 3 H W` in [-1, 1] as H.264 in 4:2:0, which every browser plays; odd sides grow by a pixel."""
-    frames = _sized(frames.float(), longest, shortest)
-    even = pad(frames, (0, frames.shape[-1] % 2, 0, frames.shape[-2] % 2), mode="replicate")
+def clip_uri(
+    frames: Iterable[Tensor], fps: float, *, crf: int = 18, longest: int = LONGEST, shortest: int = SHORTEST
+) -> str:
+    """``frames``, each `3 H W` in [-1, 1], as H.264 in 4:2:0, which every browser plays; odd sides grow by a pixel."""
+
+    def even(frame: Tensor) -> Tensor:
+        large = _sized(frame[None].float(), longest, shortest)
+        return pad(large, (0, large.shape[-1] % 2, 0, large.shape[-2] % 2), mode="replicate")[0]
+
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder) / "clip.mp4"
-        write_video(at, even, fps, crf=crf, chroma="420")
+        write_video(at, map(even, frames), fps, crf=crf, chroma="420")
         return _uri("video/mp4", at.read_bytes())
 
 

@@ -18,7 +18,7 @@ def mask_frames(masks: Tensor) -> Tensor:
 
 
 def shaded(frames: Tensor, mask: Tensor) -> Tensor:
-    """Frames `f 3 H W` with everything outside ``mask`` `f 1 H W` dimmed."""
+    """Frames `... 3 H W` with everything outside ``mask`` `... 1 H W` dimmed."""
     return torch.where(mask > 0.5, frames, (frames - 1) * 0.75 / 2 - 0.25)
 
 
