@@ -37,7 +37,7 @@ test: setup ## set up and run the fast tests
 
 test-slow: setup ## the tests that run the drawn world's backbone or Chromium, and the notebooks with few steps
 	$(TESTS) -m slow --durations=20
-	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -m '' --nbmake --nbmake-timeout=900 notebooks
+	TAVE_OVERRIDES='tuning.steps=2 inversion.steps=4' $(PY) -m pytest -q -n $(WORKERS) -m '' --nbmake --nbmake-timeout=900 notebooks
 
 check: setup ## format, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tave.config import WHOLE, ReadOptions
 from tave.files import file_digest, read_json
+from tave.findings import is_input
 from tave.record import check_record, network_clip, read_edit, read_run, recorded
 from tave.scratch import Scratch
 from tave.source import clip_of
@@ -185,7 +186,7 @@ def _read_request(folder: Path, run: Mapping[str, Any], beside: Path) -> Request
     at, matte = text_in(record, "target_image", path), text_in(record, "matte", path)
     missing = "" if at else "edit.json names no target image"
     for name, file, digest in (("target image", at, "sha256"), ("matte", matte, "matte_sha256")):
-        if file and not missing and not Path(file).is_file():
+        if file and not missing and not (is_input(Path(file)) and Path(file).is_file()):
             missing = f"the {name} {file} is no longer there"
         elif file and not missing and file_digest(file) != record.get(digest):
             missing = f"the {name} {file} has changed since the edit"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tave.backbone.sizes import bounded_config, header_of
 from tave.files import file_digest, read_json
 from tave.video.frames import to_pixels
 
@@ -271,6 +272,14 @@ def _from_hub(name: str, key: str, cache: Path | None, model: Any, processor: An
             raise WeightsError(f"{key}={name}: neither a folder nor in the hub's local cache, nothing is downloaded")
         folder = file.parent
     made = f"{title}@{verify(file).sha256[:12]}"
+    config = folder / "config.json"
+    try:
+        if config.is_file():
+            _check_config(config)
+        if config.is_file() and file.suffix == ".safetensors":
+            bounded_config(config, header_of([file]))
+    except ValueError as error:
+        raise WeightsError(f"{key}={name}: {error}") from error
     try:
         with offline():
             settings = {"local_files_only": True, "trust_remote_code": False}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tave.files import FileError, read_json
-from tave.record import check_record, network_clip, read_edit, read_run
+from tave.record import check_links, check_record, network_clip, read_edit, read_run
 
 from . import EvalError
 from .records import is_number, mapping_in, name_in, printable, read_metrics, seed_in, text_in, texts_in
@@ -86,6 +86,7 @@ def read_results(measured: Iterable[Path], failures: Iterable[Path] = ()) -> Res
     origin: dict[str, Path] = {}
     for path in measured:
         try:
+            check_links(path.parent)
             record, run = read_metrics(path), read_run(path.parent)
         except (FileError, EvalError) as error:
             found.leave_out(error)

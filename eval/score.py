@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tave.cli import entry_point
 from tave.config import ScoreOptions, judge_folder
-from tave.files import prepare, write_json
+from tave.files import check_place, prepare, write_json
 from tave.record import REPORT, changed_metrics, check_links
 from tave.report import write_report
 from tave.summary import as_line
@@ -189,6 +189,8 @@ def score(options: ScoreOptions) -> None:
     if options.run is not None:
         check_links(Path(options.run))  # before anything is removed or written there
     prepare(*(Path(place) for place in (options.run, options.out and Path(options.out).parent) if place))
+    if options.out:
+        check_place(Path(options.out))
     if options.run is not None:
         if given:
             raise EvalError(f"{', '.join(given)} given beside run: a run folder has its own; drop one or the other")

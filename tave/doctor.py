@@ -172,7 +172,8 @@ def weights(asked: BackboneOptions = BackboneOptions()) -> Iterator[Finding]:
                 remedy = f"{shown}: see what is wrong with its files"
                 yield Finding("weights", shown, str(error), False, shipped, remedy)
             continue
-        verified = [] if shipped else [file for file in found.hashes if file not in found.unverified]
+        weights = [file for file in found.hashes if file.endswith(".safetensors")]
+        verified = [] if shipped else [file for file in weights if file not in found.unverified]
         text = [f"{'shipped' if shipped else 'found'}; loads"]
         text += [f"verified: {', '.join(verified)}"] if verified else []
         text += [f"no published SHA-256: {', '.join(found.unverified)}"] if found.unverified else []
@@ -195,7 +196,8 @@ def segmenter(path: str) -> Iterator[Finding]:
 
     try:
         found = load_segmenter(path)
-        text = f"found, {len(found.classes)} classes, {len(found.hashes)} file(s) without a published SHA-256; loads"
+        weights = sum(file.endswith(".safetensors") for file in found.hashes)
+        text = f"found, {len(found.classes)} classes, {weights} file(s) without a published SHA-256; loads"
         yield Finding("matte", path, text, True)
     except MatteError as error:
         yield Finding("matte", path, str(error), False, remedy=f"segmenter={path}: see what is wrong with its files")

@@ -26,7 +26,7 @@ from tave.config import CONF, EDIT_GROUPS, EDIT_KEYS, MemoryOptions, OptionError
 from tave.files import naming
 from tave.keys import ROOTS, choices_of, literals, prepared
 from tave.locks import ClaimedError, all_claimed, claimed
-from tave.record import check_links, check_record, recorded
+from tave.record import REPORT, SUMS, check_links, check_record, recorded, unlisted
 from tave.summary import noted, say
 from tave.train import measure_and_log, report_on
 
@@ -67,6 +67,10 @@ def edit(
         raise OptionError("no edit given: give video.target_image=... and video.target_prompt=...")
     check_links(folder)
     check_record(folder, ("source.mp4", "tuned.safetensors", "trajectory.safetensors"))
+    if unknown := [name for name in unlisted(folder) if name != REPORT]:
+        log.warning(
+            "%s/%s lacks %s: nothing tells whether these are as they were made", folder, SUMS, ", ".join(unknown)
+        )
     clip = clip_of(folder, Scratch(Path(options.cache)))
     with (
         naming(folder),

@@ -20,8 +20,17 @@ from typing import Any
 
 from tave.interrupts import deferred
 
+
+def _host() -> str:
+    """A name for this host or container: containers may share its name, and see each other's processes as dead."""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - it leads nowhere
+        return re.sub(r"\W", "", f"{socket.gethostname()[:24]}{space}")
+    return re.sub(r"\W", "", socket.gethostname())[:32] or "host"
+
+
 PART = ".part-"  # a temporary: .part-HOST-PID-TOKEN-NUMBER
-HOST = re.sub(r"\W", "", socket.gethostname())[:32] or "host"
+HOST = _host()  # tells who can see whether a process lives
 TOKEN = secrets.token_hex(4)  # tells this process from an earlier one of the same number
 LOCK = ".lock-"  # a file that a process holds locked while it claims another (tave/locks.py)
 PATH_LENGTH = 3500  # bytes of a folder's path: Linux takes 4096, and what a run writes lies three folders deeper
@@ -126,6 +135,14 @@ def _check_name(path: Path) -> None:
     """Have the system refuse a name that is too long before the work is done."""
     with suppress(FileNotFoundError):
         path.lstat()
+
+
+def check_place(path: Path) -> None:
+    """Raise :class:`FileError` before the work for a file that can't be written later: its name, or a folder of it."""
+    with writing(path):
+        _check_name(path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def _undo_or_complete(around: Path) -> None:

@@ -52,6 +52,8 @@ def read_targets(
     for name, entry in entries.items():
         if entry.truth and not Path(entry.truth, "truth.npz").is_file():
             raise OptionError(f"video.edits.{name}.truth={entry.truth} has no truth.npz: give a drawn clip's, or null")
+        if entry.truth:
+            truth_shape(Path(entry.truth))
         images = [TargetImage(*read_image(path), None if m is None else read_matte(m)) for path, m in entry.images]
         masks = None if entry.mask is None else _masks(entry, clip, cut, scratch)
         notes += masks.notes if masks else []
@@ -66,6 +68,16 @@ def read_targets(
     for note in dict.fromkeys(notes):  # edits may have one mask
         say(note)
     return targets
+
+
+def truth_shape(truth: Path) -> tuple[int, ...]:
+    """Frames, height and width of the known answer of a drawn clip. Raises :class:`OptionError` for a damaged file."""
+    from tave.eval.cases import read_arrays  # pyright: ignore[reportMissingImports]
+
+    try:
+        return read_arrays(truth / "truth.npz", ("source_mask",))["source_mask"].shape
+    except ValueError as error:
+        raise OptionError(f"{str(error).partition('; make')[0]}: delete its folder, and it is drawn again") from error
 
 
 def first_view(options: TrainOptions) -> View | None:

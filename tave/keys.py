@@ -25,6 +25,8 @@ PART = re.compile(rf"(\s*)({QUOTED}|{LIST}|{BRACES}|[^,]*)(\s*)(?:,|\Z)", re.DOT
 # Hydra's functions whose value is a sweep.
 SWEEP = re.compile(r"(choice|glob|interval|range|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
+HYDRAS_PATHS = ("hydra.run.dir", "hydra.sweep.dir")  # typed like our own paths
+
 
 @dataclass(frozen=True)
 class Root:
@@ -185,6 +187,9 @@ def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> li
     brings_groups = any(re.match(r"--config-dir|-cd|hydra\.searchpath", word) for word in words)
     for word in words:
         match = re.fullmatch(r"(\+{0,2}|~)([^-+~=@\s][^=@\s]*)(=?)(.*)", word, re.DOTALL)
+        if match and match[2] in HYDRAS_PATHS and not re.search(rf"\$\{{|\A{QUOTED}\Z", match[4]):
+            made.append(f"{match[1]}{match[2]}={quoted(match[4])}")
+            continue
         if match is None or re.match(r"hydra\b", match[2]) or not (match[1] or match[3]):
             made.append(word)
             continue

@@ -83,7 +83,8 @@ class Run:
         L.seed_everything(options.seed, workers=True, verbose=False)
         # cuDNN's convolutions round float32 to TF32's 10 bits by default: guided sampling amplifies the difference
         torch.backends.cudnn.allow_tf32 = False
-        tuned_from = read_about(tuned).get("base", {}) if tuned is not None else None
+        base = read_about(tuned).get("base") if tuned is not None else None
+        tuned_from = None if tuned is None else base if isinstance(base, dict) else {}
         self.backbone: Backbone = load_backbone(options.backbone, tuned_from)
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         note_weights(self.backbone, options, progress)

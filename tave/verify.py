@@ -91,7 +91,7 @@ def _base_weights(run: Path, options: VerifyOptions) -> Iterator[Finding]:
     elif absent:
         yield Finding(None, f"the base weights {', '.join(absent)} are not here: give backbone.path=FOLDER")
     else:
-        yield Finding(True, f"{len(base or ())} files of the base weights")
+        yield Finding(True, f"{len(base or ())} files of the base weights, their configurations among them")
 
 
 def _digests(backbone: BackboneOptions, options: VerifyOptions, name: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tave.correspondence import coarsen
 from tave.files import whole_folder, write_json
+from tave.inputs import truth_shape
 from tave.pipeline import Edit, Target
 from tave.progress import Progress
 from tave.record import write_record
@@ -190,8 +191,7 @@ def _write_arrays(folder: Path, edit: Edit) -> None:
 
 def _fits(truth: Path, source: Tensor) -> bool:
     """Whether the known answer is of these frames: it was drawn for one choice of frames and size."""
-    with np.load(truth / "truth.npz") as stored:
-        known = stored["source_mask"].shape
+    known = truth_shape(truth)
     same = known == (len(source), *source.shape[-2:])
     if not same:
         log.warning("%s: drawn for a clip of shape %s, so this edit is not measured against it", truth, known)

@@ -212,6 +212,19 @@ def test_missing_optional_weights_are_named(make: type, key: str, tmp_path: Path
         make(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 1_000_000}, {"num_hidden_layers": 200}, {"hidden_size": 9**9}]
+)
+def test_a_dino_that_its_weights_cannot_make_is_not_built(change: dict[str, int], tmp_path: Path) -> None:
+    small = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(small).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(WeightsError, match=f"dino={tmp_path}: {file}: {next(iter(change))}=") as caught:
+        Dino(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_lpips_of_the_background(tmp_path: Path) -> None:
     """torchmetrics' own distance, pooled over the region; the trunk is torchvision's."""
     from torchmetrics.functional.image.lpips import _LPIPS

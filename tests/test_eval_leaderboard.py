@@ -349,6 +349,15 @@ def test_an_edits_name_never_leads_out_of_its_run(runs: Path, tmp_path: Path, na
     assert all(name not in json.dumps(mean) for mean in show(runs, tmp_path / "out")[1]["means"])
 
 
+def test_a_run_with_links_out_of_it_is_left_out(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "private.mp4").write_bytes(b"mine")
+    (runs / "a/edits/tave/edited.mp4").unlink(missing_ok=True)
+    (runs / "a/edits/tave/edited.mp4").symlink_to(tmp_path / "private.mp4")
+    board = show(runs, tmp_path / "out")[1]
+    assert any("edited.mp4 is a link" in line for line in board["left_out"])
+    assert {mean["n"] for mean in board["means"] if mean["group"] == "all"} == {2}
+
+
 NASTY = "=cmd()|<img src=x onerror=alert(1)>\n# head\x1b[31m [a](javascript:x) `c` *b*"
 
 

@@ -295,6 +295,11 @@ def test_bare_files_of_any_system(
     call(monkeypatch, *words[:2], "judge=null", f"out={tmp_path / 'few.json'}")
     assert json.loads((tmp_path / "few.json").read_text())["edits"]["edited"] == {}
     assert "give mask=..." in capsys.readouterr().out
+    for out, reason in ((tmp_path, "a folder of this name"), (tmp_path / ("a" * 300), "a shorter name")):
+        with pytest.raises(SystemExit), monkeypatch.context() as patched:
+            patched.setattr("tave.eval.score.score_cases", lambda *_: pytest.fail("measured"))
+            call(monkeypatch, *words[:-1], f"out={out}")
+        assert reason in capsys.readouterr().err
     short = tmp_path / "short.mp4"
     write_video(short, torch.zeros(2, 3, 32, 32), 8)
     with pytest.raises(SystemExit):

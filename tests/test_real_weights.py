@@ -62,6 +62,10 @@ def refused(choice: str, path: Path | None = None, **more: Any) -> str:
     return str(caught.value)
 
 
+def weights_of(loaded: Backbone) -> set[str]:
+    return {file for file in loaded.hashes if file.endswith(".safetensors")}
+
+
 def change(file: Path, **changes: Any) -> None:
     """Change keys of a JSON file; None removes one."""
     content = json.loads(file.read_text()) | changes
@@ -102,7 +106,22 @@ def test_a_checkpoint_in_the_published_format_is_read_completely(tiny: Backbone,
 def test_files_without_a_published_hash_are_listed(checkpoint: Path) -> None:
     loaded = load("sd21_unclip", checkpoint, sha256={"unet": {"fp32": sha256(checkpoint / UNET)}})
     assert loaded.hashes[UNET] == sha256(checkpoint / UNET)
-    assert set(loaded.unverified) == set(loaded.hashes) - {UNET} and len(loaded.hashes) == 5
+    assert set(loaded.unverified) == weights_of(loaded) - {UNET} and len(weights_of(loaded)) == 5
+
+
+def test_what_describes_the_parts_is_hashed_too_and_other_settings_are_another_backbone(checkpoint: Path) -> None:
+    """With another scaling factor the same weights make other latents."""
+    loaded = load("sd21_unclip", checkpoint)
+    described = {"vae/config.json", "scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json"}
+    assert described <= loaded.hashes.keys() and any(name.startswith("tokenizer/") for name in loaded.hashes)
+    load_backbone(options_of("sd21_unclip", path=str(checkpoint), sha256={}), loaded.hashes)
+    change(checkpoint / "vae/config.json", scaling_factor=0.5)
+    with pytest.raises(BackboneError, match=r"vae/config\.json is from another backbone"):
+        load_backbone(options_of("sd21_unclip", path=str(checkpoint), sha256={}), loaded.hashes)
+
+
+def test_a_published_hash_belongs_to_a_precision(checkpoint: Path) -> None:
+    assert "sha256.unet=x names no precision" in refused("sd21_unclip", checkpoint, sha256={"unet": "x"})
 
 
 @pytest.mark.parametrize(("part", "file"), [("unet", UNET), ("image_normalizer", NORMALIZER)])
@@ -223,7 +242,7 @@ def test_stable_diffusion_with_ip_adapter_is_read_completely(sd15: tuple[Path, P
     assert {parameter.dtype for parameter in loaded.unet.parameters()} == {torch.float32}
     assert loaded.noising is None and loaded.image_width == tiny.image_width
     assert loaded.scheduler.config["prediction_type"] == "epsilon" and loaded.name == "sd15_ip_adapter"
-    assert {ADAPTER, "models/image_encoder/model.safetensors", UNET} <= set(loaded.unverified) == set(loaded.hashes)
+    assert {ADAPTER, "models/image_encoder/model.safetensors", UNET} <= set(loaded.unverified) == weights_of(loaded)
     picture = torch.rand(1, 3, 40, 48) * 2 - 1
     embedding = image_embedding(loaded, picture)
     assert torch.equal(Encoders(loaded).condition("a red bus", [picture]).image[0], embedding)

@@ -17,8 +17,9 @@ from PIL import Image
 from tave.config import CONF
 from tave.files import file_digest, write_json
 from tave.listing import read_listing
+from tave.record import read_sums
 from tave.roadside import cases, draw, resolver, scene, sheet
-from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, groups_of
+from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, draw_case, groups_of
 from tave.roadside.scene import FIRST_HELD_OUT_SEED, NAMED_COMBINATIONS, Vehicle, caption, held_out, sample_scene
 from tave.video import read_clip
 
@@ -162,3 +163,14 @@ def test_documentation_pictures_of_runs(tmp_path: Path, monkeypatch: pytest.Monk
         assert getattr(moving, "n_frames", 0) == 8 and still.width > 8 * 96
     table = (tmp_path / "docs/named_clips.md").read_text()
     assert "| **0.500** | 0.500 |  |" in table and "| **12.0** | 12.0 | 12.0 |" in table
+
+
+@pytest.mark.parametrize("damage", ["truth", "clip", "record", "digests"])
+def test_a_drawn_clip_that_has_changed_is_drawn_again(damage: str, tmp_path: Path) -> None:
+    place = draw_case(NAMED["bus_to_suv"], tmp_path, 32)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert draw_case(NAMED["bus_to_suv"], tmp_path, 32) == place and read_sums(place)
+    files = {"truth": "truth/truth.npz", "clip": "source.mp4", "record": "scene.json", "digests": "SHA256SUMS"}
+    (place / files[damage]).write_bytes(b"")
+    draw_case(NAMED["bus_to_suv"], tmp_path, 32)
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before

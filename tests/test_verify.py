@@ -96,6 +96,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "frames": (lambda home: flip(home / "run/source.mp4"), r"run/source\.mp4 has changed since it was made"),
     "picture": (lambda home: flip(home / "clip/target.png"), r"input \S*target\.png has changed since the run"),
     "base weights": (lambda home: scale(home / UNET), r"base weights unet/diffusion_\S* are not those"),
+    "configuration": (
+        lambda home: flip(home / "weights/vae/config.json"),
+        r"base weights vae/config\.json are not those",
+    ),
     "tuned weights": (lambda home: scale(home / "run/tuned.safetensors"), r"tuned\.safetensors has changed"),
     "metrics": (lambda home: raise_figure(home / "run/metrics.json"), r"metrics\.json has changed"),
     "options": (lambda home: flip(home / "run/run.json", 9), r"run\.json has changed"),

@@ -8,6 +8,7 @@ import sys
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from tave.config import ReadOptions
 from tave.files import FileError, content_digest, file_digest
 from tave.video import (
+    Origin,
     VideoError,
     contact_sheet,
     fit_frames,
@@ -519,3 +521,11 @@ def test_a_sheet_shows_frames_across_and_clips_down() -> None:
     assert numbers(torch.stack([sheet[:, 8:, left : left + 10] for left in (0, 12)])) == [0, 1]
     assert bool((sheet[:, 8:, 24:] == 1).all())
     assert bool((sheet[:, 6:8] == 1).all())
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1" * 5000, 0.5, "nan", "1/0"])
+@pytest.mark.parametrize("key", ["times", "rate"])
+def test_an_origin_with_odd_numbers_is_refused_at_once(key: str, number: Any) -> None:
+    record = {"path": "a.mp4", "size": [64, 64], "times": ["0"], "rate": "8", "total": 1, "audio": False, "notes": []}
+    with pytest.raises(VideoError, match=r"run\.json: its origin can't be read"):
+        Origin.recorded(Path("run.json"), record | {key: [number] if key == "times" else number})

@@ -27,6 +27,7 @@ Part = TypeVar("Part")
 Files = dict[str, list[Path]]
 """Part -> its weight files, one or shards."""
 
+SETTINGS = (".json", ".txt")  # what describes a part beside its weights: configuration, vocabulary
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 WEIGHTS = {"text_encoder": "model", "image_encoder": "model"}  # part -> stem of its weights' name
 STEM = "diffusion_pytorch_model"  # that of the other parts
@@ -169,23 +170,33 @@ def verified(
 ) -> tuple[dict[str, str], list[str]]:
     """Hash ``files`` and compare with ``known``: part -> precision (fp32, fp16) -> published SHA-256 of a single file.
 
-    ``tuned_from``: path within ``root`` -> SHA-256 of what a clip was tuned from. Returns such hashes, and the paths
+    ``tuned_from``: path within ``root`` -> SHA-256 of what a clip was tuned from. Returns such hashes, with those of
+    the parts' configurations, tokenizers and schedulers, which make other results too; and the paths of weights
     without a published value, this package's own excepted. Raises :class:`BackboneError` for a hash that differs, and
     for a file that is not in safetensors format.
     """
+    weights = {file: part for part, found in files.items() for file in found}
+    folders = {file.parent for file in weights} | {root / part for part in PLAIN if (root / part).is_dir()}
+    settings = (file for folder in folders for file in folder.iterdir() if file.suffix in SETTINGS and file.is_file())
     hashes: dict[str, str] = {}
     unverified: list[str] = []
-    for part, found in files.items():
-        for file in found:
-            precision = _precision(file)
-            inside = str(file.relative_to(root))
-            hashes[inside] = file_digest(file)
-            if tuned_from is not None and tuned_from.get(inside) != hashes[inside]:
+    for file in (*weights, *sorted(settings)):
+        inside = str(file.relative_to(root))
+        precision = _precision(file) if file in weights else ""
+        hashes[inside] = file_digest(file)
+        if tuned_from is not None and tuned_from.get(inside) != hashes[inside]:
+            raise BackboneError(
+                f"{file} is from another backbone than the clip was tuned from (its SHA-256 is {hashes[inside]}, "
+                f"not {tuned_from.get(inside)}): give that one by backbone.path=FOLDER, or tune again"
+            )
+        if file in weights:
+            part = weights[file]
+            listed = known.get(part) or {}
+            if not isinstance(listed, Mapping):
                 raise BackboneError(
-                    f"{file} is from another backbone than the clip was tuned from (its SHA-256 is {hashes[inside]}, "
-                    f"not {tuned_from.get(inside)}): give that one by backbone.path=FOLDER, or tune again"
+                    f"backbone.sha256.{part}={listed} names no precision: give {{fp32: ..., fp16: ...}}"
                 )
-            published = known.get(part, {}).get(precision) if len(found) == 1 else None
+            published = listed.get(precision) if len(files[part]) == 1 else None
             if published is None:
                 unverified += [] if root.is_relative_to(PACKAGE) else [inside]
             elif hashes[inside] != published:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tave.files import remove_leftovers, whole_folder, write_json
+from tave.files import FileError, read_json, remove_leftovers, whole_folder, write_json
 from tave.locks import claimed
+from tave.record import SUMS, differences, write_record
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
 from tave.roadside.scene import (
     COLORS,
@@ -310,15 +311,25 @@ def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
     """Draw a case into ``folder/NAME``, atomically, unless it is there at this ``size`` (px); return that folder."""
     place, scene = folder / case.name, {"size": size, **asdict(case)}
     record = place / "scene.json"
-    if record.is_file() and json.loads(record.read_text()) == scene:
+    if _is_drawn(record, scene):
         return place
     remove_leftovers(folder)
     with claimed(place, wait=math.inf):
-        if not (record.is_file() and json.loads(record.read_text()) == scene):  # another process was faster
+        if not _is_drawn(record, scene):  # another process may have been faster
             with whole_folder(place, replace=True) as waiting:
                 write_case(case, waiting, size)
                 write_json(waiting / record.name, scene)
+                write_record(waiting)
     return place
+
+
+def _is_drawn(record: Path, scene: dict[str, Any]) -> bool:
+    """Whether the folder of ``record`` has this scene, and every file as it was drawn."""
+    try:
+        here = record.is_file() and read_json(record) == json.loads(json.dumps(scene))
+        return here and (record.parent / SUMS).is_file() and not differences(record.parent)
+    except FileError:
+        return False
 
 
 def draw_set(folder: str | Path, size: int = SIZE, which: str = "full", only: Collection[str] = ()) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,7 +59,9 @@ class Origin:
             return None
         try:
             width, height = map(int, record["size"])
-            times, rate = tuple(map(Fraction, record["times"])), Fraction(record["rate"])
+            times, rate = tuple(map(_fraction, record["times"])), _fraction(record["rate"])
+            if rate <= 0:
+                raise ValueError("no frame rate")
             total = None if record["total"] is None else int(record["total"])
             more = total, None, bool(record["audio"]), tuple(map(str, record["notes"]))
             return Origin(Path(str(record["path"])), (width, height), times, rate, *more)
@@ -82,6 +85,13 @@ class Clip:
     fps: float
     origin: Origin | None = None
     view: View | None = None
+
+
+def _fraction(text: Any) -> Fraction:
+    """A fraction as ``str`` writes it: of others, such as 1e999999999, the conversion alone takes for ever."""
+    if not (isinstance(text, str) and re.fullmatch(r"-?\d{1,30}(/\d{1,30})?", text, re.ASCII)):
+        raise ValueError(f"no fraction: {str(text)[:40]}")
+    return Fraction(text)
 
 
 class Image4(NamedTuple):
