@@ -19,7 +19,7 @@ from PIL import Image
 
 from tave.files import FileError, read_json, remove_leftovers, whole_folder, write_json
 from tave.locks import claimed
-from tave.record import SUMS, differences, write_record
+from tave.record import differences, unlisted, write_record
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
 from tave.roadside.scene import (
     COLORS,
@@ -327,7 +327,7 @@ def _is_drawn(record: Path, scene: dict[str, Any]) -> bool:
     """Whether the folder of ``record`` has this scene, and every file as it was drawn."""
     try:
         here = record.is_file() and read_json(record) == json.loads(json.dumps(scene))
-        return here and (record.parent / SUMS).is_file() and not differences(record.parent)
+        return here and not unlisted(record.parent, whole=True) and not differences(record.parent)
     except FileError:
         return False
 
