@@ -16,7 +16,7 @@ from tave.denoiser import NoisePredictor
 from tave.encoders import Condition, stack
 from tave.finite import Watch
 from tave.inversion import Trajectory
-from tave.regions import long_pieces, pieces_over_time, without_specks
+from tave.regions import long_pieces, pieces_over_time, pieces_with, without_specks
 from tave.schedule import Schedule, ddim_step
 from tave.scratch import spans
 from tave.video import ranges
@@ -211,6 +211,10 @@ def make_mask(disagreement: Disagreement, options: MaskOptions = MaskOptions()) 
             if options.union == "disputed":
                 evidence = (evidence * average).sqrt()
             source_object = _without_specks(binarise(evidence, options)[1], options.min_piece)
+            if options.union == "disputed":  # a piece about which the branches agree throughout is not replaced
+                seeds = _without_specks(binary, options.min_piece)
+                kept = pieces_with(source_object.cpu().numpy() > 0, seeds.cpu().numpy() > 0)
+                source_object = torch.from_numpy(kept).to(binary)
             binary = torch.maximum(binary, source_object)
         binary = _without_specks(binary, options.min_piece)
         notes = (*notes, *shape_notes(binary))

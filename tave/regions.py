@@ -61,6 +61,12 @@ def without_specks(masks: np.ndarray, least: float) -> np.ndarray:
     return (labels > 0) & (sizes >= least * sizes.max())[labels]
 
 
+def pieces_with(masks: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """The pieces (over time) of ``masks`` `f H W` in which some of ``seeds`` lies."""
+    labels, _ = pieces_over_time(masks)
+    return np.isin(labels, np.unique(labels[masks & seeds]))
+
+
 def long_pieces(plane: np.ndarray, length: float) -> np.ndarray:
     """Pieces whose bounding box is at least ``length`` pixels high or wide: thin structures stay, specks go."""
     _, found, stats, _ = cv2.connectedComponentsWithStats(plane.astype(np.uint8), connectivity=8)

@@ -57,6 +57,8 @@ CHECKPOINT = 3  # weights and the two moments of AdamW
 
 LICENCE = "LICENSE-MODEL.txt"
 
+INVERTED = ("round_trip.mp4", "trajectory.safetensors")  # what edits are made from
+
 
 class Run:
     """One clip under one configuration, in ``folder``: ``tune``, then ``predict``, then ``record``.
@@ -257,10 +259,13 @@ class Run:
         keys = {target.name: self.edit_key(target) for target in targets}
         due = [target for target in targets if not self._holds(target.name, keys[target.name])]
         written = [f"edits/{target.name}/{SUMS}" for target in due]
-        written += ["round_trip.mp4", "trajectory.safetensors"] if due else []
-        with rewriting(self.folder, *written):
+        gone = bool(targets) and not all((self.folder / name).is_file() for name in INVERTED)
+        with rewriting(self.folder, *written, *(INVERTED if due or gone else ())):
             if due:
                 self._predict(due, keys, requests, about or {})
+            elif gone:  # the edits stand, what they were made from does not
+                self._write_round_trip()
+                self.editor.pipeline.invert(self.data.source)
         return [target.name for target in due]
 
     def _holds(self, name: str, key: str) -> bool:
@@ -281,7 +286,7 @@ class Run:
         self._drop_figures([target.name for target in due])
         write_mask_preview(self.folder / "mask_preview.png", self.clip, due)
         self.data.targets = due
-        write_video(self.folder / "round_trip.mp4", self.data.source.round_trip, self.clip.fps, lossless=True)
+        self._write_round_trip()
         truths = {name: entry.truth for name, entry in requests.items() if entry.truth}
         common = {
             "source_prompt": self.options.video.source_prompt,
@@ -296,6 +301,9 @@ class Run:
         with without_advice():
             trainer = build_trainer(self.options, str(self.folder), [writer, self.log], self.loggers)
             trainer.predict(self.editor, self.data, return_predictions=False)
+
+    def _write_round_trip(self) -> None:
+        write_video(self.folder / INVERTED[0], self.data.source.round_trip, self.clip.fps, lossless=True)
 
     def _drop_figures(self, names: Sequence[str]) -> None:
         """Remove the figures of edits that are about to be replaced from ``metrics.json``."""

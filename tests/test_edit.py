@@ -24,6 +24,7 @@ from tave.backbone import BackboneError
 from tave.cache import read_tensors
 from tave.config import OptionError
 from tave.files import FileError, read_json
+from tave.record import differences
 from tave.run import Run
 from tave.train import train
 from tave.video import write_mask_video, write_video
@@ -50,6 +51,21 @@ def edit(clip: Path, run: Path) -> Callable[..., Path]:
         return tave.edit_clip(run, clip / "target.png", "a red suv", name=name, overrides=given, show=False).folder
 
     return made
+
+
+def test_a_run_gets_back_what_its_edits_were_made_from(clip: Path, run: Path) -> None:
+    """Deleted or removed under way: the edit itself stands."""
+    clip_before = (run / "round_trip.mp4").read_bytes()
+    latents, _ = read_tensors(run / "trajectory.safetensors")  # the file also holds seconds
+    for name in ("round_trip.mp4", "trajectory.safetensors"):
+        (run / name).unlink()
+    before = ages(run / "edits")
+    train(options(clip, run.parent / "cache"), run, show=False)
+    assert (run / "round_trip.mp4").read_bytes() == clip_before
+    again, _ = read_tensors(run / "trajectory.safetensors")
+    assert all(torch.equal(again[name], each) for name, each in latents.items())
+    assert ages(run / "edits") == before
+    assert not differences(run)
 
 
 @pytest.mark.slow  # several runs

@@ -109,6 +109,7 @@ def test_metrics_know_files_and_not_the_method() -> None:
             "plain_yaml",
             "record",
             "report",
+            "scratch",
             "source",
             "summary",
             "video",

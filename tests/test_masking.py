@@ -158,6 +158,18 @@ def test_disputed_union_leaves_out_scenery_that_both_branches_share() -> None:
     assert torch.equal(disputed, old) and not torch.equal(none, old)
 
 
+def test_disputed_union_takes_no_piece_of_which_the_map_has_no_part() -> None:
+    """A corner of scenery with much evidence and some disagreement, less than makes the map's mask."""
+    old, corner = square(6, 10, 4, 9), square(0, 3, 0, 3)
+    predictor = Disagreeing(torch.maximum(old, 0.4 * corner), torch.maximum(old, corner))
+    none, unconditional, disputed = (
+        found(replace(EXACT, union=union), predictor, 0.5, 1.5).binary
+        for union in ("none", "unconditional", "disputed")
+    )
+    assert not (none * corner).any() and (unconditional * corner).any()
+    assert torch.equal(disputed, none)
+
+
 def test_another_threshold_needs_no_evaluation_of_the_network() -> None:
     predictor = Disagreeing(moving(), square(2, 10, 1, 11))
     ends = made_condition(0.5), made_condition(1.5)

@@ -176,7 +176,8 @@ def test_a_processors_padding_is_turned_off(folder: Path) -> None:
 def test_each_kind_is_read_and_gives_a_matte(saved_segmenters: Path, kind: str) -> None:
     loaded = load_segmenter(saved_segmenters / kind)
     assert loaded.classes == CLASSES
-    assert loaded.hashes == {"model.safetensors": file_digest(saved_segmenters / kind / "model.safetensors")}
+    named = ("model.safetensors", "config.json", "preprocessor_config.json")
+    assert loaded.hashes == {name: file_digest(saved_segmenters / kind / name) for name in named}
     assert not loaded.model.training and not any(parameter.requires_grad for parameter in loaded.model.parameters())
     rgb, _ = red_block(48, 80)
     cut = loaded.cut(rgb, PROMPT)
@@ -194,7 +195,7 @@ def test_half_precision_and_the_hubs_cache(folder: Path, hub: Callable[[str, Pat
     snapshot = hub("somebody/small-instance", folder)
     loaded = load_segmenter("somebody/small-instance")
     assert loaded.name == "somebody/small-instance" and loaded.model.dtype == torch.float32
-    assert loaded.hashes == {"model.fp16.safetensors": file_digest(snapshot / "model.fp16.safetensors")}
+    assert loaded.hashes["model.fp16.safetensors"] == file_digest(snapshot / "model.fp16.safetensors")
     assert loaded.cut(rgb, PROMPT).name == "car"
 
 
