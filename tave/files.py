@@ -119,7 +119,8 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         _check_name(path)
         try:
             new.mkdir(parents=True)
-            yield new
+            with _standing(new):  # else what is written later would make it again, without the files before
+                yield new
             for each in (*new.rglob("*"), new):
                 _sync(each)
             if replace and path.exists():
@@ -129,6 +130,18 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             _undo_or_complete(around)
+
+
+@contextmanager
+def _standing(folder: Path) -> Iterator[None]:
+    """Raise FileNotFoundError after the block if ``folder`` was removed in it, even if there is one again."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    finally:
+        os.close(handle)
 
 
 def _check_name(path: Path) -> None:

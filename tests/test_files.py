@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,6 +67,16 @@ def folder_of(path: Path, text: str, *, replace: bool = True) -> None:
     with whole_folder(path, replace=replace) as waiting:
         assert waiting.name == path.name
         (waiting / "a").write_text(text)
+
+
+def test_a_folder_that_is_removed_while_it_is_written_never_gets_its_name(tmp_path: Path) -> None:
+    """What is written afterwards makes it again, without what came before."""
+    with pytest.raises(FileError, match="its folder is gone"), whole_folder(tmp_path / "edits/suv") as waiting:
+        (waiting / "first").touch()
+        shutil.rmtree(tmp_path / "edits")
+        waiting.mkdir(parents=True)
+        (waiting / "second").touch()
+    assert not (tmp_path / "edits/suv").exists()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

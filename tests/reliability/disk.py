@@ -38,13 +38,15 @@ SPACES = (4, 16, 40, 80, 120, 140, 170, 200, 240, 280, 330, 400)  # kilobytes of
 ERRORS = {"full": "full disk", "denied": "no rights", "readonly": "read-only file system", "broken": "broken disk"}
 
 
-def judged(of: Command, done: Outcome, home: Path, before: dict[str, str], undo: Callable[[], None]) -> Seen:
+def judged(
+    of: Command, done: Outcome, home: Path, before: dict[str, str], undo: Callable[[], None], removed: str = "-"
+) -> Seen:
     """One line and exit code 1, earlier edits as they were; after ``undo`` the same command completes.
 
-    Exit code 0 is as good if everything is there.
+    Exit code 0 is as good if everything is there but the earlier edit that was ``removed``.
     """
     wrong = fault_of(done)
-    if not wrong and done.code == 0 and differing(contents(home / "run"), of.known):
+    if not wrong and done.code == 0 and [n for n in differing(contents(home / "run"), of.known) if removed not in n]:
         wrong = "exit code 0, and something is not there"
     now = contents(home / "run")
     kept = {key: value for key, value in before.items() if key.startswith("suv/") or value != "absent"}
@@ -78,13 +80,13 @@ def vanished(of: Command, fault: Fault, folder: Path) -> Seen:
     """A folder is removed under way; what it held is gone, so that alone what is outside of it has to stand."""
     home = folder / "home"
     shutil.copytree(of.begins, home)
-    fault = Fault(fault.what, fault.where, fault.at, str(home / fault.of))
+    gone, fault = fault.of, Fault(fault.what, fault.where, fault.at, str(home / fault.of))
     done = call(of.line[0], of.line[1:], home, fault=fault)
 
     def undo() -> None:  # the clip's and the edited run's files are the user's to bring back
         shutil.copytree(of.begins, home, dirs_exist_ok=True)
 
-    return judged(of, done, home, {}, undo)
+    return judged(of, done, home, {}, undo, "suv/" if gone.endswith("edits") else "-")
 
 
 # ---- real ------------------------------------------------------------------------------------------------------------

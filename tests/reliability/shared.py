@@ -34,7 +34,7 @@ TINY += ["tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.j
 SUV = ["video.target_image=clip/target.png", "video.target_prompt=a red suv driving right", "video.edit=suv"]
 VAN = ["video.target_image=other.png", "video.target_prompt=a blue van driving right", "video.edit=van"]
 TRAIN = [*TINY, *SUV, "cache=cache", "hydra.run.dir=run"]
-EDIT = ["run=run", *VAN]
+EDIT = ["run=run", "inputs=clip", *VAN]
 # A line that only a programmer can read: the name of an exception, or the words of one that nobody caught.
 JARGON = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|\bcodec\b|\[Errno|NoneType")
 VOLATILE = re.compile(r"seconds|peak|memory|\btime\b")
