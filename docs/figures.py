@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from eval.cases import read_cases
-from eval.motion import Motion, track_motion, warp_error
+from eval.motion import track_motion, warp_error
 from tave.attention import SparseCausalAttention
 from tave.config import WHOLE
 from tave.record import network_clip
@@ -137,9 +137,7 @@ def seams(run: Path) -> Figure:
     motion, frames = track_motion(truth.track.places, *case.edited.shape[2:]), range(len(case.edited))
 
     def errors(clip: torch.Tensor, region: torch.Tensor) -> list[float]:
-        pairs = (slice(i, i + 1) for i in frames[:-1])
-        along = (Motion(motion.flow[pair], motion.visible[pair]) for pair in pairs)
-        found = (warp_error(clip[i : i + 2], each, region[i : i + 2]) for i, each in zip(frames, along, strict=False))
+        found = (warp_error(clip[i : i + 2], motion[i : i + 1], region[i : i + 2]) for i in frames[:-1])
         return [np.nan if value is None else value for value in found]
 
     def distances(clip: torch.Tensor, region: torch.Tensor) -> list[float]:

@@ -23,10 +23,10 @@ from tave.interrupts import deferred
 
 def _host() -> str:
     """A name for this host or container: containers may share its name, and see each other's processes as dead."""
+    space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - it leads nowhere
-        return re.sub(r"\W", "", f"{socket.gethostname()[:24]}{space}")
-    return re.sub(r"\W", "", socket.gethostname())[:32] or "host"
+    return re.sub(r"\W", "", f"{socket.gethostname()[:32]}{space}") or "host"
 
 
 PART = ".part-"  # a temporary: .part-HOST-PID-TOKEN-NUMBER

@@ -187,7 +187,7 @@ def prepared(words: Iterable[str], root_name: str, *, sweep: bool = False) -> li
     brings_groups = any(re.match(r"--config-dir|-cd|hydra\.searchpath", word) for word in words)
     for word in words:
         match = re.fullmatch(r"(\+{0,2}|~)([^-+~=@\s][^=@\s]*)(=?)(.*)", word, re.DOTALL)
-        if match and match[2] in HYDRAS_PATHS and not re.search(rf"\$\{{|\A{QUOTED}\Z", match[4]):
+        if match and match[3] and match[2] in HYDRAS_PATHS and not re.search(rf"\$\{{|\A{QUOTED}\Z", match[4]):
             made.append(f"{match[1]}{match[2]}={quoted(match[4])}")
             continue
         if match is None or re.match(r"hydra\b", match[2]) or not (match[1] or match[3]):

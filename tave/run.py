@@ -85,8 +85,10 @@ class Run:
         L.seed_everything(options.seed, workers=True, verbose=False)
         # cuDNN's convolutions round float32 to TF32's 10 bits by default: guided sampling amplifies the difference
         torch.backends.cudnn.allow_tf32 = False
-        base = read_about(tuned).get("base") if tuned is not None else None
-        tuned_from = None if tuned is None else base if isinstance(base, dict) else {}
+        tuned_from = None
+        if tuned is not None:
+            base = read_about(tuned).get("base")
+            tuned_from = base if isinstance(base, dict) else {}
         self.backbone: Backbone = load_backbone(options.backbone, tuned_from)
         self.backbone.check_size(clip.frames.shape[-1], clip.frames.shape[-2])
         note_weights(self.backbone, options, progress)
@@ -303,7 +305,7 @@ class Run:
             trainer.predict(self.editor, self.data, return_predictions=False)
 
     def _write_round_trip(self) -> None:
-        write_video(self.folder / INVERTED[0], self.data.source.round_trip, self.clip.fps, lossless=True)
+        write_video(self.folder / "round_trip.mp4", self.data.source.round_trip, self.clip.fps, lossless=True)
 
     def _drop_figures(self, names: Sequence[str]) -> None:
         """Remove the figures of edits that are about to be replaced from ``metrics.json``."""

@@ -164,7 +164,7 @@ def test_a_name_that_cannot_be_a_folders_is_refused(name: str) -> None:
 @pytest.mark.parametrize("place", ["outputs/jürgen (1)", "a, b", "it's"])
 def test_a_run_folder_is_taken_as_it_is_typed(place: str) -> None:
     assert keys.prepared([f"hydra.run.dir={place}"], "train") == [f"hydra.run.dir={keys.quoted(place)}"]
-    for word in ("hydra.run.dir=${oc.env:HOME}/a", 'hydra.sweep.dir="quoted"'):
+    for word in ("hydra.run.dir=${oc.env:HOME}/a", 'hydra.sweep.dir="quoted"', "~hydra.run.dir"):
         assert keys.prepared([word], "train") == [word]
 
 

@@ -39,16 +39,21 @@ ERRORS = {"full": "full disk", "denied": "no rights", "readonly": "read-only fil
 
 
 def judged(
-    of: Command, done: Outcome, home: Path, before: dict[str, str], undo: Callable[[], None], removed: str = "-"
+    of: Command,
+    done: Outcome,
+    home: Path,
+    before: dict[str, str],
+    undo: Callable[[], None],
+    removed: tuple[str, ...] = (),
 ) -> Seen:
     """One line and exit code 1, earlier edits as they were; after ``undo`` the same command completes.
 
-    Exit code 0 is as good if everything is there but the earlier edit that was ``removed``.
+    Exit code 0 is as good if everything is there but what begins with one of ``removed``.
     """
     wrong = fault_of(done)
-    if not wrong and done.code == 0 and [n for n in differing(contents(home / "run"), of.known) if removed not in n]:
-        wrong = "exit code 0, and something is not there"
     now = contents(home / "run")
+    if not wrong and done.code == 0 and [name for name in differing(now, of.known) if not name.startswith(removed)]:
+        wrong = "exit code 0, and something is not there"
     kept = {key: value for key, value in before.items() if key.startswith("suv/") or value != "absent"}
     lost = [key for key, value in kept.items() if now.get(key) not in (value, of.known.get(key))]
     if not wrong and lost:
@@ -86,7 +91,7 @@ def vanished(of: Command, fault: Fault, folder: Path) -> Seen:
     def undo() -> None:  # the clip's and the edited run's files are the user's to bring back
         shutil.copytree(of.begins, home, dirs_exist_ok=True)
 
-    return judged(of, done, home, {}, undo, "suv/" if gone.endswith("edits") else "-")
+    return judged(of, done, home, {}, undo, ("suv/",) if gone == "run/edits" else ())
 
 
 # ---- real ------------------------------------------------------------------------------------------------------------
