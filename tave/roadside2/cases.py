@@ -1,0 +1,383 @@
+"""Edits with a known answer: the named clips, the study clips and the benchmark, and the files of a case.
+
+Editing never reads a case's ``truth/``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tave.files import FileError, read_json, remove_leftovers, whole_folder, write_json
+from tave.locks import claimed
+from tave.record import differences, unlisted, write_record
+from tave.roadside2.draw import (
+    LIGHTS,
+    background,
+    draw,
+    object_layer,
+    occluder_layer,
+    over,
+    shadow_layer,
+    silhouette,
+    to_bytes,
+    without_object,
+)
+from tave.roadside2.sample import centred, layout_of, photograph, places_of
+from tave.roadside2.scene import (
+    COLORS,
+    FIRST_HELD_OUT_SEED,
+    HOURS,
+    KINDS,
+    NAMED_COMBINATIONS,
+    OCCLUDERS,
+    PATTERNS,
+    UNITS,
+    Scene,
+    Subject,
+    caption,
+    never_seen,
+    scene_caption,
+)
+from tave.roadside2.shapes import SIZES
+from tave.roadside2.truth import other_yaws, true_motion
+
+SIZE, FPS = 96, 8.0
+VIEW_APART = 50.0  # least difference in degrees between the photograph's yaw and the object's in any frame of the clip
+
+
+@dataclass(frozen=True)
+class Case:
+    """An edit with a known answer. ``photo``: the scene of the target image; ``alpha``: whether that is cut out."""
+
+    name: str
+    source: Scene
+    photo: Scene
+    alpha: bool = False
+
+    @property
+    def target(self) -> Subject:
+        return self.photo.subject
+
+    @property
+    def ideal(self) -> Scene:
+        """The scene of the ideal edit: place, path, yaw, light, camera and occluder are the source's."""
+        return replace(self.source, subject=self.target)
+
+    @property
+    def source_prompt(self) -> str:
+        return scene_caption(self.source)
+
+    @property
+    def target_prompt(self) -> str:
+        """Like the source prompt it doesn't name the pattern, which the target image alone shows."""
+        return scene_caption(self.ideal)
+
+
+def yaw_difference(scene: Scene, yaw: float) -> float:
+    """Return the least difference in degrees, 0 to 180, between ``yaw`` and the object's over the clip."""
+    each = (abs((scene.heading(i) - yaw + 180) % 360 - 180) for i in range(scene.frames))
+    return min(each)
+
+
+# ---- named and study clips -------------------------------------------------------------------------------------------
+
+
+def _case(
+    name: str, number: int, old: Subject, new: Subject, place: str, photo: tuple[str, str, float], x: float = 32,
+    scale: float = 1.1, alpha: bool = False, crop: float = 0.0, **scene: Any,
+) -> Case:  # fmt: skip
+    """``photo``: place, hour and yaw of the target image; ``x`` and ``scale``: of the object halfway through the clip."""
+    seed = FIRST_HELD_OUT_SEED + 100 * number
+    clip = centred(Scene(old, place, seed, z=90 / scale, **scene), x)
+    where, hour, yaw = photo
+    return Case(name, clip, photograph(new, where, seed + 1, yaw=yaw, hour=hour, sun=40.0, crop=crop), alpha)
+
+
+NAMED: dict[str, Case] = {
+    case.name: case
+    for case in (
+        _case("bus_to_suv", 1, Subject("bus", "white"), Subject("suv", "red"), "mountain", ("desert", "noon", 250.0),
+              yaw=20, turn=-7, speed=2.2, sun=250, layout="square"),
+        _case("car_to_truck", 2, Subject("car", "blue"), Subject("truck", "orange"), "forest", ("city", "noon", 20.0),
+              yaw=248, speed=2.5, scale=1.15, sun=300, layout="ahead", alpha=True),
+        _case("sneakers_to_boots", 3, Subject("sneaker", "gray"), Subject("boot", "red"), "park",
+              ("city", "overcast", 215.0), yaw=0, speed=3.2, scale=1.15, step=0.1, sun=220),
+        _case("van_to_striped_van", 4, Subject("van", "white"), Subject("van", "green", "striped", "white"), "beach",
+              ("mountain", "noon", 130.0), yaw=8, speed=2.0, scale=1.3, sun=200, alpha=True),
+        _case("suv_to_bus", 5, Subject("suv", "black"), Subject("bus", "yellow"), "city", ("beach", "noon", 70.0),
+              hour="night", yaw=172, speed=2.2, scale=1.1, sun=260),
+        _case("truck_to_car", 6, Subject("truck", "red"), Subject("car", "purple"), "desert", ("forest", "dusk", 75.0),
+              hour="overcast", yaw=150, turn=8, speed=2.0, scale=1.1, sun=240, layout="square"),
+        _case("car_to_van", 7, Subject("car", "yellow"), Subject("van", "blue"), "mountain", ("city", "noon", 290.0),
+              hour="dusk", yaw=12, speed=2.4, scale=1.25, pan=1.2, tilt=0.35, sun=215),
+        _case("bus_to_dotted_bus", 8, Subject("bus", "green"), Subject("bus", "blue", "dotted", "yellow"), "forest",
+              ("desert", "noon", 300.0), hour="overcast", yaw=205, speed=2.0, scale=1.15, occluder="lamp",
+              occluder_x=30),
+    )
+}  # fmt: skip
+
+# Clips on which defaults are chosen. Their combinations and seeds occur in no other case.
+STUDY: dict[str, Case] = {
+    case.name: case
+    for case in (
+        _case("truck_to_plain_suv", 51, Subject("truck", "blue"), Subject("suv", "white"), "desert",
+              ("mountain", "noon", 290.0), yaw=25, turn=5, speed=2.0, layout="square", sun=230),
+        _case("suv_to_dotted_suv", 52, Subject("suv", "white"), Subject("suv", "purple", "dotted", "white"), "beach",
+              ("city", "overcast", 75.0), yaw=184, speed=2.2, scale=1.2, sun=300),
+        _case("van_to_bike", 53, Subject("van", "black"), Subject("bike", "gray"), "city",
+              ("forest", "noon", 110.0), hour="night", yaw=0, speed=2.0, scale=1.25, sun=250),
+        _case("boots_to_sandals", 54, Subject("boot", "blue"), Subject("sandal", "black"), "park",
+              ("beach", "noon", 60.0), yaw=180, speed=3.0, scale=1.15, step=0.4, sun=200),
+    )
+}  # fmt: skip
+
+
+# ---- benchmark -------------------------------------------------------------------------------------------------------
+
+SEED = 20_262  # of the whole list
+FIRST_SEED = FIRST_HELD_OUT_SEED + 10_000  # of its skylines, above those of the named and study clips
+INSIDE = 0.75  # least share of both objects inside the picture, in every frame
+
+
+def _ratio(case: Case) -> float:
+    old, new = (math.prod(SIZES[subject.kind]) for subject in (case.source.subject, case.target))
+    return new / old
+
+
+def _turned(case: Case) -> float:
+    return abs(case.source.turn) * (case.source.frames - 1)
+
+
+# What an edit may find difficult: the rule, and how many cases are drawn for it. A case belongs to every group whose
+# rule it meets.
+GROUPS: dict[str, tuple[Callable[[Case], bool], int]] = {
+    "same_size": (lambda case: 0.8 <= _ratio(case) <= 1.25, 4),
+    "larger": (lambda case: _ratio(case) > 1.25, 4),
+    "smaller": (lambda case: _ratio(case) < 0.8, 4),
+    "silhouette": (lambda case: case.target.kind != case.source.subject.kind, 4),
+    "pattern_only": (
+        lambda case: (
+            case.target.pattern not in ("plain", case.source.subject.pattern)
+            and case.target.kind != "bike"  # its body is too thin to show a pattern
+            and (case.target.kind, case.target.color) == (case.source.subject.kind, case.source.subject.color)
+        ),
+        4,
+    ),
+    "moving_camera": (lambda case: (case.source.pan, case.source.tilt) != (0, 0), 4),
+    "occluder": (lambda case: case.source.occluder is not None, 4),
+    "instances": (lambda case: case.source.subject.walks, 4),
+    "long_clip": (lambda case: case.source.frames > 8, 4),
+    # Of a smaller target, a figure over both objects would measure the road behind the old one.
+    "turning": (lambda case: _turned(case) >= 40 and _ratio(case) >= 0.8, 12),
+    "other_light": (lambda case: _daylight(case.source) != _daylight(case.photo) and _ratio(case) >= 0.8, 12),
+}
+
+
+def _daylight(scene: Scene) -> bool:
+    return scene.hour in ("noon", "overcast")
+
+
+def groups_of(case: Case) -> list[str]:
+    """Return every group whose rule ``case`` meets."""
+    return [name for name, (rule, _) in GROUPS.items() if rule(case)]
+
+
+@cache
+def benchmark() -> tuple[Case, ...]:
+    """Return the benchmark's 60 cases, always the same, in the groups' order."""
+    rng, made, used = np.random.default_rng(SEED), [], set()
+    pairs = _pairs()
+    for group, (rule, count) in GROUPS.items():
+        for number in range(count):
+            while True:
+                pair = pairs[int(rng.integers(len(pairs)))]
+                if pair in used:
+                    continue
+                case = _proposed(rng, pair, group, f"{group}_{number}", FIRST_SEED + 100 * len(made))
+                if case is not None and rule(case) and _visible(case):
+                    break
+            used.add(pair)
+            made.append(case)
+    return tuple(made)
+
+
+def small_benchmark() -> tuple[Case, ...]:
+    """Return twelve of the cases: the first of each group, and the second of ``turning``."""
+    first = {f"{group}_0" for group in GROUPS} | {"turning_1"}
+    return tuple(case for case in benchmark() if case.name in first)
+
+
+def _pairs() -> list[tuple[Subject, Subject, str]]:
+    """Return every unseen source, target and place, without the combinations of named and study clips."""
+    taken = {
+        (subject.kind, subject.color, subject.pattern, case.source.place)
+        for case in STUDY.values()
+        for subject in (case.source.subject, case.target)
+    }
+    kept: dict[str, list[Subject]] = {}
+    for kind, color, pattern in product(KINDS, COLORS, PATTERNS):
+        subject = Subject(kind, color, pattern)
+        for place in places_of(subject):
+            if never_seen(subject, place) and (kind, color, pattern, place) not in NAMED_COMBINATIONS | taken:
+                kept.setdefault(place, []).append(subject)
+    return [
+        (old, new, place)
+        for place, subjects in kept.items()
+        for old, new in product(subjects, repeat=2)
+        if old != new and old.walks == new.walks
+    ]
+
+
+def _proposed(
+    rng: np.random.Generator, pair: tuple[Subject, Subject, str], group: str, name: str, seed: int
+) -> Case | None:
+    """Return a random case; None if the photograph's view is too near to the clip's."""
+    source, target = (
+        replace(subject, accent=str(rng.choice([color for color in COLORS if color != subject.color])))
+        for subject in pair[:2]
+    )
+    frames = 16 if group == "long_clip" else 8
+    turn = float(rng.choice((-1, 1)) * rng.uniform(8, 14)) if group == "turning" else 0.0
+    side = group != "turning" and rng.random() < 0.6
+    yaw = float(rng.choice((0, 180)) + rng.uniform(-20, 20)) % 360 if side else float(rng.uniform(0, 360))
+    hour = str(rng.choice(HOURS, p=(0.55, 0.1, 0.1, 0.25)))
+    photo_hour = str(rng.choice(HOURS, p=(0.6, 0.05, 0.05, 0.3)))
+    if group == "other_light":
+        hour, photo_hour = rng.permutation([str(rng.choice(("dusk", "night"))), str(rng.choice(("noon", "overcast")))])
+    speed = float(rng.uniform(2.4, 3.4)) if source.walks else float(rng.uniform(1.2, 2.8))
+    camera = group == "moving_camera"
+    clip = Scene(
+        source,
+        pair[2],
+        seed,
+        hour=str(hour),
+        sun=float(rng.uniform(180, 360)),  # in front of what the camera sees
+        z=90 / float(rng.uniform(0.95, 1.3)),
+        yaw=yaw,
+        speed=speed * 8 / frames,
+        turn=turn,
+        bob=float(rng.uniform(0.1, 0.3)) if not source.walks and rng.random() < 0.2 else 0.0,
+        step=float(rng.random()) if source.walks else 0.0,
+        pan=float(rng.choice((-1, 1)) * rng.uniform(0.8, 2.0)) if camera else 0.0,
+        tilt=float(rng.choice((-1, 1)) * rng.uniform(0.2, 0.6)) if camera else 0.0,
+        layout=layout_of(rng, yaw, turn),
+        occluder=str(rng.choice(OCCLUDERS)) if group == "occluder" else None,
+        occluder_x=float(rng.uniform(26, 38)),
+        frames=frames,
+    )
+    clip = centred(clip, UNITS / 2 + float(rng.uniform(-5, 5)))
+    view = float(rng.uniform(0, 360))
+    if yaw_difference(clip, view) < VIEW_APART:
+        return None
+    elsewhere = str(rng.choice([place for place in places_of(target) if place != clip.place]))
+    crop = float(rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)) if rng.random() < 0.15 else 0.0
+    photo = photograph(
+        target, elsewhere, seed + 1, yaw=view, hour=str(photo_hour), sun=float(rng.uniform(180, 360)), crop=crop
+    )
+    return Case(name, clip, photo, alpha=bool(rng.random() < 0.5))
+
+
+def _visible(case: Case) -> bool:
+    """Whether both objects stay in the picture."""
+    for scene in (case.source, case.ideal):
+        for frame in range(scene.frames):
+            inside, whole = (object_layer(scene, frame, 32, margin)[..., 3].sum() for margin in ((0, 0), (32, 32)))
+            if inside < INSIDE * whole:
+                return False
+    return True
+
+
+# ---- pictures and truth ----------------------------------------------------------------------------------------------
+
+
+def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
+    """Return all frames of a scene, ``f H W 3`` uint8."""
+    return np.stack([to_bytes(draw(scene, i, size)) for i in range(scene.frames)])
+
+
+def _straight(layer: np.ndarray) -> np.ndarray:
+    """Convert premultiplied float RGBA to straight uint8 RGBA, as in PNG."""
+    alpha = layer[..., 3:]
+    return to_bytes(np.concatenate([layer[..., :3] / np.maximum(alpha, 1e-6), alpha], -1))
+
+
+def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -> np.ndarray:
+    """Return the object over its shadow as premultiplied RGBA."""
+    layer, shade = object_layer(scene, frame, size, margin), shadow_layer(scene, frame, size, margin)
+    alpha = layer[..., 3] + shade * (1 - layer[..., 3])
+    return np.dstack([layer[..., :3], alpha])
+
+
+def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
+    """Return where the object's shadow is seen on the ground, at least half as dark as it gets: ``H W`` bool."""
+    free = 1 - silhouette(scene, frame, size)
+    if scene.occluder:
+        free = free * (1 - occluder_layer(scene, frame, size)[..., 3])
+    return (shadow_layer(scene, frame, size) >= 0.5 * LIGHTS[scene.hour].strength) & (free >= 0.5)
+
+
+def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays and facts of ``truth/``, from which an edit is measured.
+
+    ``source``, ``ideal``, ``background`` (without object and shadow) ``f H W 3`` uint8; visible ``source_mask``,
+    ``target_mask``, ``source_shadow``, ``target_shadow`` ``f H W`` bool; ``source_instances``, ``target_instances``
+    ``k f H W`` bool; ``target_layer`` RGBA, object and shadow, with margins of H/16 and W/8, to compose the ideal clip
+    at small shifts; ``occluder`` RGBA; ``source_motion``, ``target_motion`` ``f-1 2 H W`` float16 and
+    ``source_counted``, ``target_counted`` ``f-1 H W`` bool, see :func:`true_motion`; ``target_yaws`` ``f 24 H W`` bool,
+    see :func:`other_yaws`.
+    ``target_inside``: share of the target's silhouette inside the picture, per frame; ``still_camera``: whether the
+    background stands still.
+    """
+    ideal, moments = case.ideal, range(case.source.frames)
+    margin = size // 8, size // 16
+    arrays = {
+        "background": np.stack([to_bytes(without_object(case.source, i, size)) for i in moments]),
+        "target_layer": np.stack([_straight(_with_shadow(ideal, i, size, margin)) for i in moments]),
+        "occluder": np.stack([_straight(occluder_layer(case.source, i, size)) for i in moments]),
+        "target_yaws": np.stack([other_yaws(ideal, i, size) for i in moments]),
+        "source": frames_of(case.source, size),
+        "ideal": frames_of(ideal, size),
+    }
+    for name, scene in (("source", case.source), ("target", ideal)):
+        instances = range(len(scene.placements(0)))
+        arrays[f"{name}_mask"] = np.stack([silhouette(scene, i, size) >= 0.5 for i in moments])
+        arrays[f"{name}_shadow"] = np.stack([shadow_mask(scene, i, size) for i in moments])
+        arrays[f"{name}_instances"] = np.stack(
+            [np.stack([silhouette(scene, i, size, only) >= 0.5 for i in moments]) for only in instances]
+        )
+        flows, counted = zip(*(true_motion(scene, i, size) for i in moments[1:]), strict=True)
+        arrays[f"{name}_motion"] = np.stack(flows).astype(np.float16)
+        arrays[f"{name}_counted"] = np.stack(counted)
+    shares = []
+    for i in moments:
+        inside, whole = (object_layer(ideal, i, size, each)[..., 3].sum() for each in ((0, 0), (size, size)))
+        shares.append(round(float(inside / whole), 4))
+    described = {
+        "source": {**asdict(case.source.subject), "place": case.source.place},
+        "target": {**asdict(case.target), "place": case.source.place},
+        "target_inside": shares,
+        "yaw": [round(case.source.heading(i), 3) for i in moments],
+        "hour": case.source.hour,
+        "photograph": {"yaw": case.photo.yaw, "hour": case.photo.hour, "place": case.photo.place},
+        "still_camera": (case.source.pan, case.source.tilt) == (0, 0),
+    }
+    for part in (described["source"], described["target"]):
+        part["vehicle"] = part.pop("kind")
+    return arrays, described
+
+
+def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
+    """Return the target image: cut out with an alpha channel, or with its own background."""
+    if case.alpha:
+        return Image.fromarray(_straight(object_layer(case.photo, 0, size)), "RGBA")
+    return Image.fromarray(to_bytes(draw(case.photo, 0, size)))
