@@ -52,9 +52,9 @@ def read_shipped(folder: Path) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
-    """Copy a shipped folder's weights: as the start of the parts in ``stages``, as the result of the others."""
-    for name, state in read_shipped(shipped).items():
+def take_over(shipped: dict[str, dict[str, Tensor]], folder: Path, stages: list[str]) -> None:
+    """Copy weights by part: as the start of those in ``stages``, as the result of the others."""
+    for name, state in shipped.items():
         path = folder / name / (START if name in stages else WEIGHTS)
         if not path.exists():
             save({key: tensor.float().contiguous() for key, tensor in state.items()}, path)
@@ -295,7 +295,7 @@ def pretrain(options: PretrainOptions) -> None:
             pass
     data = load_training_set(*pictures)
     if options.start:
-        take_over(Path(options.start), folder, options.stages)
+        take_over(read_shipped(Path(options.start)), folder, options.stages)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         if stage == "ship":
