@@ -16,7 +16,7 @@ from torch import Tensor
 from tave.backbone import Backbone, load_backbone
 from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
 from tave.roadside.pretrain import data, exam, networks, training
-from tave.roadside.pretrain.__main__ import START, WEIGHTS, pretrain, save, take_over
+from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, pretrain, save, take_over
 from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
 from tave.roadside2.sample import sample_scene
 from tave.roadside2.scene import KINDS, SECTORS, Subject, caption, held_out, vocabulary
@@ -218,6 +218,19 @@ def test_loss_weights_grow_with_the_noise_up_to_a_limit() -> None:
     snr = alphas / (1 - alphas)
     as_clean = weight * (snr + 1)  # the weight of an error of the clean latents
     assert torch.allclose(as_clean[0], as_clean[1]) and as_clean[2] < as_clean[1] and weight[2] == weight[3]
+
+
+def test_a_network_of_another_size_starts_from_what_fits(tmp_path: Path) -> None:
+    words = networks.tokenizer()
+    larger, network = networks.clip(words), networks.clip(words)
+    state = {name: tensor + 1 for name, tensor in larger.state_dict().items() if tensor.is_floating_point()}
+    state["text_model.embeddings.token_embedding.weight"] = torch.zeros(7, networks.TEXT_WIDTH)  # another vocabulary
+    save({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / START)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    started = _started(network, tmp_path).state_dict()
+    words_table = "text_model.embeddings.token_embedding.weight"
+    assert torch.equal(started[words_table], before[words_table])
+    assert torch.equal(started["visual_projection.weight"], state["visual_projection.weight"])
 
 
 def test_weights_can_be_trained_on(tmp_path: Path) -> None:

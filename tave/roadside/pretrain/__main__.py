@@ -6,6 +6,7 @@ Each stage resumes where it was stopped, and is skipped if its weights exist.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -33,6 +34,8 @@ from tave.files import prepare, whole_file, writing
 from tave.interrupts import check, deferred
 from tave.roadside.pretrain import exam, networks, training
 from tave.roadside.pretrain.data import CHUNK, TrainingSet, draw_training_set, load_training_set, to_signed
+
+log = logging.getLogger(__name__)
 
 TEXT_PROJECTION = "text_projection.safetensors"  # the only weight of the CLIP that a backbone's folder doesn't hold
 WEIGHTS, START = "weights.safetensors", "start.safetensors"
@@ -120,8 +123,13 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
 
 
 def _started(network: nn.Module, folder: Path) -> Any:
+    """Load the start of a training, of which a network of another size takes what fits by name and shape."""
     if (folder / START).exists():
-        network.load_state_dict(load_file(folder / START))
+        own = network.state_dict()
+        start = load_file(folder / START)
+        fitting = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
+        network.load_state_dict({**own, **fitting})
+        log.info("%s: %d of %d tensors start from %s", folder.name, len(fitting), len(own), START)
     return network
 
 
@@ -134,9 +142,6 @@ def autoencoder_training(folder: Path, data: TrainingSet, options: PretrainOptio
 def clip_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
     words = networks.tokenizer()
     network = _started(networks.clip(words), folder / "clip")
-    if (folder / "clip" / START).exists():  # the UNet is conditioned on this text encoder: it stays as it is
-        network.text_model.requires_grad_(False)
-        network.text_projection.requires_grad_(False)
     readout, embed = training.AttributeReadout(networks.PROJECTION), networks.clip_embedder(network, words)
     settings = asdict(options.clip) | {"seed": options.seed}
     return training.ClipTraining(network, data, embed, networks.VISION_SIZE, readout, **settings)
