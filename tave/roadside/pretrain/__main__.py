@@ -6,6 +6,7 @@ Each stage resumes where it was stopped, and is skipped if its weights exist.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -34,6 +35,8 @@ from tave.interrupts import check, deferred
 from tave.roadside.pretrain import exam, networks, training
 from tave.roadside.pretrain.data import CHUNK, TrainingSet, draw_training_set, load_training_set, to_signed
 
+log = logging.getLogger(__name__)
+
 TEXT_PROJECTION = "text_projection.safetensors"  # the only weight of the CLIP that a backbone's folder doesn't hold
 WEIGHTS, START = "weights.safetensors", "start.safetensors"
 PARTS = ("autoencoder", "clip", "judge", "unet")
@@ -52,9 +55,9 @@ def read_shipped(folder: Path) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def take_over(shipped: Path, folder: Path, stages: list[str]) -> None:
-    """Copy a shipped folder's weights: as the start of the parts in ``stages``, as the result of the others."""
-    for name, state in read_shipped(shipped).items():
+def take_over(shipped: dict[str, dict[str, Tensor]], folder: Path, stages: list[str]) -> None:
+    """Copy weights by part: as the start of those in ``stages``, as the result of the others."""
+    for name, state in shipped.items():
         path = folder / name / (START if name in stages else WEIGHTS)
         if not path.exists():
             save({key: tensor.float().contiguous() for key, tensor in state.items()}, path)
@@ -120,8 +123,13 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
 
 
 def _started(network: nn.Module, folder: Path) -> Any:
+    """Load the start of a training, of which a network of another size takes what fits by name and shape."""
     if (folder / START).exists():
-        network.load_state_dict(load_file(folder / START))
+        own = network.state_dict()
+        start = load_file(folder / START)
+        fitting = {name: tensor for name, tensor in start.items() if name in own and own[name].shape == tensor.shape}
+        network.load_state_dict({**own, **fitting})
+        log.info("%s: %d of %d tensors start from %s", folder.name, len(fitting), len(own), START)
     return network
 
 
@@ -134,9 +142,6 @@ def autoencoder_training(folder: Path, data: TrainingSet, options: PretrainOptio
 def clip_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
     words = networks.tokenizer()
     network = _started(networks.clip(words), folder / "clip")
-    if (folder / "clip" / START).exists():  # the UNet is conditioned on this text encoder: it stays as it is
-        network.text_model.requires_grad_(False)
-        network.text_projection.requires_grad_(False)
     readout, embed = training.AttributeReadout(networks.PROJECTION), networks.clip_embedder(network, words)
     settings = asdict(options.clip) | {"seed": options.seed}
     return training.ClipTraining(network, data, embed, networks.VISION_SIZE, readout, **settings)
@@ -295,7 +300,7 @@ def pretrain(options: PretrainOptions) -> None:
             pass
     data = load_training_set(*pictures)
     if options.start:
-        take_over(Path(options.start), folder, options.stages)
+        take_over(read_shipped(Path(options.start)), folder, options.stages)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         if stage == "ship":

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tave.files import whole_file
 from tave.interrupts import follow_parent
-from tave.roadside.draw import background, draw, over, silhouette, to_bytes, vehicle_layer
-from tave.roadside.scene import PLACES, Vehicle, portrait, sample_scene
+from tave.roadside2.draw import draw, object_layer, over, silhouette, to_bytes
+from tave.roadside2.sample import sample_photograph, sample_scene
+from tave.roadside2.scene import Scene, Subject, caption, motion_of
 
 CHUNK = 500  # pictures per file; a file is drawn by one process, once
 GREY = 0.5
@@ -27,17 +28,33 @@ GREY = 0.5
 
 @dataclass(frozen=True)
 class Picture:
-    """What a training picture shows; ``box`` is the vehicle's, in pixels (x0, y0, x1, y1)."""
+    """What a training picture shows; ``box`` is the object's, in pixels (x0, y0, x1, y1), ``yaw`` in degrees."""
 
-    vehicle: Vehicle
+    subject: Subject
     place: str
-    heading: int
+    hour: str
+    yaw: float
     box: tuple[int, int, int, int]
+
+    def caption(self, *, place: bool = False, motion: bool = False, hour: bool = False, pattern: bool = False) -> str:
+        """Return a caption with these parts; motion and hour need the place."""
+        return caption(
+            self.subject,
+            motion_of(self.yaw) if motion else None,
+            self.place if place else None,
+            self.hour if hour else "noon",
+            pattern=pattern,
+        )
+
+    def mirrored(self, width: int) -> Picture:
+        """Return the description of the picture mirrored left to right."""
+        x0, y0, x1, y1 = self.box
+        return replace(self, yaw=(180 - self.yaw) % 360, box=(width - x1, y0, width - x0, y1))
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """``frames`` ``n H W 3`` uint8, and for each a ``views`` picture ``n V V 3`` of the same vehicle elsewhere."""
+    """``frames`` ``n H W 3`` uint8, and for each a photograph of the same object elsewhere in ``views`` ``n V V 3``."""
 
     frames: np.ndarray
     views: np.ndarray
@@ -77,22 +94,22 @@ def draw_chunk(index: int, size: int, view_size: int, seed: int) -> tuple[np.nda
         scene = sample_scene(rng)
         moment = int(rng.integers(scene.frames))
         mask = silhouette(scene, moment, size) >= 0.5
-        if mask.sum() < 0.006 * size * size:  # outside the picture, or hidden
+        if mask.sum() < 0.006 * size * size:  # outside of the picture, or hidden
             continue
         frames.append(to_bytes(draw(scene, moment, size)))
-        views.append(_view(scene.vehicle, rng, view_size))
-        pictures.append(Picture(scene.vehicle, scene.place, scene.heading, box_of(mask)))
+        views.append(photograph_picture(sample_photograph(rng, scene.subject), view_size, cut=rng.random() < 0.4))
+        pictures.append(Picture(scene.subject, scene.place, scene.hour, scene.heading(moment), box_of(mask)))
     coded = CHUNK * 2 // 5
     stack = np.stack(frames)
     stack[:coded] = _through_codec(stack[:coded], int(rng.integers(10, 24)))
     return stack, np.stack(views), pictures
 
 
-def _view(vehicle: Vehicle, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw the vehicle as in a target image: large, in any place or cut out on grey."""
-    scene = portrait(vehicle, str(rng.choice(PLACES)), int(rng.integers(1_000_000)), int(rng.choice((-1, 1))))
-    ground = background(scene, 0, size) if rng.random() < 0.6 else np.full((size, size, 3), GREY, np.float32)
-    return to_bytes(over(vehicle_layer(scene, 0, size), ground))
+def photograph_picture(photo: Scene, size: int, *, cut: bool) -> np.ndarray:
+    """Draw a target image ``size size 3`` uint8: with its own background, or ``cut`` out on grey."""
+    if not cut:
+        return to_bytes(draw(photo, 0, size))
+    return to_bytes(over(object_layer(photo, 0, size), np.full((size, size, 3), GREY, np.float32)))
 
 
 def _through_codec(frames: np.ndarray, crf: int) -> np.ndarray:
@@ -131,5 +148,5 @@ def load_training_set(folder: Path, count: int) -> TrainingSet:
             frames.append(stored["frames"])
             views.append(stored["views"])
             for each in json.loads(str(stored["pictures"])):
-                pictures.append(Picture(Vehicle(**each["vehicle"]), each["place"], each["heading"], tuple(each["box"])))
+                pictures.append(Picture(**each | {"subject": Subject(**each["subject"]), "box": tuple(each["box"])}))
     return TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)

@@ -17,18 +17,20 @@ from tave.correction import Background, Correction
 from tave.denoiser import Denoiser
 from tave.encoders import Condition, decode, encode, encode_text, image_embedding, noise_embedding
 from tave.inversion import Trajectory
-from tave.regions import largest
-from tave.roadside.draw import background, draw, silhouette, to_bytes
-from tave.roadside.pretrain.data import box_of, square_crop, to_signed
+from tave.regions import without_specks
+from tave.roadside.pretrain.data import box_of, photograph_picture, square_crop, to_signed
 from tave.roadside.pretrain.networks import JUDGE_SIZE, Embed
-from tave.roadside.scene import COLORS, PATTERNS, VEHICLES, Scene, Vehicle, caption, portrait, sample_scene
+from tave.roadside2.draw import draw, outline_box, silhouette, to_bytes, without_object
+from tave.roadside2.sample import photograph, sample_scene
+from tave.roadside2.scene import COLORS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
 from tave.video.frames import to_pixels
 
-ATTRIBUTES = {"vehicle": "kind", "color": "color", "pattern": "pattern"}  # the judge's -> those of a Vehicle
+ATTRIBUTES = {"vehicle": "kind", "color": "color", "pattern": "pattern"}  # the judge's -> those of a Subject
 HOLE = (0.42, 0.7)  # height and width of the hole that the UNet fills, as shares of the picture
 CHANGED = 0.25  # of the range [-1, 1]: a pixel that differs as much from the empty road shows an object
+LEAST = 0.25  # of the largest piece: a smaller one is a speck (a pair of shoes is two pieces)
 STEPS, GUIDANCE = 25, 3.0  # of the UNet's samples
 TARGETS = {
     "held-out frames": {},
@@ -63,34 +65,37 @@ class HeldOut:
     masks: np.ndarray
 
     def truth(self, attribute: str) -> list[str]:
-        return [getattr(scene.vehicle, ATTRIBUTES[attribute]) for scene in self.scenes]
+        return [getattr(scene.subject, ATTRIBUTES[attribute]) for scene in self.scenes]
 
 
 def held_out_frames(count: int, size: int, seed: int = 7) -> HeldOut:
-    """Draw ``count`` frames of held-out combinations and seeds, the whole vehicle inside the picture."""
-    rng, scenes, frames, masks = np.random.default_rng(seed), [], [], []
+    """Draw ``count`` frames of held-out combinations and seeds, the whole object inside the picture."""
+    rng, scenes = np.random.default_rng(seed), []
     while len(scenes) < count:
         scene = sample_scene(rng, unseen=True)
-        moment = scene.frames // 2
-        mask = silhouette(scene, moment, size) >= 0.5
-        if scene.occluder or mask[:, [0, -1]].any() or not mask.any():
-            continue
-        scenes.append(scene)
-        frames.append(to_bytes(draw(scene, moment, size)))
-        masks.append(mask)
-    return HeldOut(scenes, np.stack(frames), np.stack(masks))
+        x0, _, x1, y1 = outline_box(scene, scene.frames // 2)
+        if scene.occluder is None and x0 > 1 and x1 < UNITS - 1 and y1 < UNITS - 1:
+            scenes.append(scene)
+    return held_out(scenes, size)
+
+
+def held_out(scenes: list[Scene], size: int) -> HeldOut:
+    """Draw each scene's middle frame."""
+    moments = [(scene, scene.frames // 2) for scene in scenes]
+    frames = np.stack([to_bytes(draw(scene, moment, size)) for scene, moment in moments])
+    return HeldOut(scenes, frames, np.stack([silhouette(scene, moment, size) >= 0.5 for scene, moment in moments]))
 
 
 def captions_by_class() -> dict[str, dict[str, list[str]]]:
     """Return the captions of each of the judge's classes, in the words of the training."""
-    short = {(kind, color): caption(Vehicle(kind, color)) for kind in VEHICLES for color in COLORS}
+    short = {(kind, color): caption(Subject(kind, color)) for kind in KINDS for color in COLORS}
     patterned: dict[str, list[str]] = {}
     for pattern in PATTERNS:
-        vehicles = [Vehicle(k, c, pattern, a) for k in VEHICLES for c in COLORS for a in COLORS if a != c]
-        patterned[pattern] = list(dict.fromkeys(caption(vehicle, pattern=True) for vehicle in vehicles))
+        subjects = [Subject(k, c, pattern, a) for k in KINDS for c in COLORS for a in COLORS if a != c]
+        patterned[pattern] = list(dict.fromkeys(caption(subject, pattern=True) for subject in subjects))
     return {
-        "vehicle": {kind: [short[kind, color] for color in COLORS] for kind in VEHICLES},
-        "color": {color: [short[kind, color] for kind in VEHICLES] for color in COLORS},
+        "vehicle": {kind: [short[kind, color] for color in COLORS] for kind in KINDS},
+        "color": {color: [short[kind, color] for kind in KINDS] for color in COLORS},
         "pattern": patterned,
     }
 
@@ -114,24 +119,32 @@ def examine_autoencoder(backbone: Backbone, sheet: HeldOut) -> list[Mark]:
     frames = to_signed(sheet.frames)
     error = (decode(backbone.vae, encode(backbone.vae, frames)) - frames).square() / 4
     inside = torch.from_numpy(sheet.masks)[:, None].expand_as(error)
-    whole, vehicle = (float(-10 * torch.log10(each.mean())) for each in (error, error[inside]))
+    whole, within = (float(-10 * torch.log10(each.mean())) for each in (error, error[inside]))
     return [
         Mark("autoencoder, whole frames", whole, 30, "dB"),
-        Mark("autoencoder, inside the object", vehicle, 26, "dB"),
+        Mark("autoencoder, inside the object", within, 26, "dB"),
     ]
 
 
 def examine_clip(embed: Embed, sheet: HeldOut, size: int) -> list[Mark]:
-    both = {text: [text] for kind in VEHICLES for color in COLORS for text in [caption(Vehicle(kind, color))]}
-    truth = [caption(scene.vehicle) for scene in sheet.scenes]
+    """Measure shape and colour in whole frames and in photographs from every side."""
+    rng = np.random.default_rng(11)
     frames = [square_crop(frame, (0, 0, frame.shape[1], frame.shape[0]), size, 0.0) for frame in sheet.frames]
-    alone = [to_bytes(draw(portrait(scene.vehicle, scene.place, scene.seed), 0, size)) for scene in sheet.scenes]
-    return [
-        Mark(
-            f"CLIP, {name}, vehicle and colour", share(classify(to_signed(np.stack(pictures)), embed, both), truth), 95
+    photos = [
+        photograph(
+            s.subject, s.place, s.seed, yaw=float(rng.uniform(0, 360)), hour=s.hour, sun=float(rng.uniform(0, 360))
         )
-        for name, pictures in (("whole frames", frames), ("target images", alone))
+        for s in sheet.scenes
     ]
+    taken = [photograph_picture(photo, size, cut=False) for photo in photos]
+    classes, marks = captions_by_class(), []
+    for name, pictures in (("whole frames", frames), ("photographs", taken)):
+        seen = to_signed(np.stack(pictures))
+        for kind, shown in (("vehicle", "shape"), ("color", "colour")):
+            marks.append(
+                Mark(f"CLIP, {name}, {shown}", share(classify(seen, embed, classes[kind]), sheet.truth(kind)), 95)
+            )
+    return marks
 
 
 def examine_judge(judge: Embed, sheet: HeldOut) -> list[Mark]:
@@ -148,7 +161,7 @@ def examine_judge(judge: Embed, sheet: HeldOut) -> list[Mark]:
 
 @dataclass(frozen=True)
 class Holes:
-    """Held-out roads without their vehicle, and holes of one size where it is sampled.
+    """Held-out scenes without their object, and holes of one size where it is sampled.
 
     empty: ``n 3 H W`` in [-1, 1], decoded; latents ``n 1 c h w``; cells ``n 1 1 h w``, 1 = hole.
     """
@@ -159,9 +172,9 @@ class Holes:
 
 
 def holes(backbone: Backbone, sheet: HeldOut) -> Holes:
-    """Return the held-out roads with a hole in the vehicle's place, standing on its ground line."""
+    """Return the held-out roads with a hole in the object's place, standing on its ground line."""
     size, cells = sheet.frames.shape[1], backbone.unet.config["sample_size"]
-    roads = [to_bytes(background(scene, scene.frames // 2, size)) for scene in sheet.scenes]
+    roads = [to_bytes(without_object(scene, scene.frames // 2, size)) for scene in sheet.scenes]
     latents = encode(backbone.vae, to_signed(np.stack(roads)))
     hole = torch.zeros(len(roads), 1, 1, cells, cells)
     high, wide = (round(share * cells) for share in HOLE)
@@ -174,7 +187,7 @@ def holes(backbone: Backbone, sheet: HeldOut) -> Holes:
 
 
 def recognised(frames: np.ndarray, into: Holes, judge: Embed, classes: Mapping[str, list[str]]) -> list[str]:
-    """Return the judge's class of the largest thing in each hole that differs from the empty road, else "nothing".
+    """Return the judge's class of what differs from the empty scene in each hole, without specks, else "nothing".
 
     True frames under the same rule give the ceiling.
     """
@@ -183,7 +196,7 @@ def recognised(frames: np.ndarray, into: Holes, judge: Embed, classes: Mapping[s
     changed = ((pictures - into.empty).abs().mean(1) > CHANGED).float() * inside
     # most of a pixel's neighbourhood has to differ: the autoencoder's artefacts are thin
     solid = (F.avg_pool2d(changed[:, None], 3, 1, 1)[:, 0] > 0.5).numpy()
-    found = {i: largest(mask) for i, mask in enumerate(solid) if mask.any()}
+    found = {i: without_specks(mask[None], LEAST)[0] for i, mask in enumerate(solid) if mask.any()}
     if not found:
         return ["nothing"] * len(frames)
     crops = np.stack([square_crop(frames[i], box_of(mask), JUDGE_SIZE) for i, mask in found.items()])
@@ -204,7 +217,7 @@ def sample_into(backbone: Backbone, condition: Condition, into: Holes, steps: in
 
 def conditions_for(backbone: Backbone, sheet: HeldOut, *, text: bool, image: bool) -> Condition:
     """Return the scenes' captions (or none) and frames (or none) as a condition; no caption names a pattern."""
-    prompts = [caption(s.vehicle, s.heading, s.place) if text else "" for s in sheet.scenes]
+    prompts = [scene_caption(s) if text else "" for s in sheet.scenes]
     embeds = image_embedding(backbone, to_signed(sheet.frames))
     noise = torch.randn(1, embeds.shape[1], generator=torch.Generator().manual_seed(5))
     vectors = noise_embedding(backbone, embeds, 0, noise)[:, None]
@@ -238,13 +251,14 @@ def card(marks: list[Mark], facts: Mapping[str, str]) -> str:
     return f"""# Roadside backbone and judge
 
 Trained from random weights on drawn pictures by `python -m tave.roadside.pretrain`; the licence is that of the code.
-It knows six vehicles in five places and nothing else. The judge is for measuring alone.
+It knows six vehicles and three kinds of shoes, in six places and four lights, from every side, and nothing else. The
+judge is for measuring alone.
 
 {listed}
 
-Measured by the same command on held-out combinations and skylines. The UNet fills a hole in an empty road, as an edit
-does, from pure noise; the hole's size is the same for all vehicles. The judge classifies what then differs from the
-empty road; `held-out frames` are true pictures under the same rule, the ceiling.
+Measured by the same command on held-out combinations and skylines. The UNet fills a hole in an empty scene, as an edit
+does, from pure noise; the hole's size is the same for all objects. The judge classifies what then differs from the
+empty scene; `held-out frames` are true pictures under the same rule, the ceiling.
 
 | part | measured | target value | passed |
 | --- | --- | --- | --- |

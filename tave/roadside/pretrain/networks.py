@@ -19,9 +19,10 @@ from transformers.models.clip.modeling_clip import CLIPModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from tave.backbone import byte_tokenizer
-from tave.roadside.scene import vocabulary
+from tave.roadside2.scene import vocabulary
 
 TOKENS, PROJECTION, TEXT_WIDTH, VISION_SIZE, JUDGE_SIZE = 32, 128, 128, 96, 64
+PATCH = 8  # px; the smallest objects of whole frames are 14 px long
 
 EncodeText = Callable[[list[str]], Tensor]
 Embed = Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]  # pictures `n 3 V V` in [-1, 1], captions -> `n d`, `m d`
@@ -41,7 +42,7 @@ def clip(words: CLIPTokenizer) -> CLIPModel:
     )  # fmt: skip
     vision = CLIPVisionConfig(
         hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6, image_size=VISION_SIZE,
-        patch_size=12, projection_dim=PROJECTION,
+        patch_size=PATCH, projection_dim=PROJECTION,
     )  # fmt: skip
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=PROJECTION)
     config._attn_implementation = "eager"  # for a few dozen tokens the fused kernel's backward is slower on a CPU
@@ -64,11 +65,15 @@ def autoencoder(size: int) -> AutoencoderKL:
 
 
 def unet(latent_size: int) -> UNet2DConditionModel:
-    """Return the UNet with a projected image condition; attention at the two coarser levels only."""
+    """Return the UNet with a projected image condition.
+
+    On the way up there is attention at the finest level too: a pattern's layout, and where its neighbours are, lie
+    below the resolution of the coarser levels. On the way down it would cost as much and gain less.
+    """
     shape: dict[str, Any] = {
         "sample_size": latent_size, "in_channels": 8, "out_channels": 8, "layers_per_block": 1, "norm_num_groups": 8,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
         "block_out_channels": (64, 128, 192), "attention_head_dim": (2, 4, 6),  # in diffusers the number of heads
         "cross_attention_dim": TEXT_WIDTH, "use_linear_projection": True,
         "class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * PROJECTION,

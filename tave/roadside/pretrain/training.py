@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from tave.encoders import level_embedding, noise_levels
 from tave.roadside.pretrain.data import Picture, TrainingSet, square_crop, to_signed
 from tave.roadside.pretrain.networks import Embed, EncodeText, schedulers
-from tave.roadside.scene import COLORS, PATTERNS, PLACES, VEHICLES, Vehicle, caption
+from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS, Subject, caption, sector
 
-OBJECT_WEIGHT = 4.0  # of the loss inside the vehicle's box, a tenth of the frame, relative to the rest
+OBJECT_WEIGHT = 4.0  # of the loss inside the object's box, a tenth of the frame, relative to the rest
 NEITHER, NO_PICTURE, NO_WORDS = 0.1, 0.12, 0.08  # shares of pictures for which the UNet's conditions are dropped
-SHORT = [caption(Vehicle(kind, color)) for kind in VEHICLES for color in COLORS]
+SHORT = [caption(Subject(kind, color)) for kind in KINDS for color in COLORS]
+MAX_SNR = 5.0  # up to which a noise level's weight in the UNet's loss grows
+ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph of the object
 
 
 class Training(L.LightningModule):
@@ -68,14 +70,14 @@ def object_weight(boxes: np.ndarray, size: int) -> Tensor:
 
 
 class AutoencoderTraining(Training):
-    """L1, L2 and gradient loss on crops, most of them around the vehicle, and a small KL divergence."""
+    """L1, L2 and gradient loss on crops, most of them around the object, and a small KL divergence."""
 
     def __init__(self, network: nn.Module, data: TrainingSet, crop: int, **settings: Any):
         super().__init__(network, **settings)
         self.data, self.crop = data, crop
 
     def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-        """Return a crop and the vehicle's box in it."""
+        """Return a crop and the object's box in it."""
         index = int(rng.integers(len(self.data)))
         frame, crop = self.data.frames[index], self.crop
         limit = frame.shape[0] - crop
@@ -126,15 +128,15 @@ def contrastive(images: Tensor, texts: Tensor, positive: Tensor, scale: Tensor) 
 
 
 class AttributeReadout(nn.Module):
-    """Linear readout of what captions leave out: pattern, accent and, in whole frames, place, heading and box.
+    """Linear readout of what captions leave out: pattern, accent and, in whole frames, place, hour, yaw and box.
 
     It is used in training alone. A contrastive training on captions makes the image vector forget place and size of the
-    vehicle, in which an in-context reference differs from the source.
+    object, in which an in-context reference differs from the source.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        kinds = {"pattern": PATTERNS, "accent": COLORS, "place": PLACES, "heading": (-1, 1)}
+        kinds = {"pattern": PATTERNS, "accent": COLORS, "place": PLACES, "hour": HOURS, "sector": range(SECTORS)}
         self.names: dict[str, list[Any]] = {kind: list(names) for kind, names in kinds.items()}
         self.heads = nn.ModuleDict({kind: nn.Linear(width, len(names)) for kind, names in kinds.items()})
         self.box = nn.Linear(width, 4)
@@ -142,24 +144,31 @@ class AttributeReadout(nn.Module):
     def forward(self, vectors: Tensor, pictures: list[Picture], framed: list[bool], side: int) -> Tensor:
         """Return the loss of reading ``vectors`` ``n d``; ``framed``: whole frames, ``side`` pixels wide."""
         whole = torch.tensor(framed, device=vectors.device)
-        patterned = torch.tensor([p.vehicle.pattern != "plain" for p in pictures], device=vectors.device)
-        counted = {"pattern": torch.ones_like(whole), "accent": patterned, "place": whole, "heading": whole}
+        patterned = torch.tensor([p.subject.pattern != "plain" for p in pictures], device=vectors.device)
+        counted = {"pattern": torch.ones_like(whole), "accent": patterned}
         total = vectors.new_zeros(())
         for kind, head in self.heads.items():
-            values = [getattr(p.vehicle if kind in ("pattern", "accent") else p, kind) for p in pictures]
+            values = [_attribute(picture, kind) for picture in pictures]
             truth = torch.tensor([self.names[kind].index(value) for value in values], device=vectors.device)
             each = F.cross_entropy(head(vectors), truth, reduction="none")
-            total = total + (each * counted[kind]).sum() / counted[kind].sum().clamp(min=1)
+            chosen = counted.get(kind, whole)
+            total = total + (each * chosen).sum() / chosen.sum().clamp(min=1)
         x0, y0, x1, y1 = (torch.tensor([p.box for p in pictures], device=vectors.device) / side).unbind(1)
         truth = torch.stack([(x0 + x1) / 2, y1, x1 - x0, y1 - y0], 1)
         off = F.smooth_l1_loss(self.box(vectors), truth, beta=0.05, reduction="none").sum(1)
         return 0.5 * total + 10 * (off * whole).sum() / whole.sum().clamp(min=1)
 
 
+def _attribute(picture: Picture, kind: str) -> Any:
+    if kind == "sector":
+        return sector(picture.yaw)
+    return getattr(picture.subject if kind in ("pattern", "accent") else picture, kind)
+
+
 class ClipTraining(Training):
     """Contrastive training on frames and target images, against their captions and against all short captions.
 
-    readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the vehicle.
+    readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the object.
     """
 
     def __init__(
@@ -193,19 +202,23 @@ class ClipTraining(Training):
         indices = rng.integers(len(self.data), size=self.batch)
         shown, framed = zip(*(self._picture(int(i), rng) for i in indices), strict=True)
         described = [self.data.pictures[int(i)] for i in indices]
+        turned = rng.random(self.batch) < 0.5
+        side = self.data.frames.shape[2]
+        described = [each.mirrored(side) if flip else each for each, flip in zip(described, turned, strict=True)]
+        pictures = np.stack([each[:, ::-1] if flip else each for each, flip in zip(shown, turned, strict=True)])
         texts = []
         for picture, whole in zip(described, framed, strict=True):
-            place = picture.place if whole and rng.random() < 0.5 else None
-            texts.append(caption(picture.vehicle, picture.heading, place, pattern=bool(rng.random() < 0.6)))
-        short = [caption(picture.vehicle) for picture in described]
-        images, words = self.embed(to_signed(np.stack(shown), self.device), SHORT + texts)
+            place, motion, hour, pattern = rng.random(4) < (0.5, 0.6, 0.5, 0.6)
+            texts.append(picture.caption(place=whole and place, motion=motion, hour=hour, pattern=pattern))
+        short = [caption(picture.subject) for picture in described]
+        images, words = self.embed(to_signed(pictures, self.device), SHORT + texts)
         scale = self.log_scale.exp().clamp(max=100)
         loss = contrastive(images, words[: len(SHORT)], same(short, SHORT).to(self.device), scale)
         loss = loss + contrastive(images, words[len(SHORT) :], same(texts, texts).to(self.device), scale)
         if self.readout is None:
             return loss
         with torch.autocast(self.device.type, enabled=False):
-            return loss + self.readout(images.float(), described, list(framed), self.data.frames.shape[2])
+            return loss + self.readout(images.float(), described, list(framed), side)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         beside = [self.log_scale, *(self.readout.parameters() if self.readout else ())]
@@ -224,12 +237,23 @@ class Encoded:
     views: Tensor
 
 
+def snr_weight(alphas: Tensor) -> Tensor:
+    """Return loss weights of mean 1 for velocity at the levels ``alphas`` ``T``, each as often.
+
+    An error of the velocity counts snr + 1 times as an error of the clean latents does; beyond ``MAX_SNR`` that factor
+    stays, as in min-SNR weighting (Hang et al. 2023), so that almost clean latents don't outweigh the others.
+    """
+    snr = alphas / (1 - alphas)
+    weight = (MAX_SNR + 1) / (snr + 1).clamp(min=MAX_SNR + 1)
+    return weight / weight.mean()
+
+
 class UNetTraining(Training):
     """v-prediction on cached latents, conditioned on a caption of any length and a noised image embedding.
 
-    As in SD-unCLIP the image vector is that of the picture itself; for 3 in 10 it is that of another view of the
-    vehicle, so that the model takes the vehicle from it and not the place. One picture in ten has neither caption nor
-    vector, for the unconditional branch of guidance; others lack one of the two.
+    As in SD-unCLIP the image vector is that of the picture itself; for half of them it is that of a photograph of the
+    object from another side, in another light and place, so that the model takes from it the object alone. One picture
+    in ten has neither caption nor vector, for the unconditional branch of guidance; others lack one of the two.
     """
 
     def __init__(
@@ -239,11 +263,12 @@ class UNetTraining(Training):
         self.data, self.pictures, self.text, self.cell = data, pictures, text, cell
         denoising, self.noising = schedulers()
         self.alphas = denoising.alphas_cumprod
+        self.weights = snr_weight(self.alphas)
         self.mean, self.std = data.embeds.mean(0), data.embeds.std(0)
 
     def on_fit_start(self) -> None:
         self.data = Encoded(*(part.to(self.device) for part in vars(self.data).values()))  # small, read at each step
-        self.alphas = self.alphas.to(self.device)
+        self.alphas, self.weights = self.alphas.to(self.device), self.weights.to(self.device)
 
     def _image(self, embeds: Tensor, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
         # Most levels are low: edits use level 0.
@@ -254,8 +279,8 @@ class UNetTraining(Training):
         return torch.cat([noised, level_embedding(levels, embeds.shape[1])], 1)
 
     def _caption(self, picture: Picture, rng: np.random.Generator) -> str:
-        place = picture.place if rng.random() < 0.8 else None
-        return caption(picture.vehicle, picture.heading, place, pattern=bool(rng.random() < 0.3))
+        place, motion, hour, pattern = rng.random(4) < (0.8, 0.8, 0.7, 0.3)
+        return picture.caption(place=place, motion=motion, hour=hour, pattern=pattern)
 
     def loss(self) -> Tensor:
         rng, noise = self.rng(), self.noise()
@@ -264,7 +289,7 @@ class UNetTraining(Training):
         shown = torch.from_numpy(indices).to(self.device)
         clean = self.data.latents[shown].float()
         weight = object_weight(np.array([p.box for p in described]) / self.cell, clean.shape[-1]).to(self.device)
-        elsewhere = torch.from_numpy(rng.random(self.batch) < 0.3)[:, None].to(self.device)
+        elsewhere = torch.from_numpy(rng.random(self.batch) < ELSEWHERE)[:, None].to(self.device)
         image = self._image(torch.where(elsewhere, self.data.views[shown], self.data.embeds[shown]), rng, noise)
         lot = rng.random(self.batch)  # below NEITHER both are dropped, then the picture, then the words
         with_image = torch.from_numpy(lot >= NEITHER + NO_PICTURE)[:, None].to(self.device)
@@ -280,4 +305,5 @@ class UNetTraining(Training):
             encoder_hidden_states=text.to(self.device),
             class_labels=image * with_image,
         ).sample
+        weight = weight * self.weights[t].view(-1, 1, 1, 1)
         return (weight * (output.float() - (a.sqrt() * eps - (1 - a).sqrt() * clean)).square()).mean()
