@@ -123,7 +123,7 @@ def test_a_truth_with_half_of_its_arrays_is_refused(changes: dict[str, Any], mes
 def test_the_layers_compose_the_ideal_clip(tmp_path: Path) -> None:
     _, truth = case_of("boots_to_sandals", tmp_path)  # which show more of the legs than boots
     composed, visible = truth.layers.render()
-    assert psnr(composed, truth.ideal, torch.ones_like(visible)) > 40
+    assert (psnr(composed, truth.ideal, torch.ones_like(visible)) or 0) > 40
     assert float((visible ^ truth.target_mask).float().mean()) < 0.01  # none of it the shadow
 
 
@@ -140,6 +140,7 @@ def test_a_clip_is_steady_along_the_motion_of_its_own_object(tmp_path: Path) -> 
         along, without = (warp_error(clip, motion, region) for motion in (own, replace(own, flow=unmoved.flow)))
         assert along is not None and without is not None and along < without
         assert own.visible.any() and not (own.visible & ~region[1:]).any()
+        assert not own.flow.movedim(1, -1)[~own.visible].any()  # that of a face seen edge on may be huge
     assert warp_error(truth.ideal, replace(truth.motions.target, visible=~unmoved.visible), truth.target_mask) is None
 
 
