@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from eval.cases import read_cases
-from eval.motion import track_motion, warp_error
+from eval.motion import warp_error
 from tave.attention import SparseCausalAttention
 from tave.config import WHOLE
 from tave.record import network_clip
@@ -134,7 +134,7 @@ def seams(run: Path) -> Figure:
     truth, windows = case.truth, case.request.windows
     if truth is None:
         sys.exit(f"error: {run} has no truth: give a run of a drawn clip")
-    motion, frames = track_motion(truth.track.places, *case.edited.shape[2:]), range(len(case.edited))
+    motion, frames = truth.motions.target, range(len(case.edited))
 
     def errors(clip: torch.Tensor, region: torch.Tensor) -> list[float]:
         found = (warp_error(clip[i : i + 2], motion[i : i + 1], region[i : i + 2]) for i in frames[:-1])

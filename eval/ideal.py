@@ -13,10 +13,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .regions import psnr, psnr_of_sum, require_same_shape, squared_error, ssim
+from .regions import GUARD, grow, psnr, psnr_of_sum, require_same_shape, squared_error, ssim
 
 PRESENT = 0.5  # share of the ideal frame's difference from the empty scene that counts as an object
+DIFFERS = 3 * (16 / 127.5) ** 2  # squared error above which a pixel isn't the empty scene's: 16 levels in each channel
+DARKEST = 0.4  # least share of the light that is left in a shadow: what is darker is an object
+VISIBLE = 0.2  # least share of an instance's largest visible area in a frame that counts
+READABLE = 0.5  # least IoU of what is seen with a silhouette of the target whose yaw is read from it
+CLEAR = 0.8  # least IoU of the ideal clip with its true shadow, where one is large and dark enough to be measured
+AS_GOOD = 0.02  # difference of two silhouettes' IoU that doesn't decide between them, such as mirrored ones
 ALL = slice(None)
 
 
@@ -27,6 +34,10 @@ class IdealLayers:
     background: Tensor  # f 3 H W, without vehicle and occluder
     target: Tensor  # f 4 H+2*my W+2*mx, with margins my = H // 16 and mx = W // 8 around the picture
     occluder: Tensor  # f 4 H W
+
+    def empty(self) -> Tensor:
+        """The clip without an object."""
+        return _over(self.occluder, self.background)
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -75,6 +86,33 @@ def residue(edited: Tensor, source: Tensor, ideal: Tensor, source_mask: Tensor, 
     return int((nearer & given_up).sum()) / total if total else None
 
 
+def residue_old(
+    edited: Tensor, source: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor
+) -> float | None:
+    """:func:`residue` of those pixels alone that are also nearer to the source than to any colour of the target.
+
+    A new object that stands beside its true place isn't the old one. Its colours are those of its pixels in the same
+    frame of the ideal clip, and nearer means by over one of 255 levels. The source's own value is below 1 where both
+    objects have a colour in common.
+    """
+    require_same_shape(edited=edited, source=source, ideal=ideal)
+    given_up, left = source_mask & ~target_mask, 0
+    for shown, old, new, where, target in zip(edited, source, ideal, given_up, target_mask, strict=True):
+        pixels, before, after = (frame[:, where].T for frame in (shown, old, new))
+        others = torch.cdist(pixels, _palette(new[:, target].T), compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = torch.cat([others, (pixels - after).norm(dim=1, keepdim=True)], dim=1).amin(dim=1)
+        left += int(((pixels - before).norm(dim=1) + 1 / 127.5 < nearest).sum())
+    total = int(given_up.sum())
+    return left / total if total else None
+
+
+def _palette(pixels: Tensor) -> Tensor:
+    """The colours of ``pixels`` ``n 3``: the mean of each group of those with equal upper four bits a channel."""
+    coarse = ((pixels + 1) * 127.5).round().div(16, rounding_mode="floor")
+    found, which, count = coarse.unique(dim=0, return_inverse=True, return_counts=True)
+    return torch.zeros_like(found).index_add_(0, which, pixels) / count[:, None]
+
+
 def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
     """Share of frames with any object about where the target should stand, in [0, 1]; the old object counts as well.
 
@@ -83,7 +121,7 @@ def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
     ideal shows no target don't count.
     """
     require_same_shape(edited=edited, background=layers.background)
-    empty, (ideal, target) = _over(layers.occluder, layers.background), layers.render()
+    empty, (ideal, target) = layers.empty(), layers.render()
     expected = (squared_error(ideal, empty) * target).sum(dim=(1, 2), dtype=torch.float64)
     (mx, my), (rows, columns) = layers.reach, layers.window()
     error, found = squared_error(edited, empty)[:, rows, columns], torch.zeros_like(expected)
@@ -92,6 +130,106 @@ def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
         found = torch.maximum(found, moved.sum(dim=(1, 2), dtype=torch.float64))
     counted = expected > 0
     return float((found >= PRESENT**2 * expected)[counted].double().mean()) if counted.any() else None
+
+
+def instances_shown(edited: Tensor, source: Tensor, ideal: Tensor, empty: Tensor, instances: Tensor) -> float | None:
+    """Share of the target's instances and frames in which the edit shows the instance, in [0, 1]; None of a single one.
+
+    It does if, over its pixels (``instances`` ``k f H W``), the edit is nearer in RGB to the ideal clip than both to
+    the source and to the ``empty`` scene. Frames with under 20 % of an instance's largest visible area don't count.
+    """
+    require_same_shape(edited=edited, source=source, ideal=ideal, empty=empty)
+    if len(instances) < 2:
+        return None
+    areas = instances.sum(dim=(2, 3))
+    counted = (areas >= VISIBLE * areas.amax(dim=1, keepdim=True)) & (areas > 0)
+    right, old, none = (
+        torch.einsum("fhw,kfhw->kf", squared_error(edited, clip).double(), instances.double())
+        for clip in (ideal, source, empty)
+    )
+    return float(((right < old) & (right < none))[counted].double().mean()) if counted.any() else None
+
+
+def shadow_iou(
+    edited: Tensor, source: Tensor, ideal: Tensor, empty: Tensor, masks: tuple[Tensor, Tensor],
+    shadows: tuple[Tensor, Tensor],
+) -> float | None:  # fmt: skip
+    """Intersection over union of the edit's shadow with the ideal clip's, over all frames pooled, in [0, 1].
+
+    A pixel of the edit is in shadow if it has the colour of the ``empty`` scene with less of its light than a
+    threshold: the one, in steps of 0.01, at which the ideal clip agrees best with its true shadow, about midway between
+    1 and what the full shadow leaves. Where the old object was it must also be as near to the ideal clip as to the
+    source. Counted are the pixels around both shadows, without the target and a rim of one pixel. None where not even
+    the ideal clip shows its shadow, as under an overcast sky.
+
+    ``masks``, ``shadows``: of source and target object, ``f H W`` bool.
+    """
+    require_same_shape(edited=edited, source=source, ideal=ideal, empty=empty)
+    (old, new), true = masks, shadows[1]
+    near = grow(shadows[0] | true, GUARD) & ~grow(new, 1)
+    if not (true & near).any():
+        return None
+
+    def agreement(found: Tensor) -> float:
+        return int((found & true & near).sum()) / int(((found | true) & near).sum())
+
+    light = light_left(ideal, empty)
+    scores = {percent: agreement(light < percent / 100) for percent in range(50, 100)}
+    best = [percent / 100 for percent, score in scores.items() if score == max(scores.values())]
+    if max(scores.values()) < CLEAR:
+        return None
+    threshold = best[len(best) // 2]
+    kept = old & (squared_error(edited, source) < squared_error(edited, ideal))
+    return agreement((light_left(edited, empty) < threshold) & ~kept)
+
+
+def light_left(frames: Tensor, empty: Tensor) -> Tensor:
+    """Share ``f H W`` of the ``empty`` scene's light that is left in ``frames``; 1 where a pixel is no shade of it.
+
+    The share is that of the empty scene's colour, from black, which is nearest to the pixel. A pixel of another colour,
+    or with less light than :data:`DARKEST`, shows an object.
+    """
+    ground, shown = (empty + 1).double(), (frames + 1).double()
+    share = (shown * ground).sum(dim=1) / ground.square().sum(dim=1).clamp(min=1e-6)
+    alike = squared_error(shown, share[:, None] * ground) <= DIFFERS
+    return torch.where(alike & (share >= DARKEST), share.clamp(max=1), 1)
+
+
+def yaw_error(
+    edited: Tensor, layers: IdealLayers, yaws: Tensor, shadows: tuple[Tensor, Tensor] | None = None
+) -> float | None:
+    """Angle between the yaw at which the edit shows the target and the true one, in degrees, mean over frames.
+
+    ``yaws`` ``f n H W`` bool has the target's silhouettes at 0, 360 / n, ... degrees from its true yaw. What the edit
+    shows are pixels around them that differ from the empty scene by over 16 of 255 levels (root mean square of the
+    channels); around the true ``shadows`` a darker shade of the scene is no object. Each silhouette is moved onto the
+    centre of these pixels, by the layers' reach at most. The angle is that of the best IoU, or the smallest of those
+    as good within 0.02, since mirrored silhouettes look alike. Frames without an IoU of 0.5 don't count.
+    """
+    require_same_shape(edited=edited, background=layers.background)
+    empty = layers.empty()
+    shown = (squared_error(edited, empty) > DIFFERS) & grow(yaws.any(dim=1), *layers.reach)
+    if shadows:
+        shown &= ~(grow(shadows[0] | shadows[1], 1) & (light_left(edited, empty) < 1))
+    turned = torch.arange(yaws.shape[1]) * 360 / yaws.shape[1]
+    angles, found = torch.minimum(turned, 360 - turned), []
+    unhidden = layers.occluder[:, 3] < 0.5
+    for seen, silhouettes, free in zip(shown & unhidden, yaws, unhidden, strict=True):
+        moved = torch.stack([_centred(each, seen, layers.reach) for each in silhouettes]) & free
+        ious = (seen & moved).sum(dim=(1, 2)) / (seen | moved).sum(dim=(1, 2)).clamp(min=1)
+        if (best := ious.max()) >= READABLE:
+            found.append(float(angles[ious >= best - AS_GOOD].min()))
+    return sum(found) / len(found) if found else None
+
+
+def _centred(mask: Tensor, on: Tensor, reach: tuple[int, int]) -> Tensor:
+    """``mask`` ``H W`` moved onto the centre of mass of the mask ``on``, by ``reach`` pixels (x, y) at most."""
+    if not (mask.any() and on.any()):
+        return mask
+    down, right = (on.nonzero().float().mean(dim=0) - mask.nonzero().float().mean(dim=0)).round().long().tolist()
+    (mx, my), (height, width) = reach, mask.shape
+    top, left = my - max(-my, min(my, down)), mx - max(-mx, min(mx, right))
+    return functional.pad(mask, (mx, mx, my, my))[top : top + height, left : left + width]
 
 
 def ideal_psnr(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tensor) -> float | None:
@@ -109,7 +247,7 @@ def align(edited: Tensor, ideal: Tensor, source_mask: Tensor, target_mask: Tenso
     best = Aligned(ideal_psnr(edited, ideal, source_mask, target_mask), 0, 0)
     rows, columns = layers.window()
     # Most of the picture is the same at every shift: its error is summed once, the window's at each shift.
-    error = squared_error(edited, _over(layers.occluder, layers.background))
+    error = squared_error(edited, layers.empty())
     fixed = source_mask.clone()
     fixed[:, rows, columns] = False
     fixed_error, fixed_pixels = float(error[fixed].sum(dtype=torch.float64)), int(fixed.sum())

@@ -20,7 +20,7 @@ from tave.files import prepare, whole_file, write_json
 
 from . import EvalError
 from .runs import Results, find, read_results, split_methods
-from .tables import ALL, ARROWS, FEWEST, HEADLINE, as_json, code, escape, markdown_table, reference_of
+from .tables import ALL, ARROWS, FEWEST, HEADLINE, as_json, code, escape, markdown_table, reference_of, with_gains
 
 NO_CONTROL = "No untouched source, no frozen frame, no pasted target: python -m tave.benchmark makes them."
 NARROW = f"Intervals of few cases are too narrow: below {FEWEST} cases no difference is decided, whatever its interval."
@@ -30,7 +30,7 @@ def leaderboard(options: LeaderboardOptions) -> Path:
     """Write the five files; returns the page's path."""
     from .page import page
 
-    found = split_methods(read_results(find(options.runs), find(options.runs, "failed.json")))
+    found = with_gains(split_methods(read_results(find(options.runs), find(options.runs, "failed.json"))))
     if not found.results:
         raise EvalError(f"runs={options.runs}: no measured run folder there; run python -m tave.benchmark first")
     board = as_json(found, _columns(found, options.metrics), options.versus)

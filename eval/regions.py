@@ -114,11 +114,13 @@ def outside(region: Tensor, guard: int = GUARD) -> Tensor:
     return ~grow(region, guard)
 
 
-def grow(region: Tensor, pixels: int) -> Tensor:
-    """``region`` grown by ``pixels`` in every direction, diagonals included."""
+def grow(region: Tensor, pixels: int, down: int | None = None) -> Tensor:
+    """``region`` grown by ``pixels`` in every direction, diagonals included; by ``down``, if given, up and down."""
+    reach = (pixels if down is None else down, pixels)
     grown = torch.empty_like(region)
     for span in spans(len(region)):
-        near = functional.max_pool2d(region[span, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
+        size = 2 * reach[0] + 1, 2 * reach[1] + 1
+        near = functional.max_pool2d(region[span, None].float(), size, stride=1, padding=reach)
         grown[span] = near[:, 0] > 0
     return grown
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,12 @@ DRAWS, SEED, COVER = 2000, 0, 0.95
 FEWEST = 6
 # Endings of the names of values that an edit is compared with; see eval.metrics.
 REFERENCES = ("source", "ideal", "ceiling", "floor", "autoencoder")
+# Differences of NEARNESS to a control that pastes the photograph: name -> control.
+NEARNESS = "ideal_psnr_aligned"
+GAINS = {f"gain_over_{control}": control for control in ("pasted", "pasted_true_pose")}
 # The figures that matter, in this order: identity, nearness to the ideal, likeness by CLIP, residue, steadiness and
 # background. Of one metric's names a clip has that of its truth, of an annotation, or of the edit mask.
-HEADLINE = ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "ideal_psnr_aligned")
+HEADLINE = ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", NEARNESS)
 HEADLINE += ("clip_image_crop", "clip_image_in_annotation", "clip_image_in_mask", "residue", "warp_error_object")
 HEADLINE += ("warp_error_in_annotation", "warp_error_in_mask", "background_psnr", "background_psnr_outside_annotation")
 HEADLINE += ("background_psnr_outside_mask",)
@@ -112,6 +116,30 @@ def paired(results: Sequence[Result], metrics: Iterable[str], versus: str) -> li
                 decided = len(both) >= FEWEST and (pair["low"] > 0 or pair["high"] < 0)
                 made.append(pair | {"difference": pair.pop("mean"), "decided": decided})
     return made
+
+
+def with_gains(found: Results) -> Results:
+    """``found`` with :data:`GAINS`: each edit's ideal_psnr_aligned minus that of a control in the same case, in dB.
+
+    The control itself has no gain. Where it was made with several seeds, their mean counts.
+    """
+    if NEARNESS not in found.metrics:
+        return found
+    controls = by_method([result for result in found.results if result.control], NEARNESS)
+    pasted = {name: (control, controls[control]) for name, control in GAINS.items() if control in controls}
+
+    def gains(result: Result) -> dict[str, float]:
+        if NEARNESS not in result.figures:
+            return {}
+        over = {name: cases for name, (control, cases) in pasted.items() if control != result.method}
+        return {
+            name: result.figures[NEARNESS] - cases[result.case] for name, cases in over.items() if result.case in cases
+        }
+
+    about = found.metrics[NEARNESS]
+    facts = {name: about | {"id": str(about["id"]).replace(NEARNESS, name, 1)} for name in pasted}
+    results = [replace(result, figures=result.figures | gains(result)) for result in found.results]
+    return replace(found, results=results, metrics=found.metrics | facts)
 
 
 def missing(results: Sequence[Result], failed: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, str]]:

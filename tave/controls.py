@@ -148,7 +148,13 @@ def _photograph(case: ListedCase) -> tuple[Tensor, Tensor]:
 
 
 def _silhouette(case: ListedCase, rough: Tensor) -> Tensor:
-    """The true matte of a drawn target image; the ``rough`` one `1 H W` decides its heading."""
+    """The true matte `1 H W` of a drawn target image.
+
+    A truth without one leaves its heading open, which the ``rough`` matte decides.
+    """
+    with np.load(Path(case.truth or "") / "truth.npz") as arrays:
+        if "photo_mask" in arrays:
+            return torch.from_numpy(arrays["photo_mask"])[None].float() / 255
     from tave.roadside.draw import vehicle_layer
     from tave.roadside.scene import Vehicle, portrait
 

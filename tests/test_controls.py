@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tave.config import WHOLE, OptionError
 from tave.controls import make, possible, true_region
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase, read_listing
+from tave.regions import box_of, grown
 from tave.roadside.cases import NAMED, STUDY, Case, frames_of, truth_of, write_case
+from tave.roadside2 import cases as solid_world
+from tave.roadside2.draw import object_layer
 from tave.video import read_clip, write_video
 from tave.video.frames import from_pixels
 
@@ -22,9 +29,21 @@ NAMES = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose",
 VIDEO = {"frames": None, "start": 0, "stride": 1, "width": None, "height": None, "fit": "crop", "multiple": 8}
 
 
-def run_of(case: Case, folder: Path) -> tuple[Path, ListedCase]:
+def write_solid(case: solid_world.Case, folder: Path) -> None:
+    """The files of a case of the new drawn world."""
+    (folder / "truth").mkdir(parents=True)
+    write_video(folder / "source.mp4", from_pixels(solid_world.frames_of(case.source)), 8.0, crf=8)
+    solid_world.target_image(case).save(folder / "target.png")
+    arrays, facts = solid_world.truth_of(case)
+    np.savez_compressed(folder / "truth/truth.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "truth/truth.json").write_text(json.dumps(facts))
+
+
+def run_of(
+    case: Case | solid_world.Case, folder: Path, write: Callable[[Any, Path], None] = write_case
+) -> tuple[Path, ListedCase]:
     """The run folder of a drawn case, with an edit of the method tave that darkens the source, frame by frame."""
-    write_case(case, folder / case.name)
+    write(case, folder / case.name)
     entry = {"name": case.name, "path": f"{case.name}/source.mp4", "source_prompt": case.source_prompt}
     entry |= {"target_prompt": case.target_prompt, "target_image": f"{case.name}/target.png"}
     write_json(folder / "cases.json", {"cases": [entry | {"truth": f"{case.name}/truth"}]})
@@ -102,6 +121,35 @@ def test_pasting_with_everything_known_comes_near_the_ideal(name: str, tmp_path:
     ideal = from_pixels(frames_of(case.ideal))
     assert psnr(shown(run, "pasted_true_pose"), ideal, union) > 18
     assert psnr(shown(run, "pasted_true_pose"), ideal, ~union) > 30
+
+
+def test_a_photograph_from_another_side_is_pasted_by_its_true_silhouette(tmp_path: Path) -> None:
+    """What surrounds the object in the photograph doesn't matter, nor does the target's shadow in the clip."""
+    case = solid_world.NAMED["bus_to_suv"]
+    run, listed = run_of(case, tmp_path, write_solid)
+    truth, _ = solid_world.truth_of(case)
+    make("pasted_true_pose", run, listed)
+    before, source = shown(run, "pasted_true_pose"), read_clip(run / "source.mp4", WHOLE).frames
+    for i, (frame, clip) in enumerate(zip(before, source, strict=True)):
+        changed = ((frame - clip).abs().amax(0) > 0.25).numpy() & ~grown(truth["source_mask"][i : i + 1], 3)[0]
+        box = box_of(object_layer(case.ideal, i, solid_world.SIZE)[..., 3] > 0.5)
+        assert not changed[: box.top - 1].any() and not changed[box.bottom + 1 :].any()
+    photo = np.array(solid_world.target_image(case))
+    photo[truth["photo_mask"] == 0] = (250, 0, 250)
+    Image.fromarray(photo).save(str(listed.target_image))
+    make("pasted_true_pose", run, listed)
+    assert psnr(shown(run, "pasted_true_pose"), before) > 38
+
+
+@pytest.mark.parametrize("name", ["car_to_truck", "sneakers_to_boots", "car_to_van", "bus_to_dotted_bus"])
+def test_the_boxes_of_a_layer_with_a_shadow_are_the_objects(name: str) -> None:
+    case = solid_world.NAMED[name]
+    truth, _ = solid_world.truth_of(case, 48)
+    if case.alpha:
+        assert np.array_equal(truth["photo_mask"], np.asarray(solid_world.target_image(case, 96))[..., 3])
+    for i, layer in enumerate(truth["target_layer"]):
+        alone = object_layer(case.ideal, i, 48, margin=(6, 3))[..., 3] > 0.5
+        assert np.abs(np.subtract(box_of(layer[..., 3] > 127), box_of(alone))).max() <= 1
 
 
 def test_a_control_that_lacks_its_input_is_refused(made: tuple[Path, ListedCase]) -> None:

@@ -90,6 +90,47 @@ def test_few_cases_decide_nothing(count: int, decided: bool) -> None:
     assert [pair["decided"] for pair in pairs if pair["group"] == "all"] == [decided]
 
 
+@pytest.fixture
+def pasted(tmp_path: Path) -> Path:
+    """Seven cases with the method, the patent and the control ``pasted``, which the last case lacks."""
+    facts = {
+        "ideal_psnr_aligned": {"id": "ideal_psnr_aligned/-/96x96/pixels/v1", "higher_is_better": True, "unit": "dB"}
+    }
+    for number in range(7):
+        case, nearness = str(number), {"tave": 15.0 + number, "patent": 11.0, "pasted": 14.0 + number % 2}
+        if number == 6:
+            del nearness["pasted"]
+        place = tmp_path / "runs" / case
+        make_run(place, case, {method: {"ideal_psnr_aligned": value} for method, value in nearness.items()}, facts)
+        if number < 6:
+            label(place / "edits/pasted", case, "pasted", control=True)
+    return tmp_path / "runs"
+
+
+def test_gains_are_over_a_control_in_the_same_case(pasted: Path, tmp_path: Path) -> None:
+    page, board = show(pasted, tmp_path / "out")
+    gains = [each for each in board["means"] if each["metric"] == "gain_over_pasted" and each["group"] == "all"]
+    ours = [15.0 + number - 14.0 - number % 2 for number in range(6)]
+    assert [(each["method"], each["n"]) for each in gains] == [("tave", 6), ("patent", 6)]
+    assert [gains[0][key] for key in ("mean", "low", "high")] == pytest.approx(interval(ours))
+    assert gains[1]["mean"] == pytest.approx(11.0 - 14.5)
+    facts = board["metrics"]["gain_over_pasted"]
+    assert facts == {"id": "gain_over_pasted/-/96x96/pixels/v1", "higher_is_better": True, "unit": "dB"}
+    assert (
+        "gain_over_pasted ↑" in page.with_suffix(".md").read_text()
+        and "gain_over_pasted_true_pose" not in board["metrics"]
+    )
+    _, chosen = show(pasted, tmp_path / "again", metrics=["gain_over_pasted"])
+    assert list(chosen["metrics"]) == ["gain_over_pasted"]
+
+
+def test_an_edit_that_is_only_called_pasted_is_no_control(pasted: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        label(pasted / str(number) / "edits/pasted", str(number), "pasted")
+    _, board = show(pasted, tmp_path / "out")
+    assert list(board["metrics"]) == ["ideal_psnr_aligned"]
+
+
 def test_five_files_from_run_folders_alone(runs: Path, tmp_path: Path) -> None:
     page, board = show(runs / "**", tmp_path / "out")  # type: ignore[arg-type]
     assert board["methods"] == ["tave", "patent"] and board["groups"] == ["all", "smaller", "larger"]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.functional import cosine_similarity, normalize
 
 import eval.measure
-from eval.cases import Case, Masks, Request, Track, Truth
+from eval.cases import Case, Masks, Motions, Request, Truth
 from eval.encoders import Dino, Lpips, OpenClip, PickScore
 from eval.ideal import IdealLayers
 from eval.judge import KINDS, Judge, masked_crops, reference_pictures
@@ -153,9 +153,9 @@ def test_each_region_is_followed_along_its_own_motion(by: str, monkeypatch: pyte
     found = case(source=source, edited=edited, annotation=ANNOTATED if by == "annotation" else None)
     if by == "truth":
         truth = drawn().truth
-        assert truth is not None and truth.track
-        track = track_motion(truth.track.places, HEIGHT, WIDTH)
-        truth = replace(truth, source=source, track=truth.track._replace(still_camera=False))
+        assert truth is not None
+        track = truth.motions.target
+        truth = replace(truth, source=source, motions=replace(truth.motions, still_camera=False))
         found = replace(found, truth=truth)
         near, far, area = "warp_error_object", "warp_error_background_flow", truth.source_mask | truth.target_mask
         expected = {
@@ -233,8 +233,8 @@ def drawn() -> Case:
     layer = torch.zeros(FRAMES, 4, HEIGHT + 2 * my, WIDTH + 2 * mx)
     layer[:, :3, my:-my, mx:-mx], layer[:, 3, my:-my, mx:-mx] = ideal, new.float()
     layers = IdealLayers(painted(), layer, torch.zeros(FRAMES, 4, HEIGHT, WIDTH))
-    track = [[36.0 + 8 * index, 40.0, 1.0] for index in range(FRAMES)]
-    truth = Truth(source, ideal, old, new, layers, {}, [1.0] * FRAMES, Track(track, True))
+    track = drift(8, 0)
+    truth = Truth(source, ideal, old, new, layers, {}, [1.0] * FRAMES, Motions(track, track, True, True))
     return case(source=source, edited=ideal, masks=Masks(grow(old, 2)), truth=truth)
 
 
@@ -271,7 +271,7 @@ BEHIND = {f"background_{kind}{where}" for kind in ("psnr", "ssim", "lpips") for 
 CONTROLS: dict[str, tuple[Callable[[Case, Truth], Tensor], set[str], set[str]]] = {
     "source_unchanged": (
         lambda found, truth: truth.source,
-        {*SEEN, *SEEN_NEAR, *JUDGED, *IDEAL, "frame_accuracy", "residue"},
+        {*SEEN, *SEEN_NEAR, *JUDGED, *IDEAL, "frame_accuracy", "residue", "residue_old"},
         STEADY,
     ),
     "frozen_first_frame": (
@@ -279,7 +279,8 @@ CONTROLS: dict[str, tuple[Callable[[Case, Truth], Tensor], set[str], set[str]]] 
         {*SEEN_NEAR, *IDEAL, *BEHIND, "clip_text", "warp_error_object"},  # the judge finds its one frame's identity
         {"clip_image", *STEADY},  # where the one frame suits the encoder's 32 pixels
     ),
-    # The target image over the whole place of the old object: nearer to it in colour than the right answer is.
+    # The target image over the whole place of the old object: nearer to it in colour than the right answer is. Nothing
+    # of the old object is left, which the residue alone doesn't see.
     "target_over_old_object": (
         lambda found, truth: torch.where(truth.source_mask[:, None], torch.tensor(TARGET)[:, None, None], truth.source),
         {*IDEAL, "clip_image", "residue"},

@@ -55,8 +55,9 @@ def _faces(scene: Scene, frame: int, size: int) -> tuple[np.ndarray, list[tuple[
 def true_motion(scene: Scene, frame: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return where the object's points of ``frame`` were in the frame before.
 
-    Returns the flow ``2 H W`` float32 in pixels (the point at p was at p + flow), and whether it counts, ``H W`` bool:
-    a point of a flat face, seen in both frames, in front of which nothing passes. Wheels and legs don't count.
+    Returns the flow ``2 H W`` float32 in pixels (the point at p was at p + flow), 0 where it doesn't count, and whether
+    it counts, ``H W`` bool: a point of a flat face, seen in both frames, in front of which nothing passes. Wheels and
+    legs don't count.
     """
     now, before = Camera.of(scene, frame), Camera.of(scene, frame - 1)
     numbers, faces = _faces(scene, frame, size)
@@ -93,7 +94,7 @@ def true_motion(scene: Scene, frame: int, size: int) -> tuple[np.ndarray, np.nda
         same = {i for i, (place, other, _) in enumerate(known) if other is face and place == was}
         counts[rows, columns] = inside & np.isin(earlier[y, x], list(same)) & shown_before[y, x]
         flow[:, rows, columns] = there.T - np.stack([columns, rows])
-    return flow, counts
+    return np.where(counts, flow, 0), counts  # of a face seen edge on, what doesn't count may be huge
 
 
 def other_yaws(scene: Scene, frame: int, size: int) -> np.ndarray:
