@@ -24,6 +24,7 @@ from tave.roadside2.draw import (
     LIGHTS,
     background,
     draw,
+    legs_layer,
     object_layer,
     occluder_layer,
     over,
@@ -320,7 +321,7 @@ def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -
 
 def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
     """Return where the object's shadow is seen on the ground, at least half as dark as it gets: ``H W`` bool."""
-    free = 1 - silhouette(scene, frame, size)
+    free = (1 - silhouette(scene, frame, size)) * (1 - legs_layer(scene, frame, size)[..., 3])
     if scene.occluder:
         free = free * (1 - occluder_layer(scene, frame, size)[..., 3])
     return (shadow_layer(scene, frame, size) >= 0.5 * LIGHTS[scene.hour].strength) & (free >= 0.5)
@@ -329,22 +330,23 @@ def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
 def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and facts of ``truth/``, from which an edit is measured.
 
-    ``source``, ``ideal``, ``background`` (without object and shadow) ``f H W 3`` uint8; visible ``source_mask``,
-    ``target_mask``, ``source_shadow``, ``target_shadow`` ``f H W`` bool; ``source_instances``, ``target_instances``
-    ``k f H W`` bool; ``target_layer`` RGBA, object and shadow, with margins of H/16 and W/8, to compose the ideal clip
-    at small shifts; ``occluder`` RGBA; ``source_motion``, ``target_motion`` ``f-1 2 H W`` float16 and
-    ``source_counted``, ``target_counted`` ``f-1 H W`` bool, see :func:`true_motion`; ``target_yaws`` ``f 24 H W`` bool,
-    see :func:`other_yaws`.
+    ``source``, ``ideal``, ``background`` (of the ideal clip, without object, shadow and occluder) ``f H W 3`` uint8;
+    visible ``source_mask``, ``target_mask``, ``source_shadow``, ``target_shadow`` ``f H W`` bool; ``source_instances``,
+    ``target_instances`` ``k f H W`` bool; ``target_layer`` RGBA, object and shadow, with margins of H/16 and W/8, to
+    compose the ideal clip at small shifts; ``occluder`` RGBA; ``source_motion``, ``target_motion`` ``f-1 2 H W``
+    float16 and ``source_counted``, ``target_counted`` ``f-1 H W`` bool, see :func:`true_motion`; ``target_yaws``
+    ``f 24 H W`` bool, see :func:`other_yaws`; ``photo_mask`` ``2H 2W`` uint8, alpha of the object in the target image.
     ``target_inside``: share of the target's silhouette inside the picture, per frame; ``still_camera``: whether the
     background stands still.
     """
     ideal, moments = case.ideal, range(case.source.frames)
     margin = size // 8, size // 16
     arrays = {
-        "background": np.stack([to_bytes(without_object(case.source, i, size)) for i in moments]),
+        "background": np.stack([to_bytes(without_object(ideal, i, size)) for i in moments]),
         "target_layer": np.stack([_straight(_with_shadow(ideal, i, size, margin)) for i in moments]),
         "occluder": np.stack([_straight(occluder_layer(case.source, i, size)) for i in moments]),
         "target_yaws": np.stack([other_yaws(ideal, i, size) for i in moments]),
+        "photo_mask": to_bytes(object_layer(case.photo, 0, 2 * size)[..., 3]),
         "source": frames_of(case.source, size),
         "ideal": frames_of(ideal, size),
     }
