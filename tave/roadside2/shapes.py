@@ -1,7 +1,8 @@
 """The solids of the drawn world: vehicles and shoes as flat coloured polygons in space.
 
 An object faces along +x, y points up from the ground it stands on, w across to its far side when it faces right.
-Lengths are in units of 1/64 of the frame's width at scale 1. A solid is convex: its visible faces don't hide each other.
+Lengths are in units of 1/64 of the frame's width at scale 1. A solid is convex, so that its visible faces don't hide
+each other.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Patch:
-    """A convex polygon of one colour: corners ``first`` to ``last`` of its shape; ``glows``: a lamp, lit in the dark."""
+    """A convex polygon of one colour, ``glows``: a lamp that is lit in the dark; its corners are ``first:last`` of the
+    shape's."""
 
     first: int
     last: int
@@ -45,8 +47,9 @@ class Patch:
 
 @dataclass(frozen=True)
 class Face:
-    """A plane part of a surface: its outward unit normal and its patches, the first of which is its outline."""
+    """A plane part of a surface: its number in the shape, outward unit normal ``3`` and patches, its outline first."""
 
+    number: int
     normal: np.ndarray
     patches: tuple[Patch, ...]
 
@@ -63,12 +66,14 @@ class Solid:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on both sides: place along the vehicle, radius, outer distance from the middle and thickness."""
+    """A wheel on each side, or a ``single`` one in the middle: place along the vehicle, radius, and the distances of
+    its outer face from the vehicle's middle and from its inner face."""
 
     x: float
     radius: float
     outside: float
     thickness: float = 1.8
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,21 @@ class Shape:
     wheels: tuple[Wheel, ...] = ()
     collar: float = 0.0
 
+    @property
+    def faces(self) -> list[Face]:
+        """All faces of the solids, by their numbers."""
+        return [face for solid in self.solids for face in solid.faces]
+
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Body:
-    """A convex side profile swept from -width to +width. Decals: (edge, u0, u1, v0, v1, colour), u along the edge."""
+    """A convex side profile swept from -width to +width. Decals: (edge, u0, u1, v0, v1, colour), u along the edge.
+
+    A body of a level above 0 stands on one of a lower level: its underside, the profile's last edge, isn't drawn.
+    """
 
     profile: tuple[Point, ...]
     width: float
@@ -150,9 +163,10 @@ _BODIES: dict[str, tuple[_Body, ...]] = {
               decals=_lamps(3, HEADLAMP, 0.1, 0.45)),
     ),
     "bike": (
-        _Body(((-4.4, 2.4), (-5.4, 5.4), (-1.8, 5.8), (2.4, 5.8), (3.4, 4.6), (2.0, 2.2)), 1.3),
-        _Body(((-7.2, 5.4), (-6.4, 7.2), (-1.6, 6.6), (-1.6, 5.6)), 1.1, level=1, color=(52, 48, 50)),
-        _Body(((-1.6, 5.6), (-1.2, 7.0), (2.6, 8.0), (3.6, 5.6)), 1.4, level=1),
+        # between the wheels and above them: no body reaches into a wheel, so that there is an order of painting
+        _Body(((-1.4, 2.2), (-3.0, 5.8), (3.0, 5.8), (1.4, 2.2)), 1.3),
+        _Body(((-7.2, 5.9), (-6.4, 7.4), (-1.6, 6.8), (-1.6, 5.8)), 1.1, level=1, color=(52, 48, 50)),
+        _Body(((-1.6, 5.8), (-1.2, 7.2), (2.6, 8.0), (3.6, 5.8)), 1.4, level=1),
         _Body(((3.2, 7.4), (3.6, 9.0), (5.0, 8.6), (5.6, 6.8)), 2.4, level=2,
               decals=((2, 0.2, 0.9, 0.3, 0.7, HEADLAMP),)),
     ),
@@ -178,11 +192,11 @@ _WHEELS: dict[str, tuple[Wheel, ...]] = {
     "car": (Wheel(-6, 2.1, 4.3), Wheel(6, 2.1, 4.3)),
     "suv": (Wheel(-6.4, 2.6, 4.9), Wheel(6.4, 2.6, 4.9)),
     "bus": (Wheel(-9.5, 2.7, 5.7), Wheel(10, 2.7, 5.7)),
-    "truck": (Wheel(-12.6, 2.6, 5.2), Wheel(-7, 2.6, 5.2), Wheel(11.6, 2.6, 5.2)),
+    "truck": (Wheel(-12.6, 2.6, 5.5), Wheel(-7, 2.6, 5.5), Wheel(11.6, 2.6, 5.2)),
     "van": (Wheel(-7.2, 2.5, 4.9), Wheel(7.0, 2.5, 4.9)),
-    "bike": (Wheel(-4.9, 2.9, 0.7, 1.4), Wheel(4.9, 2.9, 0.7, 1.4)),
+    "bike": (Wheel(-4.9, 2.9, 0.7, 1.4, single=True), Wheel(4.9, 2.9, 0.7, 1.4, single=True)),
 }
-_COLLARS = {"sneaker": 6.5, "boot": 14.5, "sandal": 3.6}
+_COLLARS = {"sneaker": 8.3, "boot": 16.0, "sandal": 5.3}
 # Length and height at scale 1; they differ widely, so that edits change size and shape.
 SIZES = {
     kind: (
@@ -222,7 +236,10 @@ def _area(polygon: np.ndarray) -> float:
 
 
 def _pattern(subject: Subject, outline: np.ndarray, waist: float, *, upright: bool) -> Iterator[np.ndarray]:
-    """Yield the polygons in the accent colour on a face with ``outline`` ``n 2``; ``upright``: its 2nd axis is height."""
+    """Yield the polygons ``n 2`` in the accent colour on a face with ``outline`` ``n 2``.
+
+    waist: height up to which a two-tone object has its accent colour; upright: the face's second axis is the height.
+    """
     low, high = outline.min(0), outline.max(0)
     if subject.pattern == "two-tone" and upright:
         yield np.array([(low[0], low[1]), (high[0], low[1]), (high[0], waist), (low[0], waist)])
@@ -236,7 +253,7 @@ def _pattern(subject: Subject, outline: np.ndarray, waist: float, *, upright: bo
         for row in range(int(np.floor((low[1] - 1.4) / rise)), int(np.ceil((high[1] - 1.4) / rise)) + 1):
             shift = (row % 2) * _DOT / 2
             for column in range(int(np.floor((low[0] - shift) / _DOT)), int(np.ceil((high[0] - shift) / _DOT)) + 1):
-                yield disc + (column * _DOT + shift, 1.4 + row * rise)
+                yield disc + np.array([column * _DOT + shift, 1.4 + row * rise])
 
 
 @dataclass(frozen=True)
@@ -283,9 +300,11 @@ def _rims(body: _Body) -> list[tuple[np.ndarray, _Plane]]:
 
 
 def _faces(body: _Body, subject: Subject, waist: float) -> Iterator[tuple[np.ndarray, list[tuple[np.ndarray, Color]]]]:
-    """Yield the normal and the coloured polygons ``n 3`` of each face, its outline first."""
+    """Yield the normal ``3`` and the coloured polygons ``n 3`` of each face that can be seen, its outline first."""
     paint, accent = body.color or RGB[subject.color], RGB[subject.accent]
     sides, rims = _sides(body), _rims(body)
+    if body.level:
+        rims.pop()
     for index, (normal, plane) in enumerate([*sides, *rims]):
         polygons = [(plane.place(plane.outline), paint)]
         if body.color is None:
@@ -308,7 +327,7 @@ def shape_of(subject: Subject) -> Shape:
     """Return the object's polygons."""
     waist = 0.45 * SIZES[subject.kind][1]
     corners: list[np.ndarray] = []
-    solids, count = [], 0
+    solids, count, number = [], 0, 0
     for body in _BODIES[subject.kind]:
         faces = []
         for normal, polygons in _faces(body, subject, waist):
@@ -317,7 +336,8 @@ def shape_of(subject: Subject) -> Shape:
                 patches.append(Patch(count, count + len(points), color, color in (HEADLAMP, REAR_LAMP)))
                 corners.append(points)
                 count += len(points)
-            faces.append(Face(normal, tuple(patches)))
+            faces.append(Face(number, normal, tuple(patches)))
+            number += 1
         ends = np.array([(x, y, side * body.width) for side in (-1, 1) for x, y in body.profile])
         solids.append(Solid(tuple(faces), ends.mean(0), ends, body.level))
     return Shape(np.concatenate(corners), tuple(solids), _WHEELS.get(subject.kind, ()), _COLLARS.get(subject.kind, 0.0))
