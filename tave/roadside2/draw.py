@@ -255,7 +255,8 @@ def surfaces(view: View, shape: Shape) -> Iterator[Surface]:
     Wheels at the sides: tyres, of which the bodies hide the upper parts, come first, outer faces last. Between them
     come solids and single wheels, by level and then from far to near.
     """
-    corners, world = view.corners(shape.corners), view.world(shape.corners)
+    world = view.world(shape.corners)
+    corners = view.canvas.corners(view.camera.project(world))
     wheels = [(wheel, side) for wheel in shape.wheels if not wheel.single for side in SIDES]
     single = [wheel for wheel in shape.wheels if wheel.single]
     for wheel, side in wheels:
@@ -283,8 +284,9 @@ def surfaces(view: View, shape: Shape) -> Iterator[Surface]:
 def _paint_shape(canvas: Canvas, shape: Shape, placement: Placement, scene: Scene, camera: Camera) -> None:
     dark = LIGHTS[scene.hour].dark
     for surface in surfaces(View.of(canvas, camera, placement), shape):
+        lit = {color: _lit(color, surface.normal, scene) for color in {color for _, color, _ in surface.patches}}
         for corners, color, glows in surface.patches:
-            canvas.fill(corners, (*color, 255) if dark and glows else _lit(color, surface.normal, scene))
+            canvas.fill(corners, (*color, 255) if dark and glows else lit[color])
 
 
 # ---- legs ------------------------------------------------------------------------------------------------------------
@@ -611,6 +613,14 @@ def _painted(scene: Scene, size: int, margin: tuple[int, int]) -> np.ndarray:
     return _Place(scene, size, margin).paint()
 
 
+@lru_cache(maxsize=4)
+def _cut_out(scene: Scene, size: int, margin: tuple[int, int], x: int, y: int) -> np.ndarray:
+    """Return the part of the picture from ``x`` and ``y`` on, in supersampled pixels, at its size."""
+    side = size * SUPERSAMPLE
+    cut = np.ascontiguousarray(_painted(scene, size, margin)[y : y + side, x : x + side])
+    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
 def background(scene: Scene, frame: int, size: int) -> np.ndarray:
     """Return sky, skyline, ground and road, without object, shadow, legs and occluder: ``H W 3`` float32 in [0, 1]."""
     last = Camera.of(scene, scene.frames - 1).shift
@@ -619,13 +629,9 @@ def background(scene: Scene, frame: int, size: int) -> np.ndarray:
         scene, subject=Subject("car", "red"), x=0, z=0, yaw=0, speed=0, turn=0, bob=0, step=0, occluder=None, pan=0,
         tilt=0, occluder_x=0, frames=1, sun=0,
     )  # fmt: skip
-    picture = _painted(still, size, margin)
     unit = size * SUPERSAMPLE / UNITS
     dx, dy = (round(shift * unit) for shift in Camera.of(scene, frame).shift)
-    x, y = margin[0] * SUPERSAMPLE - dx, margin[1] * SUPERSAMPLE - dy
-    side = size * SUPERSAMPLE
-    cut = np.ascontiguousarray(picture[y : y + side, x : x + side])
-    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return _cut_out(still, size, margin, margin[0] * SUPERSAMPLE - dx, margin[1] * SUPERSAMPLE - dy).copy()
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
