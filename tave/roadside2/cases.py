@@ -310,8 +310,9 @@ def _straight(layer: np.ndarray) -> np.ndarray:
 
 
 def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -> np.ndarray:
-    """Return the object over its shadow as premultiplied RGBA."""
+    """Return the object over its shadow, where legs don't hide that, as premultiplied RGBA."""
     layer, shade = object_layer(scene, frame, size, margin), shadow_layer(scene, frame, size, margin)
+    shade = shade * (1 - legs_layer(scene, frame, size, margin)[..., 3])
     alpha = layer[..., 3] + shade * (1 - layer[..., 3])
     return np.dstack([layer[..., :3], alpha])
 

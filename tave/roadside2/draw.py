@@ -253,21 +253,17 @@ def surfaces(view: View, shape: Shape) -> Iterator[Surface]:
     """Yield what the camera sees of an object, in the order of painting.
 
     Wheels at the sides: tyres, of which the bodies hide the upper parts, come first, outer faces last. Between them
-    come solids and single wheels, by level and then from far to near.
+    come solids and single wheels, from what may be hidden to what hides it.
     """
     world = view.world(shape.corners)
     corners = view.canvas.corners(view.camera.project(world))
     wheels = [(wheel, side) for wheel in shape.wheels if not wheel.single for side in SIDES]
-    single = [wheel for wheel in shape.wheels if wheel.single]
     for wheel, side in wheels:
         yield _tread(view, wheel, side)
-    middles = [*(solid.centre for solid in shape.solids), *(np.array([w.x, w.radius, 0]) for w in single)]
-    levels = [*(solid.level for solid in shape.solids), *(0 for _ in single)]
-    centres = view.world(np.array(middles))
-    far = np.hypot(centres[:, 0], centres[:, 2])
-    for number in sorted(range(len(far)), key=lambda i: (levels[i], -far[i])):
+    eye = view.rotation.T @ (-view.placement.x, view.camera.eye - view.placement.y, -view.placement.z)
+    for number in shape.dividers.order(len(shape.solids) + len(shape.single_wheels), eye[:2]):
         if number >= len(shape.solids):
-            wheel = single[number - len(shape.solids)]
+            wheel = shape.single_wheels[number - len(shape.solids)]
             yield _tread(view, wheel, 1.0)
             for side in SIDES:
                 yield from _hubs(view, wheel, side)
@@ -336,9 +332,9 @@ def far_to_near(scene: Scene, frame: int) -> list[tuple[int, Placement]]:
     return numbered[::-1] if camera > 0 else numbered
 
 
-def legs_layer(scene: Scene, frame: int, size: int) -> np.ndarray:
+def legs_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Return the legs of a walker without shoes as premultiplied RGBA ``H W 4``; zero for vehicles."""
-    canvas, camera = Canvas(size), Camera.of(scene, frame)
+    canvas, camera = Canvas(size, margin), Camera.of(scene, frame)
     front = np.array([0.0, 0.2, -1.0]) / np.hypot(0.2, 1.0)
     if scene.subject.walks:
         for number, _ in far_to_near(scene, frame):
@@ -387,7 +383,7 @@ def shadow_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = 
     reach = int(np.ceil(3 * blur))  # what the blur brings in from beyond the edges
     canvas = Canvas(size, (margin[0] + reach, margin[1] + reach), 1)
     slope = -np.array([cos(radians(scene.sun)), sin(radians(scene.sun))]) * light.reach
-    bodies = [solid.corners for solid in shape.solids] + [_tyre(wheel, 1.0) for wheel in shape.wheels if wheel.single]
+    bodies = [solid.corners for solid in shape.solids] + [_tyre(wheel, 1.0) for wheel in shape.single_wheels]
     for placement in scene.placements(frame):
         rotation = turned(placement)
         for corners in bodies:
