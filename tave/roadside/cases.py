@@ -5,8 +5,6 @@ Editing never reads a case's ``truth/``. ``clips/`` holds the named clips as :fu
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -17,9 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tave.files import FileError, read_json, remove_leftovers, whole_folder, write_json
-from tave.locks import claimed
-from tave.record import differences, unlisted, write_record
 from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
 from tave.roadside.scene import (
     COLORS,
@@ -37,6 +32,7 @@ from tave.roadside.scene import (
     held_out,
     portrait,
 )
+from tave.roadside2.files import drawn_folder, listing_entry, write_files, write_listing
 
 SIZE, FPS = 96, 8.0
 
@@ -286,15 +282,7 @@ def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
 
 def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
     """Write ``folder/source.mp4``, ``target.png``, ``truth/truth.npz`` and ``truth/truth.json``."""
-    from tave.video import write_video  # imports torch, which a case that is already drawn doesn't need
-    from tave.video.frames import from_pixels
-
-    (folder / "truth").mkdir(parents=True, exist_ok=True)
-    write_video(folder / "source.mp4", from_pixels(frames_of(case.source, size)), FPS, crf=8)
-    target_image(case, 2 * size).save(folder / "target.png")
-    arrays, described = truth_of(case, size)
-    np.savez_compressed(folder / "truth" / "truth.npz", **arrays)  # type: ignore[arg-type]
-    (folder / "truth" / "truth.json").write_text(json.dumps(described, indent=2) + "\n")
+    write_files(folder, frames_of(case.source, size), target_image(case, 2 * size), truth_of(case, size), FPS)
 
 
 def find_case(name: str) -> Case:
@@ -309,27 +297,8 @@ def find_case(name: str) -> Case:
 
 def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
     """Draw a case into ``folder/NAME``, atomically, unless it is there at this ``size`` (px); return that folder."""
-    place, scene = folder / case.name, {"size": size, **asdict(case)}
-    record = place / "scene.json"
-    if _is_drawn(record, scene):
-        return place
-    remove_leftovers(folder)
-    with claimed(place, wait=math.inf):
-        if not _is_drawn(record, scene):  # another process may have been faster
-            with whole_folder(place, replace=True) as waiting:
-                write_case(case, waiting, size)
-                write_json(waiting / record.name, scene)
-                write_record(waiting)
-    return place
-
-
-def _is_drawn(record: Path, scene: dict[str, Any]) -> bool:
-    """Whether the folder of ``record`` has this scene, and every file as it was drawn."""
-    try:
-        here = record.is_file() and read_json(record) == json.loads(json.dumps(scene))
-        return here and not unlisted(record.parent, whole=True) and not differences(record.parent)
-    except FileError:
-        return False
+    description = {"size": size, **asdict(case)}
+    return drawn_folder(folder, case.name, description, lambda place: write_case(case, place, size))
 
 
 def draw_set(folder: str | Path, size: int = SIZE, which: str = "full", only: Collection[str] = ()) -> Path:
@@ -343,17 +312,7 @@ def draw_set(folder: str | Path, size: int = SIZE, which: str = "full", only: Co
     for case in chosen:
         draw_case(case, place, size)
     entries = [
-        {
-            "name": case.name,
-            "groups": groups_of(case),
-            "path": f"{case.name}/source.mp4",
-            "source_prompt": case.source_prompt,
-            "target_image": f"{case.name}/target.png",
-            "target_prompt": case.target_prompt,
-            "frames": case.source.frames,
-            "truth": f"{case.name}/truth",
-        }
+        listing_entry(case.name, groups_of(case), (case.source_prompt, case.target_prompt), case.source.frames)
         for case in chosen
     ]
-    write_json(place / "cases.json", {"cases": entries})
-    return place / "cases.json"
+    return write_listing(place, entries)

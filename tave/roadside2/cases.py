@@ -5,7 +5,6 @@ Editing never reads a case's ``truth/``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
@@ -17,22 +16,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tave.files import FileError, read_json, remove_leftovers, whole_folder, write_json
-from tave.locks import claimed
-from tave.record import differences, unlisted, write_record
 from tave.roadside2.draw import (
     LIGHTS,
-    background,
     draw,
     legs_layer,
     object_layer,
     occluder_layer,
-    over,
     shadow_layer,
     silhouette,
     to_bytes,
     without_object,
 )
+from tave.roadside2.files import drawn_folder, listing_entry, write_files, write_listing
 from tave.roadside2.sample import centred, layout_of, photograph, places_of
 from tave.roadside2.scene import (
     COLORS,
@@ -45,7 +40,6 @@ from tave.roadside2.scene import (
     UNITS,
     Scene,
     Subject,
-    caption,
     never_seen,
     scene_caption,
 )
@@ -97,7 +91,10 @@ def _case(
     name: str, number: int, old: Subject, new: Subject, place: str, photo: tuple[str, str, float], x: float = 32,
     scale: float = 1.1, alpha: bool = False, crop: float = 0.0, **scene: Any,
 ) -> Case:  # fmt: skip
-    """``photo``: place, hour and yaw of the target image; ``x`` and ``scale``: of the object halfway through the clip."""
+    """Return a case. photo: place, hour and yaw of the target image; x, scale: of the object halfway through the clip.
+
+    number: of the case, for the skylines' seeds; scene: other fields of the clip's scene.
+    """
     seed = FIRST_HELD_OUT_SEED + 100 * number
     clip = centred(Scene(old, place, seed, z=90 / scale, **scene), x)
     where, hour, yaw = photo
@@ -313,8 +310,9 @@ def _straight(layer: np.ndarray) -> np.ndarray:
 
 
 def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -> np.ndarray:
-    """Return the object over its shadow as premultiplied RGBA."""
+    """Return the object over its shadow, where legs don't hide that, as premultiplied RGBA."""
     layer, shade = object_layer(scene, frame, size, margin), shadow_layer(scene, frame, size, margin)
+    shade = shade * (1 - legs_layer(scene, frame, size, margin)[..., 3])
     alpha = layer[..., 3] + shade * (1 - layer[..., 3])
     return np.dstack([layer[..., :3], alpha])
 
@@ -383,3 +381,43 @@ def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
     if case.alpha:
         return Image.fromarray(_straight(object_layer(case.photo, 0, size)), "RGBA")
     return Image.fromarray(to_bytes(draw(case.photo, 0, size)))
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
+    """Write ``folder/source.mp4``, ``target.png``, ``truth/truth.npz`` and ``truth/truth.json``."""
+    write_files(folder, frames_of(case.source, size), target_image(case, 2 * size), truth_of(case, size), FPS)
+
+
+def find_case(name: str) -> Case:
+    """Return the named, study or benchmark case ``name``; ValueError if there is none."""
+    known = NAMED | STUDY
+    if name not in known:
+        known = known | {case.name: case for case in benchmark()}
+    if name not in known:
+        raise ValueError(f"there is no drawn case {name}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
+    """Draw a case into ``folder/NAME``, atomically, unless it is there at this ``size`` (px); return that folder."""
+    description = {"size": size, **asdict(case)}
+    return drawn_folder(folder, case.name, description, lambda place: write_case(case, place, size))
+
+
+def draw_set(folder: str | Path, size: int = SIZE, which: str = "full", only: Collection[str] = ()) -> Path:
+    """Draw a set of cases into ``folder`` and return its ``cases.json``.
+
+    which: full (the benchmark), small (twelve of its cases) or study; only: some of these, by name.
+    """
+    place, cases = Path(folder), {"full": benchmark, "small": small_benchmark, "study": STUDY.values}[which]()
+    chosen = [case for case in cases if not only or case.name in only]
+    for case in chosen:
+        draw_case(case, place, size)
+    entries = [
+        listing_entry(case.name, groups_of(case), (case.source_prompt, case.target_prompt), case.source.frames)
+        for case in chosen
+    ]
+    return write_listing(place, entries)

@@ -14,8 +14,8 @@ from math import cos, radians, sin
 import cv2
 import numpy as np
 
-from tave.roadside2.scene import GAIT, UNITS, Placement, Scene, Subject
-from tave.roadside2.shapes import HUB, SKIN, TYRE, Color, Face, Shape, Wheel, circle, shape_of
+from tave.roadside2.scene import GAIT, SIDES, UNITS, Placement, Scene, Subject
+from tave.roadside2.shapes import HUB, SKIN, TYRE, Color, Shape, Wheel, circle, shape_of
 
 SUPERSAMPLE = 4
 _BITS = 4  # fractional bits of a corner's position
@@ -116,12 +116,19 @@ class Camera:
 
 
 class Canvas:
-    """A supersampled picture of ``size`` px and ``margin`` px (x, y) around it, on which units are drawn."""
+    """A picture of ``size`` px and ``margin`` px (x, y) around it, ``sharp`` times as fine, drawn on in units."""
 
-    def __init__(self, size: int, margin: tuple[int, int] = (0, 0), channels: int = 4):
-        self.margin, self.unit = margin, size * SUPERSAMPLE / UNITS
-        high, wide = ((size + 2 * m) * SUPERSAMPLE for m in (margin[1], margin[0]))
-        self.pixels = np.zeros((high, wide, channels), np.uint8)
+    def __init__(
+        self,
+        size: int,
+        margin: tuple[int, int] = (0, 0),
+        channels: int = 4,
+        sharp: int = SUPERSAMPLE,
+        dtype: type = np.uint8,
+    ):
+        self.margin, self.unit, self.sharp = margin, size * sharp / UNITS, sharp
+        high, wide = ((size + 2 * m) * sharp for m in (margin[1], margin[0]))
+        self.pixels = np.zeros((high, wide, channels), dtype)
 
     def polygon(self, points: np.ndarray | Sequence[Point], color: Sequence[int]) -> None:
         """Fill a polygon ``n 2`` given in units."""
@@ -129,7 +136,7 @@ class Canvas:
 
     def corners(self, points: np.ndarray) -> np.ndarray:
         """Return positions ``n 2`` in units as those of :meth:`fill`."""
-        shift = np.array(self.margin) * SUPERSAMPLE - 0.5
+        shift = np.array(self.margin) * self.sharp - 0.5
         return np.rint((points * self.unit + shift) * (1 << _BITS)).astype(np.int32)
 
     def fill(self, corners: np.ndarray, color: Sequence[int]) -> None:
@@ -140,11 +147,11 @@ class Canvas:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
 
     def disc(self, x: float, y: float, radius: float, color: Sequence[int], squash: float = 1.0) -> None:
-        self.polygon(circle(24, radius) * (1, squash) + (x, y), color)
+        self.polygon(circle(24, radius) * (1, squash) + np.array([x, y]), color)
 
     def small(self) -> np.ndarray:
         """Return the picture box-filtered to its size, ``H W c`` float32 in [0, 1]."""
-        high, wide = (side // SUPERSAMPLE for side in self.pixels.shape[:2])
+        high, wide = (side // self.sharp for side in self.pixels.shape[:2])
         found = cv2.resize(self.pixels, (wide, high), interpolation=cv2.INTER_AREA)
         return found.reshape(high, wide, -1).astype(np.float32) / 255
 
@@ -164,112 +171,175 @@ def placed(points: np.ndarray, placement: Placement, rotation: np.ndarray) -> np
 # ---- objects ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class View:
+    """An object as a camera sees it on a canvas; its own coordinates are forward, up, to its far side."""
+
+    canvas: Canvas
+    camera: Camera
+    placement: Placement
+    rotation: np.ndarray
+
+    @classmethod
+    def of(cls, canvas: Canvas, camera: Camera, placement: Placement) -> View:
+        return cls(canvas, camera, placement, turned(placement))
+
+    def world(self, points: np.ndarray) -> np.ndarray:
+        """Return points ``n 3`` of the object in the world."""
+        return placed(points, self.placement, self.rotation)
+
+    def corners(self, points: np.ndarray) -> np.ndarray:
+        """Return points ``n 3`` of the object as positions ``n 2`` of :meth:`Canvas.fill`."""
+        return self.canvas.corners(self.camera.project(self.world(points)))
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A part of an object that the camera sees: its polygons, the first of which is its outline.
+
+    face: its number in the shape, -1 for a part of a wheel; normal: outward unit normal ``3`` in the world; a patch is
+    a polygon ``n 2`` of :meth:`Canvas.fill`, its colour and whether it is a lamp.
+    """
+
+    face: int
+    normal: np.ndarray
+    patches: list[tuple[np.ndarray, Color, bool]]
+
+
+_TREAD = np.array([0.0, 0.3, 0.0])  # in place of a tyre's round normal: it gets little of the sun
+
+
 def _ring(wheel: Wheel, across: float, radius: float, count: int = 18) -> np.ndarray:
-    """Return the corners ``n 3`` of a circle about the wheel's axis, ``across`` from the vehicle's middle."""
-    return np.column_stack([circle(count, radius) + (wheel.x, wheel.radius), np.full(count, across)])
+    """Return the corners ``count 3`` of a circle about the wheel's axis, ``across`` from the vehicle's middle."""
+    return np.column_stack([circle(count, radius) + np.array([wheel.x, wheel.radius]), np.full(count, across)])
 
 
-def _paint_tyre(canvas: Canvas, wheel: Wheel, side: float, placement: Placement, scene: Scene, camera: Camera) -> None:
-    """Paint the tyre of a wheel on the side -1 or 1, of which the body hides the upper part."""
-    rims = [_ring(wheel, side * across, wheel.radius) for across in (wheel.outside - wheel.thickness, wheel.outside)]
-    at = camera.project(placed(np.concatenate(rims), placement, turned(placement)))
-    canvas.polygon(cv2.convexHull(at.astype(np.float32))[:, 0], _lit(TYRE, np.array([0, 0.3, 0]), scene))
+@lru_cache
+def _tyre(wheel: Wheel, side: float) -> np.ndarray:
+    """Return the edges ``n 3`` of the tyre on the side -1 or 1."""
+    rings = [_ring(wheel, side * across, wheel.radius) for across in (wheel.outside - wheel.thickness, wheel.outside)]
+    return np.concatenate(rings)
 
 
-def _paint_hub(canvas: Canvas, wheel: Wheel, side: float, placement: Placement, scene: Scene, camera: Camera) -> None:
-    """Paint the outer face of a wheel, if the camera sees it."""
-    rotation, across = turned(placement), side * wheel.outside
-    normal = rotation @ (0, 0, side)
-    if not camera.sees(normal, placed(np.array([[wheel.x, 0, across]]), placement, rotation)[0]):
+@lru_cache
+def _outer_face(wheel: Wheel, side: float) -> np.ndarray:
+    """Return the corners ``n 3`` of the outer face of the wheel on the side -1 or 1: the tyre's, then the hub's."""
+    across = side * wheel.outside
+    return np.concatenate([_ring(wheel, across, wheel.radius), _ring(wheel, across, 0.5 * wheel.radius)])
+
+
+def _tread(view: View, wheel: Wheel, side: float) -> Surface:
+    outline = cv2.convexHull(view.corners(_tyre(wheel, side)))[:, 0]
+    return Surface(-1, _TREAD, [(outline, TYRE, False)])
+
+
+def _hubs(view: View, wheel: Wheel, side: float) -> Iterator[Surface]:
+    """Yield the outer face of a wheel, if the camera sees it; a bar on the hub shows that the wheel turns."""
+    normal, middle = view.rotation @ (0, 0, side), np.array([wheel.x, wheel.radius, side * wheel.outside])
+    if not view.camera.sees(normal, view.world(middle[None])[0]):
         return
-    angle = -placement.way / wheel.radius  # a bar on the hub shows that the wheel turns
-    corners = np.array([(-0.45, -0.12), (0.45, -0.12), (0.45, 0.12), (-0.45, 0.12)]) * wheel.radius
-    spun = corners @ np.array([(cos(angle), sin(angle)), (-sin(angle), cos(angle))])
-    bar = np.column_stack([spun + (wheel.x, wheel.radius), np.full(4, across)])
-    parts = (
-        (_ring(wheel, across, wheel.radius), TYRE),
-        (_ring(wheel, across, 0.5 * wheel.radius), HUB),
-        (bar, TYRE),
+    angle = -view.placement.way / wheel.radius
+    along, up = np.array([cos(angle), sin(angle), 0]), np.array([-sin(angle), cos(angle), 0])
+    ends = [(-0.45, -0.12), (0.45, -0.12), (0.45, 0.12), (-0.45, 0.12)]
+    bar = np.array([middle + (a * along + b * up) * wheel.radius for a, b in ends])
+    rings = view.corners(_outer_face(wheel, side))
+    half = len(rings) // 2
+    yield Surface(
+        -1, normal, [(rings[:half], TYRE, False), (rings[half:], HUB, False), (view.corners(bar), TYRE, False)]
     )
-    for points, color in parts:
-        canvas.polygon(camera.project(placed(points, placement, rotation)), _lit(color, normal, scene))
 
 
-def visible_faces(shape: Shape, placement: Placement, camera: Camera) -> Iterator[tuple[Face, np.ndarray, np.ndarray]]:
-    """Yield the faces that the camera sees, far solids first: face, normal and all world corners of the shape ``n 3``."""
-    rotation = turned(placement)
-    world = placed(shape.corners, placement, rotation)
-    centres = placed(np.array([solid.centre for solid in shape.solids]), placement, rotation)
-    far = np.hypot(centres[:, 0], centres[:, 2])
-    for number in sorted(range(len(far)), key=lambda i: (shape.solids[i].level, -far[i])):
+def surfaces(view: View, shape: Shape) -> Iterator[Surface]:
+    """Yield what the camera sees of an object, in the order of painting.
+
+    Wheels at the sides: tyres, of which the bodies hide the upper parts, come first, outer faces last. Between them
+    come solids and single wheels, from what may be hidden to what hides it.
+    """
+    world = view.world(shape.corners)
+    corners = view.canvas.corners(view.camera.project(world))
+    wheels = [(wheel, side) for wheel in shape.wheels if not wheel.single for side in SIDES]
+    for wheel, side in wheels:
+        yield _tread(view, wheel, side)
+    eye = view.rotation.T @ (-view.placement.x, view.camera.eye - view.placement.y, -view.placement.z)
+    for number in shape.dividers.order(len(shape.solids) + len(shape.single_wheels), eye[:2]):
+        if number >= len(shape.solids):
+            wheel = shape.single_wheels[number - len(shape.solids)]
+            yield _tread(view, wheel, 1.0)
+            for side in SIDES:
+                yield from _hubs(view, wheel, side)
+            continue
         for face in shape.solids[number].faces:
-            normal = rotation @ face.normal
-            if camera.sees(normal, world[face.patches[0].first]):
-                yield face, normal, world
+            normal = view.rotation @ face.normal
+            if view.camera.sees(normal, world[face.patches[0].first]):
+                patches = [(corners[patch.first : patch.last], patch.color, patch.glows) for patch in face.patches]
+                yield Surface(face.number, normal, patches)
+    for wheel, side in wheels:
+        yield from _hubs(view, wheel, side)
 
 
 def _paint_shape(canvas: Canvas, shape: Shape, placement: Placement, scene: Scene, camera: Camera) -> None:
-    """Paint one object: tyres, solids from the far to the near ones, the outer faces of the wheels."""
-    dark, corners = LIGHTS[scene.hour].dark, None
-    wheels = [(wheel, side) for wheel in shape.wheels for side in (-1.0, 1.0)]
-    for wheel, side in wheels:
-        _paint_tyre(canvas, wheel, side, placement, scene, camera)
-    for face, normal, world in visible_faces(shape, placement, camera):
-        corners = canvas.corners(camera.project(world)) if corners is None else corners
-        for patch in face.patches:
-            lit = (*patch.color, 255) if dark and patch.glows else _lit(patch.color, normal, scene)
-            canvas.fill(corners[patch.first : patch.last], lit)
-    for wheel, side in wheels:
-        _paint_hub(canvas, wheel, side, placement, scene, camera)
+    dark = LIGHTS[scene.hour].dark
+    for surface in surfaces(View.of(canvas, camera, placement), shape):
+        lit = {color: _lit(color, surface.normal, scene) for color in {color for _, color, _ in surface.patches}}
+        for corners, color, glows in surface.patches:
+            canvas.fill(corners, (*color, 255) if dark and glows else lit[color])
 
 
 # ---- legs ------------------------------------------------------------------------------------------------------------
 
 _TROUSERS = ((58, 70, 104), (64, 62, 66), (140, 124, 96), (92, 96, 84))
+_HEEL, _ANKLE, _HEM, _CALF = -6.2, 2.0, 10.5, 13.0  # of a leg on a shoe: its place along it, and heights
 _HIP = 62.0  # height, above the upper edge of the frame
 
 
-def leg(scene: Scene, frame: int, placement: Placement, camera: Camera) -> Iterator[tuple[np.ndarray, Color]]:
-    """Yield the polygons ``n 2`` of a leg from its ankle to the hip, and their colours."""
+def leg(
+    scene: Scene, frame: int, number: int, camera: Camera, above: float = 0.0
+) -> Iterator[tuple[np.ndarray, Color]]:
+    """Yield the polygons ``n 2`` in units of a leg, from its ankle to the hip, and their colours.
+
+    It doesn't depend on the kind of shoe. above: height on the shoe from which the leg is asked for.
+    """
+    placement = scene.placements(frame)[number]
     rotation = turned(placement)
-    collar = shape_of(scene.subject).collar
-    low, high = placed(np.array([(-6.2, 0.55 * collar, 0), (-6.2, 13.0, 0)]), placement, rotation)
-    x, z = scene.path(frame)
-    yaw = radians(placement.yaw)
-    side = np.sign(-(placement.x - x) * sin(yaw) + (placement.z - z) * cos(yaw))
-    hip = np.array([x - side * 0.7 * GAIT * sin(yaw), _HIP, z + side * 0.7 * GAIT * cos(yaw)])
-    knee = (high + hip) / 2 + np.array([cos(yaw), 0, sin(yaw)]) * 2.5
+    low, hem, calf = placed(np.array([(_HEEL, height, 0) for height in (_ANKLE, _HEM, _CALF)]), placement, rotation)
+    (x, z), yaw, side = scene.path(frame), radians(scene.heading(frame)), 0.7 * SIDES[number] * GAIT
+    hip = np.array([x - side * sin(yaw), _HIP, z + side * cos(yaw)])
+    knee = (calf + hip) / 2 + np.array([cos(yaw), 0, sin(yaw)]) * 2.5
     cloth = _TROUSERS[scene.seed % len(_TROUSERS)]
-    hem = high + (low - high) * 0.25
     for ends, widths, color in (
         ((low, hem), (2.3, 2.5), SKIN),
         ((hem, knee), (3.7, 4.3), cloth),
         ((knee, hip), (4.3, 5.4), cloth),
     ):
-        (x0, y0), (x1, y1) = camera.project(np.array(ends))
-        scales = [camera.lens / max(1.0, end[2]) for end in ends]
-        r0, r1 = (width * scale for width, scale in zip(widths, scales, strict=True))
+        start, end = (float(rotation[:, 1] @ (point - placed(np.zeros(3), placement, rotation))) for point in ends)
+        if end <= above:
+            continue
+        cut = max(0.0, (above - start) / (end - start))  # share of the part that lies below
+        points = np.array([ends[0] + (ends[1] - ends[0]) * cut, ends[1]])
+        (x0, y0), (x1, y1) = camera.project(points)
+        thick = np.array([widths[0] + (widths[1] - widths[0]) * cut, widths[1]])
+        r0, r1 = thick * camera.lens / np.maximum(points[:, 2], 1.0)
         yield np.array([(x0 - r0, y0), (x1 - r1, y1), (x1 + r1, y1), (x0 + r0, y0)]), color
 
 
-def _paint_leg(canvas: Canvas, scene: Scene, frame: int, placement: Placement, camera: Camera, *, erase: bool) -> None:
-    front = np.array([0.0, 0.2, -1.0]) / np.hypot(0.2, 1.0)
-    for polygon, color in leg(scene, frame, placement, camera):
-        canvas.polygon(polygon, (0, 0, 0, 0) if erase else _lit(color, front, scene))
+def far_to_near(scene: Scene, frame: int) -> list[tuple[int, Placement]]:
+    """Return the objects with their numbers, the farthest first.
+
+    A plane along the walker's way parts its feet: that on the camera's side of it is the nearer one.
+    """
+    numbered, (x, z), yaw = list(enumerate(scene.placements(frame))), scene.path(frame), radians(scene.heading(frame))
+    camera = x * sin(yaw) - z * cos(yaw)  # its distance from the plane, to the side of the first foot
+    return numbered[::-1] if camera > 0 else numbered
 
 
-def by_distance(scene: Scene, frame: int) -> list[tuple[int, Placement]]:
-    """Return the objects with their numbers, the farthest first."""
-    numbered = enumerate(scene.placements(frame))
-    return sorted(numbered, key=lambda each: -float(np.hypot(each[1].x, each[1].z)))
-
-
-def legs_layer(scene: Scene, frame: int, size: int) -> np.ndarray:
+def legs_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Return the legs of a walker without shoes as premultiplied RGBA ``H W 4``; zero for vehicles."""
-    canvas, camera = Canvas(size), Camera.of(scene, frame)
+    canvas, camera = Canvas(size, margin), Camera.of(scene, frame)
+    front = np.array([0.0, 0.2, -1.0]) / np.hypot(0.2, 1.0)
     if scene.subject.walks:
-        for _, placement in by_distance(scene, frame):
-            _paint_leg(canvas, scene, frame, placement, camera, erase=False)
+        for number, _ in far_to_near(scene, frame):
+            for polygon, color in leg(scene, frame, number, camera):
+                canvas.polygon(polygon, _lit(color, front, scene))
     return canvas.small()
 
 
@@ -282,15 +352,16 @@ def object_layer(
     """
     canvas, camera = Canvas(size, margin), Camera.of(scene, frame)
     shape = shape_of(scene.subject)
-    for number, placement in by_distance(scene, frame):
-        if scene.subject.walks:
-            _paint_leg(canvas, scene, frame, placement, camera, erase=True)
+    for number, placement in far_to_near(scene, frame):
         if only is None or number == only:
             _paint_shape(canvas, shape, placement, scene, camera)
         else:  # what hides the one that is asked for
             cut = Canvas(size, margin)
             _paint_shape(cut, shape, placement, scene, camera)
             canvas.pixels[cut.pixels[..., 3] > 0] = 0
+        if scene.subject.walks:
+            for polygon, _ in leg(scene, frame, number, camera, above=shape.collar):
+                canvas.polygon(polygon, (0, 0, 0, 0))
     return canvas.small()
 
 
@@ -307,23 +378,23 @@ def outline_box(scene: Scene, frame: int) -> tuple[float, float, float, float]:
 
 def shadow_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Return the share of the light that the object takes from the ground, ``H W`` float32 in [0, 1]."""
-    light, camera = LIGHTS[scene.hour], Camera.of(scene, frame)
-    canvas = Canvas(size, margin, 1)
+    light, camera, shape = LIGHTS[scene.hour], Camera.of(scene, frame), shape_of(scene.subject)
+    blur = light.soft * size / UNITS
+    reach = int(np.ceil(3 * blur))  # what the blur brings in from beyond the edges
+    canvas = Canvas(size, (margin[0] + reach, margin[1] + reach), 1)
     slope = -np.array([cos(radians(scene.sun)), sin(radians(scene.sun))]) * light.reach
-    shape = shape_of(scene.subject)
+    bodies = [solid.corners for solid in shape.solids] + [_tyre(wheel, 1.0) for wheel in shape.single_wheels]
     for placement in scene.placements(frame):
         rotation = turned(placement)
-        for solid in shape.solids:
-            points = placed(solid.corners, placement, rotation)
-            foot = points.copy()
-            foot[:, 1] = 0
+        for corners in bodies:
+            points = placed(corners, placement, rotation)
+            foot = points * (1, 0, 1)
             fallen = foot.copy()
             fallen[:, [0, 2]] += points[:, 1:2] * slope
-            ground = camera.project(np.concatenate([foot, fallen])).astype(np.float32)
-            canvas.polygon(cv2.convexHull(ground)[:, 0], (255,))
-    share = canvas.small()[..., 0]
-    blur = light.soft * size / UNITS
-    return cv2.GaussianBlur(share, (0, 0), blur) * light.strength
+            ground = canvas.corners(camera.project(np.concatenate([foot, fallen])))
+            canvas.fill(cv2.convexHull(ground)[:, 0], (255,))
+    share = cv2.GaussianBlur(canvas.small()[..., 0], (0, 0), blur) * light.strength
+    return share[reach : len(share) - reach, reach : share.shape[1] - reach]
 
 
 # ---- occluder --------------------------------------------------------------------------------------------------------
@@ -538,6 +609,14 @@ def _painted(scene: Scene, size: int, margin: tuple[int, int]) -> np.ndarray:
     return _Place(scene, size, margin).paint()
 
 
+@lru_cache(maxsize=4)
+def _cut_out(scene: Scene, size: int, margin: tuple[int, int], x: int, y: int) -> np.ndarray:
+    """Return the part of the picture from ``x`` and ``y`` on, in supersampled pixels, at its size."""
+    side = size * SUPERSAMPLE
+    cut = np.ascontiguousarray(_painted(scene, size, margin)[y : y + side, x : x + side])
+    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
 def background(scene: Scene, frame: int, size: int) -> np.ndarray:
     """Return sky, skyline, ground and road, without object, shadow, legs and occluder: ``H W 3`` float32 in [0, 1]."""
     last = Camera.of(scene, scene.frames - 1).shift
@@ -546,13 +625,9 @@ def background(scene: Scene, frame: int, size: int) -> np.ndarray:
         scene, subject=Subject("car", "red"), x=0, z=0, yaw=0, speed=0, turn=0, bob=0, step=0, occluder=None, pan=0,
         tilt=0, occluder_x=0, frames=1, sun=0,
     )  # fmt: skip
-    picture = _painted(still, size, margin)
     unit = size * SUPERSAMPLE / UNITS
     dx, dy = (round(shift * unit) for shift in Camera.of(scene, frame).shift)
-    x, y = margin[0] * SUPERSAMPLE - dx, margin[1] * SUPERSAMPLE - dy
-    side = size * SUPERSAMPLE
-    cut = np.ascontiguousarray(picture[y : y + side, x : x + side])
-    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return _cut_out(still, size, margin, margin[0] * SUPERSAMPLE - dx, margin[1] * SUPERSAMPLE - dy).copy()
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------

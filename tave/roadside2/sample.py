@@ -121,7 +121,7 @@ def photograph(
         larger = min(52 / (x1 - x0), 34 / (y1 - y0))
         scene = replace(scene, z=scene.z / larger)
     x0, y0, x1, y1 = outline_box(scene, 0)
-    aside = (x1 - x0) * crop + (np.sign(crop) * (UNITS - (x1 - x0)) / 2 if crop else 0.0)
+    aside = (x1 - x0) * crop + float(np.sign(crop)) * (UNITS - (x1 - x0)) / 2
     moved = replace(scene, x=scene.x + (UNITS / 2 - (x0 + x1) / 2 + aside) * scene.z / lens)
     return replace(moved, horizon=moved.horizon + 58.0 - y1)
 

@@ -63,6 +63,9 @@ class Placement:
 
 # A walker's cycle: half of it a foot stands, half of it swings. Lengths in units.
 REACH, LIFT, GAIT = 7.0, 3.2, 4.9  # of a foot to the front, of a swinging foot, and of each foot to its side
+STRIDE = 4 * REACH  # the walker's way in one cycle
+SIDES = (1.0, -1.0)  # of the shoes, by their numbers: left and right
+_TOE = 11.2  # from a shoe's origin to its tip: a foot that points down is lifted by what keeps the tip above the ground
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Scene:
         """Return the yaw in degrees, in [0, 360)."""
         return (self.yaw + self.turn * frame) % 360
 
-    def path(self, frame: int) -> tuple[float, float]:
+    def path(self, frame: float) -> tuple[float, float]:
         """Return X and Z of the object's middle: the exact arc of constant speed and turn."""
         start, end = radians(self.yaw), radians(self.yaw + self.turn * frame)
         if abs(end - start) < 1e-9:
@@ -110,29 +113,38 @@ class Scene:
 
     def placements(self, frame: int) -> list[Placement]:
         """Return the vehicle, or the left and the right shoe."""
+        if self.subject.walks:
+            return [self._foot(frame, number) for number in range(len(SIDES))]
         x, z = self.path(frame)
-        yaw, way = self.heading(frame), self.speed * frame
-        if not self.subject.walks:
-            return [Placement(x, self.bob * (1 + sin(1.7 * frame)), z, yaw, 0.0, way)]
-        ahead, feet = radians(yaw), []
-        for side, offset in ((1.0, 0.0), (-1.0, 0.5)):
-            cycle = (self.step + offset + way / (4 * REACH)) % 1.0
-            if cycle < 0.5:  # stands: the body passes over it
-                along, lift, pitch = REACH * (1 - 4 * cycle), 0.0, 0.0
-            else:
-                swing = 2 * cycle - 1
-                along, lift = -REACH * cos(pi * swing), LIFT * sin(pi * swing)
-                pitch = -28 * sin(pi * swing) * (1 - swing) + 14 * sin(pi * swing) * swing
-            feet.append(
-                Placement(
-                    x + along * cos(ahead) - side * GAIT * sin(ahead),
-                    lift,
-                    z + along * sin(ahead) + side * GAIT * cos(ahead),
-                    yaw,
-                    pitch,
-                )
-            )
-        return feet
+        return [Placement(x, self.bob * (1 + sin(1.7 * frame)), z, self.heading(frame), 0.0, self.speed * frame)]
+
+    def _foot(self, frame: int, number: int) -> Placement:
+        """Return a shoe: it stands where the walker passes beside it, and swings from there to where it stands next."""
+        cycle = (self.step + 0.5 * number + self.speed * frame / STRIDE) % 1.0
+        x, z, yaw = self._footprint(frame, STRIDE * (0.25 - cycle), SIDES[number])
+        if cycle < 0.5:
+            return Placement(x, 0.0, z, yaw % 360)
+        swing = 2 * cycle - 1
+        share = (1 + 2 * swing - cos(pi * swing)) / 4  # of the step; seen from the walker the foot swings as a pendulum
+        next_x, next_z, next_yaw = self._footprint(frame, STRIDE * (1.25 - cycle), SIDES[number])
+        pitch = (14 * swing - 28 * (1 - swing)) * sin(pi * swing)
+        return Placement(
+            x + (next_x - x) * share,
+            max(LIFT * sin(pi * swing), -_TOE * sin(radians(pitch))),
+            z + (next_z - z) * share,
+            (yaw + (next_yaw - yaw) * share) % 360,
+            pitch,
+        )
+
+    def _footprint(self, frame: int, way: float, side: float) -> tuple[float, float, float]:
+        """Return X, Z and yaw (degrees, not wrapped) of a foot beside the walker, ``way`` units after ``frame``."""
+        if self.speed:
+            moment = frame + way / self.speed
+            (x, z), yaw = self.path(moment), self.yaw + self.turn * moment
+        else:  # as if it went straight on
+            yaw = self.yaw + self.turn * frame
+            x, z = self.x + way * cos(radians(yaw)), self.z + way * sin(radians(yaw))
+        return x - side * GAIT * sin(radians(yaw)), z + side * GAIT * cos(radians(yaw)), yaw
 
     @property
     def motion(self) -> str:
@@ -172,9 +184,12 @@ def scene_caption(scene: Scene) -> str:
 
 def vocabulary() -> list[str]:
     """Return every word of the captions, in a fixed order."""
-    words = "a an and plain driving walking turning left right away toward the camera on in at road street day".split()
+    words = [
+        "a", "an", "and", "plain", "driving", "walking", "turning", "left", "right", "away", "toward", "the", "camera",
+        "on", "in", "at", "road", "street", "day", "with", "image", "of",
+    ]  # fmt: skip
     kinds = [kind + "s" * (kind in SHOES) for kind in KINDS]
-    return [*words, "with", "image", "of", *kinds, *COLORS, *PLACES, *PATTERNS[1:], *HOURS[1:]]
+    return [*words, *kinds, *COLORS, *PLACES, *PATTERNS[1:], *HOURS[1:]]
 
 
 # ---- hold-out --------------------------------------------------------------------------------------------------------
