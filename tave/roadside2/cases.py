@@ -325,6 +325,13 @@ def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
     return (shadow_layer(scene, frame, size) >= 0.5 * LIGHTS[scene.hour].strength) & (free >= 0.5)
 
 
+def instance_masks(scene: Scene, frame: int, size: int) -> np.ndarray:
+    """Return the visible mask of each instance, ``k H W`` bool: a pixel of the object is that one's with most of it."""
+    shares = np.stack([silhouette(scene, frame, size, number) for number in range(len(scene.placements(frame)))])
+    owner = shares.argmax(0) == np.arange(len(shares))[:, None, None]
+    return owner & (silhouette(scene, frame, size) >= 0.5)
+
+
 def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and facts of ``truth/``, from which an edit is measured.
 
@@ -349,12 +356,9 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
         "ideal": frames_of(ideal, size),
     }
     for name, scene in (("source", case.source), ("target", ideal)):
-        instances = range(len(scene.placements(0)))
         arrays[f"{name}_mask"] = np.stack([silhouette(scene, i, size) >= 0.5 for i in moments])
         arrays[f"{name}_shadow"] = np.stack([shadow_mask(scene, i, size) for i in moments])
-        arrays[f"{name}_instances"] = np.stack(
-            [np.stack([silhouette(scene, i, size, only) >= 0.5 for i in moments]) for only in instances]
-        )
+        arrays[f"{name}_instances"] = np.stack([instance_masks(scene, i, size) for i in moments], 1)
         flows, counted = zip(*(true_motion(scene, i, size) for i in moments[1:]), strict=True)
         arrays[f"{name}_motion"] = np.stack(flows).astype(np.float16)
         arrays[f"{name}_counted"] = np.stack(counted)

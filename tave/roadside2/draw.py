@@ -367,7 +367,8 @@ def object_layer(
 
 def outline_box(scene: Scene, frame: int) -> tuple[float, float, float, float]:
     """Return the object's bounding box in units, x0 y0 x1 y1, which may lie beyond the picture."""
-    camera, corners = Camera.of(scene, frame), shape_of(scene.subject).corners
+    camera, shape = Camera.of(scene, frame), shape_of(scene.subject)
+    corners = np.concatenate([shape.corners, *(_tyre(wheel, side) for wheel in shape.wheels for side in SIDES)])
     points = np.concatenate([camera.project(placed(corners, p, turned(p))) for p in scene.placements(frame)])
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
     return float(x0), float(y0), float(x1), float(y1)
