@@ -98,7 +98,7 @@ def _case(
     seed = FIRST_HELD_OUT_SEED + 100 * number
     clip = centred(Scene(old, place, seed, z=90 / scale, **scene), x)
     where, hour, yaw = photo
-    return Case(name, clip, photograph(new, where, seed + 1, yaw=yaw, hour=hour, sun=40.0, crop=crop), alpha)
+    return Case(name, clip, photograph(new, where, seed + 1, yaw=yaw, hour=hour, sun=250.0, crop=crop), alpha)
 
 
 NAMED: dict[str, Case] = {
