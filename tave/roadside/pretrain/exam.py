@@ -19,17 +19,17 @@ from tave.encoders import Condition, decode, encode, encode_text, image_embeddin
 from tave.inversion import Trajectory
 from tave.regions import without_specks
 from tave.roadside.pretrain.data import box_of, photograph_picture, square_crop, to_signed
-from tave.roadside.pretrain.networks import JUDGE_SIZE, Embed
+from tave.roadside.pretrain.networks import JUDGE_SIZE, VISION_SIZE, Embed
 from tave.roadside2.draw import draw, outline_box, silhouette, to_bytes, without_object
-from tave.roadside2.sample import photograph, sample_scene
-from tave.roadside2.scene import COLORS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
+from tave.roadside2.sample import photograph, places_of, sample_scene
+from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
 from tave.video.frames import to_pixels
 
 ATTRIBUTES = {"vehicle": "kind", "color": "color", "pattern": "pattern"}  # the judge's -> those of a Subject
 HOLE = (0.42, 0.7)  # height and width of the hole that the UNet fills, as shares of the picture
-CHANGED = 0.25  # of the range [-1, 1]: a pixel that differs as much from the empty road shows an object
+CHANGED = 0.22  # of the mean level of the empty scene: a pixel that differs as much from it shows an object
 LEAST = 0.25  # of the largest piece: a smaller one is a speck (a pair of shoes is two pieces)
 STEPS, GUIDANCE = 25, 3.0  # of the UNet's samples
 TARGETS = {
@@ -58,11 +58,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out scenes, their frames ``n H W 3`` uint8 and silhouettes ``n H W`` bool."""
+    """Held-out scenes, their frames ``n H W 3`` uint8 and silhouettes ``n H W`` bool.
+
+    photos: target images ``n V V 3`` uint8 of the same objects, from any side, in the light of another scene.
+    """
 
     scenes: list[Scene]
     frames: np.ndarray
     masks: np.ndarray
+    photos: np.ndarray
 
     def truth(self, attribute: str) -> list[str]:
         return [getattr(scene.subject, ATTRIBUTES[attribute]) for scene in self.scenes]
@@ -76,14 +80,22 @@ def held_out_frames(count: int, size: int, seed: int = 7) -> HeldOut:
         x0, _, x1, y1 = outline_box(scene, scene.frames // 2)
         if scene.occluder is None and x0 > 1 and x1 < UNITS - 1 and y1 < UNITS - 1:
             scenes.append(scene)
-    return held_out(scenes, size)
+    return held_out(scenes, size, seed)
 
 
-def held_out(scenes: list[Scene], size: int) -> HeldOut:
-    """Draw each scene's middle frame."""
-    moments = [(scene, scene.frames // 2) for scene in scenes]
+def held_out(scenes: list[Scene], size: int, seed: int = 7) -> HeldOut:
+    """Draw each scene's middle frame, and a photograph of its object."""
+    rng, moments = np.random.default_rng((seed, 1)), [(scene, scene.frames // 2) for scene in scenes]
     frames = np.stack([to_bytes(draw(scene, moment, size)) for scene, moment in moments])
-    return HeldOut(scenes, frames, np.stack([silhouette(scene, moment, size) >= 0.5 for scene, moment in moments]))
+    masks = np.stack([silhouette(scene, moment, size) >= 0.5 for scene, moment in moments])
+    return HeldOut(scenes, frames, masks, np.stack([_photo(scene, rng) for scene in scenes]))
+
+
+def _photo(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    place, hour = str(rng.choice(places_of(scene.subject))), str(rng.choice(HOURS))
+    sides = {"yaw": float(rng.uniform(0, 360)), "sun": float(rng.uniform(0, 360))}
+    photo = photograph(scene.subject, place, scene.seed + 1, hour=hour, **sides)
+    return photograph_picture(photo, VISION_SIZE, cut=False)
 
 
 def captions_by_class() -> dict[str, dict[str, list[str]]]:
@@ -128,22 +140,12 @@ def examine_autoencoder(backbone: Backbone, sheet: HeldOut) -> list[Mark]:
 
 def examine_clip(embed: Embed, sheet: HeldOut, size: int) -> list[Mark]:
     """Measure shape and colour in whole frames and in photographs from every side."""
-    rng = np.random.default_rng(11)
     frames = [square_crop(frame, (0, 0, frame.shape[1], frame.shape[0]), size, 0.0) for frame in sheet.frames]
-    photos = [
-        photograph(
-            s.subject, s.place, s.seed, yaw=float(rng.uniform(0, 360)), hour=s.hour, sun=float(rng.uniform(0, 360))
-        )
-        for s in sheet.scenes
-    ]
-    taken = [photograph_picture(photo, size, cut=False) for photo in photos]
     classes, marks = captions_by_class(), []
-    for name, pictures in (("whole frames", frames), ("photographs", taken)):
-        seen = to_signed(np.stack(pictures))
+    for name, pictures in (("whole frames", np.stack(frames)), ("photographs", sheet.photos)):
         for kind, shown in (("vehicle", "shape"), ("color", "colour")):
-            marks.append(
-                Mark(f"CLIP, {name}, {shown}", share(classify(seen, embed, classes[kind]), sheet.truth(kind)), 95)
-            )
+            found = classify(to_signed(pictures), embed, classes[kind])
+            marks.append(Mark(f"CLIP, {name}, {shown}", share(found, sheet.truth(kind)), 95))
     return marks
 
 
@@ -193,7 +195,8 @@ def recognised(frames: np.ndarray, into: Holes, judge: Embed, classes: Mapping[s
     """
     pictures = to_signed(frames)
     inside = F.interpolate(into.cells[:, 0], pictures.shape[-2:], mode="nearest-exact")[:, 0]
-    changed = ((pictures - into.empty).abs().mean(1) > CHANGED).float() * inside
+    level = (into.empty + 1).mean(dim=(1, 2, 3))[:, None, None]
+    changed = ((pictures - into.empty).abs().mean(1) > CHANGED * level).float() * inside
     # most of a pixel's neighbourhood has to differ: the autoencoder's artefacts are thin
     solid = (F.avg_pool2d(changed[:, None], 3, 1, 1)[:, 0] > 0.5).numpy()
     found = {i: without_specks(mask[None], LEAST)[0] for i, mask in enumerate(solid) if mask.any()}
@@ -216,9 +219,9 @@ def sample_into(backbone: Backbone, condition: Condition, into: Holes, steps: in
 
 
 def conditions_for(backbone: Backbone, sheet: HeldOut, *, text: bool, image: bool) -> Condition:
-    """Return the scenes' captions (or none) and frames (or none) as a condition; no caption names a pattern."""
+    """Return the scenes' captions (or none) and photographs (or none) as a condition; no caption names a pattern."""
     prompts = [scene_caption(s) if text else "" for s in sheet.scenes]
-    embeds = image_embedding(backbone, to_signed(sheet.frames))
+    embeds = image_embedding(backbone, to_signed(sheet.photos))
     noise = torch.randn(1, embeds.shape[1], generator=torch.Generator().manual_seed(5))
     vectors = noise_embedding(backbone, embeds, 0, noise)[:, None]
     null = encode_text(backbone, [""]).expand(len(prompts), -1, -1)
@@ -229,6 +232,7 @@ def examine_unet(backbone: Backbone, judge: Embed, sheet: HeldOut) -> tuple[list
     """Measure what is sampled for text, for text and image, and for the image alone; with the pictures."""
     classes, into = captions_by_class(), holes(backbone, sheet)
     pictures, marks = {"held-out frames": sheet.frames}, []
+    photos = [square_crop(photo, (0, 0, *photo.shape[:2]), sheet.frames.shape[1], 0.0) for photo in sheet.photos]
     for name in ("text only", "text and image", "image only"):
         condition = conditions_for(backbone, sheet, text="text" in name, image="image" in name)
         pictures[name] = sample_into(backbone, condition, into)
@@ -236,7 +240,7 @@ def examine_unet(backbone: Backbone, judge: Embed, sheet: HeldOut) -> tuple[list
         for kind in ATTRIBUTES:
             right = share(recognised(shown, into, judge, classes[kind]), sheet.truth(kind))
             marks.append(Mark(f"UNet, {name}: {kind}", right, TARGETS[name].get(kind)))
-    return marks, pictures
+    return marks, {"photographs": np.stack(photos)} | pictures
 
 
 def picture_sheet(pictures: Mapping[str, np.ndarray], columns: int = 10) -> Image.Image:
@@ -258,7 +262,8 @@ judge is for measuring alone.
 
 Measured by the same command on held-out combinations and skylines. The UNet fills a hole in an empty scene, as an edit
 does, from pure noise; the hole's size is the same for all objects. The judge classifies what then differs from the
-empty scene; `held-out frames` are true pictures under the same rule, the ceiling.
+empty scene; `held-out frames` are true pictures under the same rule, the ceiling. Images are photographs of the object
+from another side, in another place and light.
 
 | part | measured | target value | passed |
 | --- | --- | --- | --- |
