@@ -193,7 +193,7 @@ def trials_of(commands: list[Command], settings: Settings) -> list[Trial]:
     found = [Trial(number, *each) for number, each in enumerate(listed, 1)]
     if settings.short:
         by_kind = {each.kind: [one for one in found if one.kind == each.kind] for each in found}
-        found = [each[len(each) // 2] for each in list(by_kind.values())[::2]]
+        found = [each[len(each) // 2] for each in list(by_kind.values())[::3]]
     return found
 
 
