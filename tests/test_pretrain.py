@@ -211,6 +211,20 @@ def test_training_pictures_show_nothing_that_is_held_out() -> None:
     assert not [p for p in pictures if held_out(p.subject, p.place, p.hour, p.yaw)]
 
 
+def test_windows_hold_the_middle_of_the_object() -> None:
+    latents = torch.arange(24 * 24).float().view(1, 1, 24, 24).expand(40, 2, 24, 24)
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 20, size=(40, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 4, size=(40, 2))], 1)
+    cut, moved = training.windows(latents, boxes, 16, rng)
+    assert cut.shape == (40, 2, 16, 16)
+    middles = np.stack([moved[:, [0, 2]].mean(1), moved[:, [1, 3]].mean(1)], 1)
+    assert (middles >= 0).all() and (middles <= 16).all()
+    assert np.allclose(moved[:, 2:] - moved[:, :2], boxes[:, 2:] - boxes[:, :2])
+    for one, (x, y), (old_x, old_y) in zip(cut[:, 0], moved[:, :2], boxes[:, :2], strict=True):
+        assert int(one[0, 0]) == round(old_y - y) * 24 + round(old_x - x)  # where the cut begins
+
+
 def test_loss_weights_grow_with_the_noise_up_to_a_limit() -> None:
     alphas = torch.tensor([0.999, 0.95, 0.5, 0.01])
     weight = training.snr_weight(alphas)

@@ -22,6 +22,7 @@ from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS
 OBJECT_WEIGHT = 4.0  # of the loss inside the object's box, a tenth of the frame, relative to the rest
 NEITHER, NO_PICTURE, NO_WORDS = 0.1, 0.12, 0.08  # shares of pictures for which the UNet's conditions are dropped
 SHORT = [caption(Subject(kind, color)) for kind in KINDS for color in COLORS]
+WINDOW, WINDOWED = 16, 0.6  # side in cells of the UNet's first pictures, and the share of steps that take them
 MAX_SNR = 5.0  # up to which a noise level's weight in the UNet's loss grows
 ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph of the object
 
@@ -248,12 +249,28 @@ def snr_weight(alphas: Tensor) -> Tensor:
     return weight / weight.mean()
 
 
+def windows(latents: Tensor, boxes: np.ndarray, side: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+    """Cut a square of ``side`` cells out of each of ``n c h w``, with the middle of its box ``n 4`` (cells) inside.
+
+    Returns ``n c side side`` and the boxes as they lie in the squares.
+    """
+    high, wide = latents.shape[-2:]
+    middles = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], 1)
+    corners = np.floor(middles - side * rng.uniform(0.2, 0.8, size=middles.shape)).astype(int)
+    corners = corners.clip(0, (wide - side, high - side))
+    cut = [one[:, y : y + side, x : x + side] for one, (x, y) in zip(latents, corners, strict=True)]
+    return torch.stack(cut), boxes - np.tile(corners, 2)
+
+
 class UNetTraining(Training):
     """v-prediction on cached latents, conditioned on a caption of any length and a noised image embedding.
 
     As in SD-unCLIP the image vector is that of the picture itself; for half of them it is that of a photograph of the
     object from another side, in another light and place, so that the model takes from it the object alone. One picture
     in ten has neither caption nor vector, for the unconditional branch of guidance; others lack one of the two.
+
+    The first ``WINDOWED`` of the steps take windows of the latents, which cost a third; their vectors are all those of
+    photographs, since that of a whole frame also says where in it the object is.
     """
 
     def __init__(
@@ -287,9 +304,12 @@ class UNetTraining(Training):
         indices = rng.integers(len(self.pictures), size=self.batch)
         described = [self.pictures[int(i)] for i in indices]
         shown = torch.from_numpy(indices).to(self.device)
-        clean = self.data.latents[shown].float()
-        weight = object_weight(np.array([p.box for p in described]) / self.cell, clean.shape[-1]).to(self.device)
-        elsewhere = torch.from_numpy(rng.random(self.batch) < ELSEWHERE)[:, None].to(self.device)
+        clean, boxes = self.data.latents[shown].float(), np.array([p.box for p in described]) / self.cell
+        windowed = self.global_step < WINDOWED * self.steps and clean.shape[-1] > WINDOW
+        if windowed:
+            clean, boxes = windows(clean, boxes, WINDOW, rng)
+        weight = object_weight(boxes, clean.shape[-1]).to(self.device)
+        elsewhere = torch.from_numpy(rng.random(self.batch) < (1.0 if windowed else ELSEWHERE))[:, None].to(self.device)
         image = self._image(torch.where(elsewhere, self.data.views[shown], self.data.embeds[shown]), rng, noise)
         lot = rng.random(self.batch)  # below NEITHER both are dropped, then the picture, then the words
         with_image = torch.from_numpy(lot >= NEITHER + NO_PICTURE)[:, None].to(self.device)
