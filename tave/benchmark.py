@@ -181,14 +181,17 @@ def run_case(job: Job) -> list[dict[str, Any]]:
 
 
 def check_methods(options: BenchmarkOptions) -> None:
-    """Raise :class:`OptionError` for an unknown method, or one that changes options of the tuning."""
+    """Raise :class:`OptionError` for an unknown method or option, or a method that changes options of the tuning."""
     if unknown := [name for name in options.methods if name not in options.define and name not in CONTROLS]:
         known = ", ".join([*options.define, *CONTROLS])
         raise OptionError(f"methods={unknown} are not known: choose from {known}, or define.NAME={{overrides: [...]}}")
+    listed = ListedCase("any", "any.mp4", "any", "any.png", "any")
+    any_case = Job(listed, options.seeds[0], Path(options.folder), options)
+    _options(any_case)
     for name in options.methods:
         check_name(f"methods: {name!r}", name)
         if method := options.define.get(name):
-            _overrides(name, method)
+            _options(any_case, _overrides(name, method))
 
 
 def _overrides(name: str, method: MethodOptions) -> list[str]:

@@ -167,6 +167,9 @@ def test_what_fails_is_listed_and_the_rest_continues(
         ("methods=[best]", r"best.*choose from tave, .*per_frame"),
         ("define.tave={experiment: nowhere}", r"define\.tave\.experiment=nowhere"),
         ("define.tave={overrides: ['tuning.steps=3']}", r"define\.tave changes tuning"),
+        ("define.tave={overrides: ['mask.threshhold=otsu']}", r"mask\.threshhold"),
+        ("overrides=['tuning.stepz=1']", r"tuning\.stepz"),
+        ("overrides=['tuning.steps=-1']", r"tuning\.steps"),
         ("only=[nowhere]", r"only=\['nowhere'\] matches no case"),
     ],
 )
