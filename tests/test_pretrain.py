@@ -19,7 +19,7 @@ from tave.roadside.pretrain import data, exam, networks, training
 from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, pretrain, save, take_over
 from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
 from tave.roadside2.sample import sample_scene
-from tave.roadside2.scene import KINDS, SECTORS, Subject, caption, held_out, vocabulary
+from tave.roadside2.scene import FIRST_HELD_OUT_SEED, KINDS, SECTORS, Subject, caption, held_out, vocabulary
 
 SHIPPED = PACKAGE / "roadside" / "weights"
 
@@ -204,6 +204,20 @@ def test_a_description_and_its_picture_are_mirrored_alike(drawn: TrainingSet) ->
     right = replace(picture, yaw=10.0)
     assert "right" in right.caption(place=True, motion=True)
     assert "left" in right.mirrored(width).caption(place=True, motion=True)
+
+
+def test_photographs_of_the_exam_are_held_out_and_in_another_place() -> None:
+    rng = np.random.default_rng(0)
+    for scene in (sample_scene(rng, unseen=True) for _ in range(40)):
+        photo = exam.photograph_of(scene, rng)
+        assert held_out(photo.subject, photo.place, photo.hour, photo.yaw)
+        assert photo.subject == scene.subject and photo.place != scene.place and photo.seed >= FIRST_HELD_OUT_SEED
+
+
+def test_frames_of_the_exam_are_held_out_as_they_are_and_mirrored() -> None:
+    for scene in exam.held_out_frames(12, 32).scenes:
+        yaw = scene.heading(scene.frames // 2)
+        assert all(held_out(scene.subject, scene.place, scene.hour, each) for each in (yaw, 180 - yaw))
 
 
 def test_training_pictures_show_nothing_that_is_held_out() -> None:

@@ -23,6 +23,7 @@ from tave.roadside.pretrain.networks import JUDGE_SIZE, VISION_SIZE, Embed
 from tave.roadside2.draw import draw, outline_box, silhouette, to_bytes, without_object
 from tave.roadside2.sample import photograph, places_of, sample_scene
 from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
+from tave.roadside2.scene import held_out as never_trained
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
 from tave.video.frames import to_pixels
@@ -60,7 +61,7 @@ class Mark:
 class HeldOut:
     """Held-out scenes, their frames ``n H W 3`` uint8 and silhouettes ``n H W`` bool.
 
-    photos: target images ``n V V 3`` uint8 of the same objects, from any side, in the light of another scene.
+    photos: target images ``n V V 3`` uint8 of the same objects, held out too, in other places, any light, any side.
     """
 
     scenes: list[Scene]
@@ -73,10 +74,16 @@ class HeldOut:
 
 
 def held_out_frames(count: int, size: int, seed: int = 7) -> HeldOut:
-    """Draw ``count`` frames of held-out combinations and seeds, the whole object inside the picture."""
+    """Draw ``count`` frames of held-out combinations and seeds, the whole object inside the picture.
+
+    The trainings mirror their pictures, so that these are held out at the mirrored yaw, too.
+    """
     rng, scenes = np.random.default_rng(seed), []
     while len(scenes) < count:
         scene = sample_scene(rng, unseen=True)
+        mirrored = 180 - scene.heading(scene.frames // 2)
+        if not never_trained(scene.subject, scene.place, scene.hour, mirrored):
+            continue
         x0, _, x1, y1 = outline_box(scene, scene.frames // 2)
         if scene.occluder is None and x0 > 1 and x1 < UNITS - 1 and y1 < UNITS - 1:
             scenes.append(scene)
@@ -92,10 +99,18 @@ def held_out(scenes: list[Scene], size: int, seed: int = 7) -> HeldOut:
 
 
 def _photo(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    place, hour = str(rng.choice(places_of(scene.subject))), str(rng.choice(HOURS))
-    sides = {"yaw": float(rng.uniform(0, 360)), "sun": float(rng.uniform(0, 360))}
-    photo = photograph(scene.subject, place, scene.seed + 1, hour=hour, **sides)
+    photo = photograph_of(scene, rng)
     return photograph_picture(photo, VISION_SIZE, cut=False)
+
+
+def photograph_of(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Return a photograph of the scene's object in another place, whose combination and seed are held out."""
+    places = [place for place in places_of(scene.subject) if place != scene.place]
+    while True:
+        place, hour, yaw = str(rng.choice(places)), str(rng.choice(HOURS)), float(rng.uniform(0, 360))
+        if never_trained(scene.subject, place, hour, yaw):
+            sun = float(rng.uniform(0, 360))
+            return photograph(scene.subject, place, scene.seed + 1, yaw=yaw, hour=hour, sun=sun)
 
 
 def captions_by_class() -> dict[str, dict[str, list[str]]]:
@@ -263,7 +278,7 @@ judge is for measuring alone.
 Measured by the same command on held-out combinations and skylines. The UNet fills a hole in an empty scene, as an edit
 does, from pure noise; the hole's size is the same for all objects. The judge classifies what then differs from the
 empty scene; `held-out frames` are true pictures under the same rule, the ceiling. Images are photographs of the object
-from another side, in another place and light.
+in another place, from any side and in any light; their combinations and skylines are held out, too.
 
 | part | measured | target value | passed |
 | --- | --- | --- | --- |
