@@ -18,10 +18,23 @@ from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
 from tave.roadside.pretrain import data, exam, networks, training
 from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, pretrain, save, take_over
 from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
+from tave.roadside2.cases import NAMED, STUDY, benchmark
 from tave.roadside2.sample import sample_scene
-from tave.roadside2.scene import FIRST_HELD_OUT_SEED, KINDS, SECTORS, Subject, caption, held_out, vocabulary
+from tave.roadside2.scene import (
+    COLORS,
+    FIRST_HELD_OUT_SEED,
+    HOURS,
+    KINDS,
+    PLACES,
+    SECTORS,
+    Subject,
+    caption,
+    held_out,
+    vocabulary,
+)
 
 SHIPPED = PACKAGE / "roadside" / "weights"
+YAWS = (0, 90, 180, 270)  # one of each heading in the picture
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +231,17 @@ def test_frames_of_the_exam_are_held_out_as_they_are_and_mirrored() -> None:
     for scene in exam.held_out_frames(12, 32).scenes:
         yaw = scene.heading(scene.frames // 2)
         assert all(held_out(scene.subject, scene.place, scene.hour, each) for each in (yaw, 180 - yaw))
+
+
+def test_prompts_have_no_word_that_training_captions_lack() -> None:
+    def words(text: str) -> set[str]:
+        return set(text.split())
+
+    subjects = [Subject(kind, color) for kind in KINDS for color in COLORS]
+    pictures = [Picture(s, p, h, y, (0, 0, 1, 1)) for s in subjects for p in PLACES for h in HOURS for y in YAWS]
+    known = set().union(*(words(each.caption(place=True, motion=True, hour=True)) for each in pictures))
+    cases = [*NAMED.values(), *STUDY.values(), *benchmark()]
+    assert not set().union(*(words(c.source_prompt) | words(c.target_prompt) for c in cases)) - known
 
 
 def test_training_pictures_show_nothing_that_is_held_out() -> None:

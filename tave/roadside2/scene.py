@@ -178,8 +178,11 @@ def caption(
 
 
 def scene_caption(scene: Scene) -> str:
-    """Return the prompt of a clip, which doesn't name the pattern."""
-    return caption(scene.subject, scene.motion, scene.place, scene.hour)
+    """Return the prompt of a clip, which doesn't name the pattern.
+
+    Nor that the object turns: captions of the training describe single pictures, so that no network learns that word.
+    """
+    return caption(scene.subject, None if scene.motion == "turning" else scene.motion, scene.place, scene.hour)
 
 
 def vocabulary() -> list[str]:
