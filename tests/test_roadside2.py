@@ -437,7 +437,7 @@ def test_the_benchmark_has_its_cases_of_each_group() -> None:
 def test_photographs_are_taken_elsewhere_and_from_another_side() -> None:
     for case in EVERY:
         turned = [abs((case.source.heading(i) - case.photo.yaw + 180) % 360 - 180) for i in range(case.source.frames)]
-        assert min(turned) >= cases.VIEW_APART and case.photo.place != case.source.place
+        assert min(turned) >= cases.LEAST_VIEW_CHANGE and case.photo.place != case.source.place
         x0, y0, x1, y1 = draw.outline_box(case.photo, 0)
         assert x1 - x0 < UNITS and 0 < y0 < y1 < UNITS  # of its height nothing is cut off
 

@@ -47,7 +47,7 @@ from tave.roadside2.shapes import SIZES
 from tave.roadside2.truth import other_yaws, true_motion
 
 SIZE, FPS = 96, 8.0
-VIEW_APART = 50.0  # least difference in degrees between the photograph's yaw and the object's in any frame of the clip
+LEAST_VIEW_CHANGE = 50.0  # degrees between the yaws of the photograph and of the object in any frame, at least
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _proposed(
     )
     clip = centred(clip, UNITS / 2 + float(rng.uniform(-5, 5)))
     view = float(rng.uniform(0, 360))
-    if yaw_difference(clip, view) < VIEW_APART:
+    if yaw_difference(clip, view) < LEAST_VIEW_CHANGE:
         return None
     elsewhere = str(rng.choice([place for place in places_of(target) if place != clip.place]))
     crop = float(rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)) if rng.random() < 0.15 else 0.0

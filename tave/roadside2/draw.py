@@ -325,7 +325,7 @@ def leg(
 def far_to_near(scene: Scene, frame: int) -> list[tuple[int, Placement]]:
     """Return the objects with their numbers, the farthest first.
 
-    A plane along the walker's way parts its feet: that on the camera's side of it is the nearer one.
+    A plane along the walker's way separates its feet: that on the camera's side of it is the nearer one.
     """
     numbered, (x, z), yaw = list(enumerate(scene.placements(frame))), scene.path(frame), radians(scene.heading(frame))
     camera = x * sin(yaw) - z * cos(yaw)  # its distance from the plane, to the side of the first foot

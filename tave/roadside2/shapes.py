@@ -77,7 +77,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Dividers:
-    """Lines in the plane of x and y that part the profiles of an object's parts, by pairs.
+    """Lines in the plane of x and y that separate the profiles of an object's parts, by pairs.
 
     pairs: numbers of the parts, ``k`` times two; the second lies in front of the line, where ``normals @ (x, y)``
     exceeds ``offsets`` (``k 2`` and ``k``).
@@ -380,7 +380,7 @@ def shape_of(subject: Subject) -> Shape:
 
 @lru_cache
 def _dividers(kind: str) -> Dividers:
-    """Return for each pair of parts the edge of either profile that parts them best."""
+    """Return for each pair of parts the edge of either profile that separates them best."""
     profiles = [np.array(body.profile, float) for body in _BODIES[kind]]
     for wheel in _WHEELS.get(kind, ()):
         if wheel.single:
