@@ -31,12 +31,17 @@ def places_of(subject: Subject) -> tuple[str, ...]:
     return WALKED if subject.walks else PLACES[:-1]
 
 
+def patterns_of(kind: str) -> tuple[str, ...]:
+    """Return the patterns of such objects: a bike's body is too thin to show one."""
+    return PATTERNS[:1] if kind == "bike" else PATTERNS
+
+
 def sample_subject(rng: np.random.Generator) -> Subject:
-    """Return a random object, shoes in one of four; its accent differs from its colour."""
-    kinds = SHOES if rng.random() < 0.25 else VEHICLES
-    color = str(rng.choice(COLORS))
+    """Return a random object, shoes in one of four; its accent differs from its colour. Bikes are plain."""
+    kind, color = str(rng.choice(SHOES if rng.random() < 0.25 else VEHICLES)), str(rng.choice(COLORS))
     accent = str(rng.choice([c for c in COLORS if c != color]))
-    return Subject(str(rng.choice(kinds)), color, str(rng.choice(PATTERNS, p=(0.34, 0.22, 0.22, 0.22))), accent)
+    pattern = str(rng.choice(PATTERNS, p=(0.34, 0.22, 0.22, 0.22)))
+    return Subject(kind, color, pattern if pattern in patterns_of(kind) else "plain", accent)
 
 
 def sample_yaw(rng: np.random.Generator) -> float:

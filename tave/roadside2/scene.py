@@ -246,7 +246,8 @@ def never_seen(subject: Subject, place: str) -> bool:
 def held_out(subject: Subject, place: str, hour: str, yaw: float) -> bool:
     """Whether training never shows this: :func:`never_seen`, or one in ten of all combinations with hour and yaw.
 
-    Training scenes meet neither at any frame; named, study and benchmark cases are :func:`never_seen`.
+    A yaw and that of the mirrored picture are held out together, since trainings mirror their pictures. Training scenes
+    meet neither at any frame; named, study and benchmark cases are :func:`never_seen`.
     """
-    parts = subject.kind, subject.color, subject.pattern, place, hour, sector(yaw)
+    parts = subject.kind, subject.color, subject.pattern, place, hour, min(sector(yaw), sector(180 - yaw))
     return never_seen(subject, place) or _one_in_ten(*parts)

@@ -20,7 +20,7 @@ from tave.inversion import Trajectory
 from tave.regions import without_specks
 from tave.roadside.pretrain.data import box_of, photograph_picture, square_crop, to_signed
 from tave.roadside.pretrain.networks import JUDGE_SIZE, VISION_SIZE, Embed
-from tave.roadside2.draw import draw, outline_box, silhouette, to_bytes, without_object
+from tave.roadside2.draw import draw, legs_layer, outline_box, silhouette, to_bytes, without_object
 from tave.roadside2.sample import photograph, places_of, sample_scene
 from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
 from tave.roadside2.scene import held_out as never_trained
@@ -74,16 +74,10 @@ class HeldOut:
 
 
 def held_out_frames(count: int, size: int, seed: int = 7) -> HeldOut:
-    """Draw ``count`` frames of held-out combinations and seeds, the whole object inside the picture.
-
-    The trainings mirror their pictures, so that these are held out at the mirrored yaw, too.
-    """
+    """Draw ``count`` frames of held-out combinations and seeds, the whole object inside the picture."""
     rng, scenes = np.random.default_rng(seed), []
     while len(scenes) < count:
         scene = sample_scene(rng, unseen=True)
-        mirrored = 180 - scene.heading(scene.frames // 2)
-        if not never_trained(scene.subject, scene.place, scene.hour, mirrored):
-            continue
         x0, _, x1, y1 = outline_box(scene, scene.frames // 2)
         if scene.occluder is None and x0 > 1 and x1 < UNITS - 1 and y1 < UNITS - 1:
             scenes.append(scene)
@@ -180,12 +174,14 @@ def examine_judge(judge: Embed, sheet: HeldOut) -> list[Mark]:
 class Holes:
     """Held-out scenes without their object, and holes of one size where it is sampled.
 
-    empty: ``n 3 H W`` in [-1, 1], decoded; latents ``n 1 c h w``; cells ``n 1 1 h w``, 1 = hole.
+    empty: ``n 3 H W`` in [-1, 1], decoded; latents ``n 1 c h w``; cells ``n 1 1 h w``, 1 = hole; legs ``n H W`` bool,
+    beside the true object, which aren't part of what the judge is shown.
     """
 
     empty: Tensor
     latents: Tensor
     cells: Tensor
+    legs: Tensor
 
 
 def holes(backbone: Backbone, sheet: HeldOut) -> Holes:
@@ -200,7 +196,8 @@ def holes(backbone: Backbone, sheet: HeldOut) -> Holes:
         bottom = min(cells, math.ceil(y1) + 1)
         left = min(max(0, round((x0 + x1 - wide) / 2)), cells - wide)
         one[0, 0, bottom - high : bottom, left : left + wide] = 1
-    return Holes(decode(backbone.vae, latents), latents.transpose(0, 1), hole)
+    legs = np.stack([legs_layer(scene, scene.frames // 2, size)[..., 3] > 0 for scene in sheet.scenes]) & ~sheet.masks
+    return Holes(decode(backbone.vae, latents), latents.transpose(0, 1), hole, torch.from_numpy(legs))
 
 
 def recognised(frames: np.ndarray, into: Holes, judge: Embed, classes: Mapping[str, list[str]]) -> list[str]:
@@ -211,7 +208,7 @@ def recognised(frames: np.ndarray, into: Holes, judge: Embed, classes: Mapping[s
     pictures = to_signed(frames)
     inside = F.interpolate(into.cells[:, 0], pictures.shape[-2:], mode="nearest-exact")[:, 0]
     level = (into.empty + 1).mean(dim=(1, 2, 3))[:, None, None]
-    changed = ((pictures - into.empty).abs().mean(1) > CHANGED * level).float() * inside
+    changed = ((pictures - into.empty).abs().mean(1) > CHANGED * level).float() * inside * ~into.legs
     # most of a pixel's neighbourhood has to differ: the autoencoder's artefacts are thin
     solid = (F.avg_pool2d(changed[:, None], 3, 1, 1)[:, 0] > 0.5).numpy()
     found = {i: without_specks(mask[None], LEAST)[0] for i, mask in enumerate(solid) if mask.any()}
