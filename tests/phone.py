@@ -27,8 +27,9 @@ import numpy as np
 from tave.config import ReadOptions
 from tave.files import read_json
 from tave.roadside.cases import NAMED, target_image
-from tave.roadside.draw import background, over, to_bytes, vehicle_layer
+from tave.roadside.draw import background, vehicle_layer
 from tave.roadside.scene import UNITS, Scene
+from tave.roadside2.draw import over, to_bytes
 
 RATE, PATH, TOP = 30, 8.0, 24.0  # frames/s; units that the bus drives; y of the picture's upper edge
 CASE = NAMED["bus_to_suv"]

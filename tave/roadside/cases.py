@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tave.roadside.draw import background, draw, occluder_layer, over, silhouette, to_bytes, vehicle_layer
+from tave.roadside.draw import background, draw, occluder_layer, silhouette, vehicle_layer
 from tave.roadside.scene import (
     COLORS,
     FIRST_HELD_OUT_SEED,
@@ -32,6 +32,7 @@ from tave.roadside.scene import (
     held_out,
     portrait,
 )
+from tave.roadside2.draw import over, straight, to_bytes
 from tave.roadside2.files import drawn_folder, listing_entry, write_files, write_listing
 
 SIZE, FPS = 96, 8.0
@@ -224,12 +225,6 @@ def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
     return np.stack([to_bytes(draw(scene, i, size)) for i in range(scene.frames)])
 
 
-def _straight(layer: np.ndarray) -> np.ndarray:
-    """Convert premultiplied float RGBA to straight uint8 RGBA, as in PNG."""
-    alpha = layer[..., 3:]
-    return to_bytes(np.concatenate([layer[..., :3] / np.maximum(alpha, 1e-6), alpha], -1))
-
-
 def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and facts of ``truth/``, from which an edit is measured.
 
@@ -247,8 +242,8 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
         "background": np.stack([to_bytes(background(case.source, i, size)) for i in moments]),
         "source_mask": np.stack([silhouette(case.source, i, size) >= 0.5 for i in moments]),
         "target_mask": np.stack([silhouette(ideal, i, size) >= 0.5 for i in moments]),
-        "target_layer": np.stack([_straight(vehicle_layer(ideal, i, size, margin)) for i in moments]),
-        "occluder": np.stack([_straight(occluder_layer(case.source, i, size)) for i in moments]),
+        "target_layer": np.stack([straight(vehicle_layer(ideal, i, size, margin)) for i in moments]),
+        "occluder": np.stack([straight(occluder_layer(case.source, i, size)) for i in moments]),
     }
     inside = [vehicle_layer(ideal, i, size)[..., 3].sum() / total for i, total in zip(moments, whole, strict=True)]
     described = {
@@ -273,7 +268,7 @@ def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
     """Return the target image: cut out with an alpha channel, or with its own background."""
     layer = vehicle_layer(case.portrait, 0, size)
     if case.alpha:
-        return Image.fromarray(_straight(layer), "RGBA")
+        return Image.fromarray(straight(layer), "RGBA")
     return Image.fromarray(to_bytes(over(layer, background(case.portrait, 0, size))))
 
 

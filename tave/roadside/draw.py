@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tave.roadside.scene import UNITS, Scene, Vehicle
+from tave.roadside2.draw import over
 
 SUPERSAMPLE = 4
 RGB = {
@@ -297,16 +298,6 @@ _SKYLINES = {"mountain": _mountains, "desert": _dunes, "city": _towers, "forest"
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
-
-
-def over(layer: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Composite a premultiplied ``layer`` ``... 4`` over opaque ``below`` ``... 3``."""
-    return layer[..., :3] + below * (1 - layer[..., 3:])
-
-
-def to_bytes(picture: np.ndarray) -> np.ndarray:
-    """Convert floats in [0, 1] to uint8."""
-    return (picture * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def draw(scene: Scene, frame: int, size: int) -> np.ndarray:

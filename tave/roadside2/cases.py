@@ -24,6 +24,7 @@ from tave.roadside2.draw import (
     occluder_layer,
     shadow_layer,
     silhouette,
+    straight,
     to_bytes,
     without_object,
 )
@@ -291,10 +292,15 @@ def _visible(case: Case) -> bool:
     """Whether both objects stay in the picture."""
     for scene in (case.source, case.ideal):
         for frame in range(scene.frames):
-            inside, whole = (object_layer(scene, frame, 32, margin)[..., 3].sum() for margin in ((0, 0), (32, 32)))
-            if inside < INSIDE * whole:
+            if _share_inside(scene, frame, 32) < INSIDE:
                 return False
     return True
+
+
+def _share_inside(scene: Scene, frame: int, size: int) -> float:
+    """Return the share of the object's silhouette that lies inside the picture; 0 far beyond it."""
+    inside, whole = (float(object_layer(scene, frame, size, each)[..., 3].sum()) for each in ((0, 0), (size, size)))
+    return inside / whole if whole else 0.0
 
 
 # ---- pictures and truth ----------------------------------------------------------------------------------------------
@@ -303,12 +309,6 @@ def _visible(case: Case) -> bool:
 def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
     """Return all frames of a scene, ``f H W 3`` uint8."""
     return np.stack([to_bytes(draw(scene, i, size)) for i in range(scene.frames)])
-
-
-def _straight(layer: np.ndarray) -> np.ndarray:
-    """Convert premultiplied float RGBA to straight uint8 RGBA, as in PNG."""
-    alpha = layer[..., 3:]
-    return to_bytes(np.concatenate([layer[..., :3] / np.maximum(alpha, 1e-6), alpha], -1))
 
 
 def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -> np.ndarray:
@@ -350,8 +350,8 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
     margin = size // 8, size // 16
     arrays = {
         "background": np.stack([to_bytes(without_object(ideal, i, size)) for i in moments]),
-        "target_layer": np.stack([_straight(_with_shadow(ideal, i, size, margin)) for i in moments]),
-        "occluder": np.stack([_straight(occluder_layer(case.source, i, size)) for i in moments]),
+        "target_layer": np.stack([straight(_with_shadow(ideal, i, size, margin)) for i in moments]),
+        "occluder": np.stack([straight(occluder_layer(case.source, i, size)) for i in moments]),
         "target_yaws": np.stack([other_yaws(ideal, i, size) for i in moments]),
         "photo_mask": to_bytes(object_layer(case.photo, 0, 2 * size)[..., 3]),
         "source": frames_of(case.source, size),
@@ -364,14 +364,10 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
         flows, counted = zip(*(true_motion(scene, i, size) for i in moments[1:]), strict=True)
         arrays[f"{name}_motion"] = np.stack(flows).astype(np.float16)
         arrays[f"{name}_counted"] = np.stack(counted)
-    shares = []
-    for i in moments:
-        inside, whole = (object_layer(ideal, i, size, each)[..., 3].sum() for each in ((0, 0), (size, size)))
-        shares.append(round(float(inside / whole), 4))
     described = {
         "source": {**asdict(case.source.subject), "place": case.source.place},
         "target": {**asdict(case.target), "place": case.source.place},
-        "target_inside": shares,
+        "target_inside": [round(_share_inside(ideal, i, size), 4) for i in moments],
         "yaw": [round(case.source.heading(i), 3) for i in moments],
         "hour": case.source.hour,
         "photograph": {"yaw": case.photo.yaw, "hour": case.photo.hour, "place": case.photo.place},
@@ -385,7 +381,7 @@ def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[
 def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
     """Return the target image: cut out with an alpha channel, or with its own background."""
     if case.alpha:
-        return Image.fromarray(_straight(object_layer(case.photo, 0, size)), "RGBA")
+        return Image.fromarray(straight(object_layer(case.photo, 0, size)), "RGBA")
     return Image.fromarray(to_bytes(draw(case.photo, 0, size)))
 
 

@@ -644,6 +644,12 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
     return (picture * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
+def straight(layer: np.ndarray) -> np.ndarray:
+    """Convert premultiplied float RGBA to straight uint8 RGBA, as in PNG."""
+    alpha = layer[..., 3:]
+    return to_bytes(np.concatenate([layer[..., :3] / np.maximum(alpha, 1e-6), alpha], -1))
+
+
 def without_object(scene: Scene, frame: int, size: int) -> np.ndarray:
     """Return a frame without the object, its shadow and the occluder, ``H W 3``: the place, and a walker's legs."""
     ground = background(scene, frame, size)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tave.regions import box_of
 from tave.roadside.sheet import joined, labelled
 from tave.roadside2.cases import NAMED, SIZE, Case, benchmark, small_benchmark, target_image
 from tave.roadside2.draw import draw, object_layer, occluder_layer, over, silhouette, to_bytes, without_object
@@ -63,17 +64,13 @@ def kind_sheet(yaws: int = 8, size: int = 2 * SIZE) -> Image.Image:
     return joined(cells, yaws)
 
 
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def pasted(case: Case, frame: int) -> Image.Image:
     """Return the frame with the photograph's object in the right place and size: equal area, on the same ground."""
     cut = to_bytes(object_layer(case.photo, 0, 2 * SIZE))
-    inside = Image.fromarray(cut, "RGBa").crop(_box(cut[..., 3] > 127))
+    top, bottom, left, right = box_of(cut[..., 3] > 127)
+    inside = Image.fromarray(cut, "RGBa").crop((left, top, right, bottom))
     mask = silhouette(case.ideal, frame, SIZE) >= 0.5
-    x0, _, x1, foot = _box(mask)
+    _, foot, x0, x1 = box_of(mask)
     scale = np.sqrt(mask.sum() / (np.asarray(inside)[..., 3] > 127).sum())
     fitted = inside.resize((max(1, round(inside.width * scale)), max(1, round(inside.height * scale))))
     layer = Image.new("RGBa", (SIZE, SIZE))
