@@ -176,10 +176,19 @@ GROUPS: dict[str, tuple[Callable[[Case], bool], int]] = {
     "occluder": (lambda case: case.source.occluder is not None, 4),
     "instances": (lambda case: case.source.subject.walks, 4),
     "long_clip": (lambda case: case.source.frames > 8, 4),
-    # Of a smaller target, a figure over both objects would measure the road behind the old one.
-    "turning": (lambda case: _turned(case) >= 40 and _ratio(case) >= 0.8, 12),
-    "other_light": (lambda case: _daylight(case.source) != _daylight(case.photo) and _ratio(case) >= 0.8, 12),
+    "turning": (lambda case: _turned(case) >= 40 and _shows(case), 12),
+    "other_light": (lambda case: _daylight(case.source) != _daylight(case.photo) and _shows(case), 12),
 }
+
+
+def _shows(case: Case) -> bool:
+    """Whether a figure over both objects can show a wrong view or light.
+
+    Of a smaller target it would measure the road behind the old object; a plain black or gray one looks like the road,
+    and much the same from every side and in every light.
+    """
+    dull = case.target.pattern == "plain" and case.target.color in ("black", "gray")
+    return _ratio(case) >= 0.8 and not dull
 
 
 def _daylight(scene: Scene) -> bool:

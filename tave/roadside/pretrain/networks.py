@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -25,7 +26,18 @@ TOKENS, PROJECTION, TEXT_WIDTH, VISION_SIZE, JUDGE_SIZE = 32, 128, 128, 96, 64
 PATCH = 8  # px; the smallest objects of whole frames are 14 px long
 
 EncodeText = Callable[[list[str]], Tensor]
-Embed = Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]  # pictures `n 3 V V` in [-1, 1], captions -> `n d`, `m d`
+
+
+class Embed(Protocol):
+    """Image vectors ``n d`` of pictures ``n 3 V V`` in [-1, 1], and text vectors ``m d`` of captions.
+
+    patches: indices ``n k`` of those that are looked at, row by row from the top left; all, if None.
+    """
+
+    def __call__(
+        self, pictures: Tensor, texts: list[str], patches: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -143,11 +155,23 @@ def clip_embedder(network: Any, words: CLIPTokenizer) -> Embed:
 
     text = embed_text if network.text_projection.weight.requires_grad else cached(embed_text)
 
-    def embed(pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
-        seen = network.vision_model(pixel_values=normalise(pictures)).pooler_output
+    def embed(pictures: Tensor, texts: list[str], patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if patches is None:
+            seen = network.vision_model(pixel_values=normalise(pictures)).pooler_output
+        else:
+            seen = _look_at(network.vision_model, normalise(pictures), patches)
         return network.visual_projection(seen), text(texts)
 
     return embed
+
+
+def _look_at(vision: Any, pictures: Tensor, patches: Tensor) -> Tensor:
+    """Return the pooled output of a CLIP vision model that is given some of each picture's patches alone."""
+    tokens = vision.embeddings(pictures)  # the class token, then the patches
+    chosen = F.pad(patches + 1, (1, 0))
+    tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+    hidden = vision.encoder(inputs_embeds=vision.pre_layrnorm(tokens)).last_hidden_state
+    return vision.post_layernorm(hidden[:, 0])
 
 
 def judge_embedder(network: Any) -> Embed:
@@ -157,7 +181,9 @@ def judge_embedder(network: Any) -> Embed:
     normalise = _normaliser(*(JUDGE["preprocess_cfg"][name] for name in ("mean", "std")))
     tokenize = open_clip.SimpleTokenizer(context_length=JUDGE["model_cfg"]["text_cfg"]["context_length"])
 
-    def embed(pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def embed(pictures: Tensor, texts: list[str], patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if patches is not None:
+            raise ValueError("the judge is a convolutional network: it looks at whole pictures")
         return network.encode_image(normalise(pictures)), network.encode_text(tokenize(texts).to(pictures.device))
 
     return embed

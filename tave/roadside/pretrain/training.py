@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tave.encoders import level_embedding, noise_levels
 from tave.roadside.pretrain.data import Picture, TrainingSet, square_crop, to_signed
-from tave.roadside.pretrain.networks import Embed, EncodeText, schedulers
+from tave.roadside.pretrain.networks import PATCH, Embed, EncodeText, schedulers
 from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS, Subject, caption, sector
 
 OBJECT_WEIGHT = 4.0  # of the loss inside the object's box, a tenth of the frame, relative to the rest
@@ -24,6 +24,7 @@ NEITHER, NO_PICTURE, NO_WORDS = 0.1, 0.12, 0.08  # shares of pictures for which 
 SHORT = [caption(Subject(kind, color)) for kind in KINDS for color in COLORS]
 WINDOW, WINDOWED = 16, 0.6  # side in cells of the UNet's first pictures, and the share of steps that take them
 MAX_SNR = 5.0  # up to which a noise level's weight in the UNet's loss grows
+LOOKED_AT, IN_PART = 48, 0.6  # patches of each of CLIP's first pictures, and the share of steps that look at no others
 ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph of the object
 
 
@@ -166,8 +167,25 @@ def _attribute(picture: Picture, kind: str) -> Any:
     return getattr(picture.subject if kind in ("pattern", "accent") else picture, kind)
 
 
+def patches_near(boxes: np.ndarray, size: int, count: int, rng: np.random.Generator) -> Tensor:
+    """Choose ``count`` patches, ``n count``, of each picture of ``size`` px: those in and near its box ``n 4`` (px).
+
+    The order of their distance to the box is blurred, so that an object that has more patches shows some of them.
+    """
+    grid = size // PATCH
+    at = (np.arange(grid) + 0.5) * PATCH
+    x0, y0, x1, y1 = np.asarray(boxes, float).T[..., None]
+    across, down = (np.maximum(np.maximum(low - at, at - high), 0) for low, high in ((x0, x1), (y0, y1)))
+    distance = np.hypot(down[:, :, None], across[:, None, :]).reshape(len(across), -1)
+    nearest = (distance + rng.uniform(0, 2 * PATCH, size=distance.shape)).argpartition(count, axis=1)[:, :count]
+    return torch.from_numpy(nearest)
+
+
 class ClipTraining(Training):
     """Contrastive training on frames and target images, against their captions and against all short captions.
+
+    The first ``IN_PART`` of the steps look at a third of the patches, which costs a third (after FLIP, Li et al. 2023):
+    in frames at those near the object, in photographs, which it fills, at any.
 
     readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the object.
     """
@@ -184,6 +202,14 @@ class ClipTraining(Training):
         super().__init__(network, **settings)
         self.data, self.embed, self.size, self.readout = data, embed, size, readout
         self.log_scale = nn.Parameter(torch.tensor(2.66))
+
+    def _patches(self, described: list[Picture], framed: tuple[bool, ...], rng: np.random.Generator) -> Tensor | None:
+        if self.readout is None or self.global_step >= IN_PART * self.steps:
+            return None
+        scale = self.size / self.data.frames.shape[2]
+        boxes = [np.multiply(p.box, scale) if whole else (0, 0, self.size, self.size)
+                 for p, whole in zip(described, framed, strict=True)]  # fmt: skip
+        return patches_near(np.array(boxes), self.size, LOOKED_AT, rng).to(self.device)
 
     def _picture(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """Return a picture and whether it is a whole frame, in the place of its description."""
@@ -212,7 +238,8 @@ class ClipTraining(Training):
             place, motion, hour, pattern = rng.random(4) < (0.5, 0.6, 0.5, 0.6)
             texts.append(picture.caption(place=whole and place, motion=motion, hour=hour, pattern=pattern))
         short = [caption(picture.subject) for picture in described]
-        images, words = self.embed(to_signed(pictures, self.device), SHORT + texts)
+        patches = self._patches(described, framed, rng)
+        images, words = self.embed(to_signed(pictures, self.device), SHORT + texts, patches)
         scale = self.log_scale.exp().clamp(max=100)
         loss = contrastive(images, words[: len(SHORT)], same(short, SHORT).to(self.device), scale)
         loss = loss + contrastive(images, words[len(SHORT) :], same(texts, texts).to(self.device), scale)
