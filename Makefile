@@ -50,7 +50,7 @@ format: setup ## format and fix what can be fixed
 
 sheet: setup ## edit all named clips; draws docs/contact_sheet.png and writes docs/named_clips.md
 	@$(PY) -m tave.train -m '+video=glob(*_to_*)' hydra.sweep.dir=outputs/named 'hydra.sweep.subdir=$${video.name}'
-	@$(PY) -m tave.roadside.sheet outputs/named docs
+	@$(PY) -m tave.roadside.edit_sheet outputs/named docs
 
 notebooks: setup ## run the notebooks and keep their outputs
 	$(VENV)/bin/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb

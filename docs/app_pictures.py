@@ -17,8 +17,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from tave.roadside.resolver import drawn
+
 FIGURES = Path(__file__).parent / "figures"
-CLIPS = Path(__file__).parents[1] / "tave" / "roadside" / "clips"
+CLIP = Path(drawn("car_to_van"))
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PORT = 7987
 
@@ -44,8 +46,8 @@ def draw(page: Page) -> None:
     time.sleep(1.5)
     keep(page, "app_edit")
     page.get_by_role("tab", name="Your clip").click()
-    page.set_input_files("#clip input[type=file]", CLIPS / "car_to_van" / "source.mp4")
-    page.set_input_files("#target input[type=file]", CLIPS / "car_to_van" / "target.png")
+    page.set_input_files("#clip input[type=file]", CLIP / "source.mp4")
+    page.set_input_files("#target input[type=file]", CLIP / "target.png")
     page.fill("#prompt textarea, #prompt input", "a yellow car on a mountain road")
     page.fill("#target-prompt textarea, #target-prompt input", "a blue van on a mountain road")
     page.get_by_text("Where to edit").click()

@@ -20,14 +20,15 @@ from tave.inflate import inflate, select_trainables
 from tave.inversion import invert
 from tave.masking import compare, drop_unchanged, make_mask
 from tave.reference import TargetImage, find_place, first_pass, second_pass, source_frames
+from tave.roadside.resolver import drawn
 from tave.sampling import composite, composite_alpha, resize_mask, sample, start_latents
 from tave.schedule import Schedule, add_noise, training_target
 from tave.seeds import generator_for
 from tave.video import mask_frames, read_clip, read_image, side_by_side, write_image, write_video
 
-CLIP = config.PACKAGE / "roadside" / "clips" / "bus_to_suv"
-SOURCE_PROMPT = "a white bus driving right on a mountain road"
-TARGET_PROMPT = "a red suv driving right on a mountain road"
+CLIP = Path(drawn("bus_to_suv"))
+SOURCE_PROMPT = "a white bus on a mountain road"
+TARGET_PROMPT = "a red suv on a mountain road"
 OUT = Path("outputs/by_hand")
 SEED = 33
 TUNING_STEPS, LEARNING_RATE = 120, 2e-4  # these and the next are what conf/backbone/roadside.yaml sets

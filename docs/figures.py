@@ -134,7 +134,7 @@ def seams(run: Path) -> Figure:
     truth, windows = case.truth, case.request.windows
     if truth is None:
         sys.exit(f"error: {run} has no truth: give a run of a drawn clip")
-    motion, frames = truth.motions.target, range(len(case.edited))
+    motion, frames = truth.target_motion, range(len(case.edited))
 
     def errors(clip: torch.Tensor, region: torch.Tensor) -> list[float]:
         found = (warp_error(clip[i : i + 2], motion[i : i + 1], region[i : i + 2]) for i in frames[:-1])

@@ -31,27 +31,12 @@ from tave.video.frames import from_pixels
 
 from . import EvalError
 from .ideal import IdealLayers
-from .motion import Motion, track_motion
+from .motion import Motion
 from .records import mapping_in, text_in
 
 log = logging.getLogger(__name__)
 
 PACKED = 1100  # deflate makes nothing smaller than by this factor
-MASKS = ("source_mask", "target_mask")  # arrays that every truth has
-# Arrays that a truth may have: all of a group or none of it.
-FLOWS, COUNTED = ("source_motion", "target_motion"), ("source_counted", "target_counted")
-SHADOWS, SETS = ("source_shadow", "target_shadow"), ("target_instances", "target_yaws")
-GROUPS = ((*FLOWS, *COUNTED), SHADOWS)
-
-
-@dataclass(frozen=True)
-class Motions:
-    """How a drawn clip moves: along the object of its source, and along the target of its ideal edit."""
-
-    source: Motion
-    target: Motion
-    rigid: bool  # one track, continued over the whole picture, for both; else each visible point's own motion
-    still_camera: bool  # whether the background stands still
 
 
 @dataclass(frozen=True)
@@ -65,11 +50,12 @@ class Truth:
     layers: IdealLayers
     target: dict[str, str]  # vehicle, color, pattern, accent, place
     inside: list[float]  # for each frame the share of the target's silhouette inside the picture
-    motions: Motions
-    # The rest is None for truths without it.
-    shadows: tuple[Tensor, Tensor] | None = None  # f H W bool, the source's and the ideal clip's visible shadow
-    instances: Tensor | None = None  # k f H W bool, the visible pixels of each of the target's instances
-    yaws: Tensor | None = None  # f n H W bool, the target were it turned by 0, 360 / n, ... degrees from its true yaw
+    source_motion: Motion  # of the source object's visible points
+    target_motion: Motion  # of the ideal target's
+    still_camera: bool  # whether the background stands still
+    shadows: tuple[Tensor, Tensor]  # f H W bool, the source's and the ideal clip's visible shadow
+    instances: Tensor  # k f H W bool, the visible pixels of each of the target's instances
+    yaws: Tensor  # f n H W bool, the target were it turned by 0, 360 / n, ... degrees from its true yaw
 
     @property
     def union(self) -> Tensor:
@@ -78,8 +64,8 @@ class Truth:
 
     @property
     def changing(self) -> Tensor:
-        """``f H W`` bool, what the right edit changes: both objects, and their shadows as far as these are known."""
-        return self.union | self.shadows[0] | self.shadows[1] if self.shadows else self.union
+        """``f H W`` bool, what the right edit changes: both objects and their shadows."""
+        return self.union | self.shadows[0] | self.shadows[1]
 
 
 @dataclass(frozen=True)
@@ -287,77 +273,72 @@ def _read_truth(folder: Path, edited: Tensor) -> Truth:
         inside = [float(share) for share in record["target_inside"]]
         if len(inside) != len(edited):
             raise ValueError("one entry a frame")
-        motions = _motions(arrays, record, edited)
+        still = bool(record["still_camera"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise EvalError(f"{path} lacks target, target_inside or track of this clip") from error
+        raise EvalError(f"{path} lacks target, target_inside or still_camera of this clip") from error
     layers = IdealLayers(*(from_pixels(arrays[name]) for name in ("background", "target_layer", "occluder")))
     for layer in (layers.target, layers.occluder):
         layer[:, 3] = (layer[:, 3] + 1) / 2  # alpha in [0, 1]
-    source, ideal = from_pixels(arrays["source"]), from_pixels(arrays["ideal"])
-    masks = {name: torch.from_numpy(arrays[name] > 0) for name in (*MASKS, *SHADOWS, *SETS) if name in arrays}
-    old, new = (masks[name] for name in MASKS)
-    shadows = (masks[SHADOWS[0]], masks[SHADOWS[1]]) if SHADOWS[0] in masks else None
-    more = (masks.get(name) for name in SETS)
-    return Truth(source, ideal, old, new, layers, target, inside, motions, shadows, *more)
 
+    def mask(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name] > 0)
 
-def _motions(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], edited: Tensor) -> Motions:
-    """How the clip moves. Raises KeyError, TypeError or ValueError where it has no motion and no right track."""
-    still = bool(record.get("still_camera", False))
-    if FLOWS[0] in arrays:
-        flows = (torch.from_numpy(arrays[name].astype(np.float32)) for name in FLOWS)
-        counted = (torch.from_numpy(arrays[name] > 0) for name in COUNTED)
-        source, target = map(Motion, flows, counted)
-        return Motions(source, target, rigid=False, still_camera=still)
-    places = [[float(number) for number in place] for place in record["track"]]
-    if len(places) != len(edited) or any(len(place) != 3 for place in places):
-        raise ValueError("one entry a frame")
-    along = track_motion(places, *edited.shape[2:])
-    return Motions(along, along, rigid=True, still_camera=still)
+    def motion(which: str) -> Motion:
+        return Motion(torch.from_numpy(arrays[f"{which}_motion"].astype(np.float32)), mask(f"{which}_counted"))
+
+    return Truth(
+        source=from_pixels(arrays["source"]),
+        ideal=from_pixels(arrays["ideal"]),
+        source_mask=mask("source_mask"),
+        target_mask=mask("target_mask"),
+        layers=layers,
+        target=target,
+        inside=inside,
+        source_motion=motion("source"),
+        target_motion=motion("target"),
+        still_camera=still,
+        shadows=(mask("source_shadow"), mask("target_shadow")),
+        instances=mask("target_instances"),
+        yaws=mask("target_yaws"),
+    )
 
 
 def _truth_arrays(path: Path, edited: Tensor) -> dict[str, np.ndarray]:
-    """The arrays of ``truth.npz``, of the edit's size; those of :data:`GROUPS` as far as it has them."""
+    """The arrays of ``truth.npz``, of the edit's size."""
     frames, _, height, width = edited.shape
-    wide = (frames, height + 2 * (height // 16), width + 2 * (width // 8), 4)
     picture, pairs = (frames, height, width), (frames - 1, height, width)
-    shapes = dict.fromkeys(("source", "ideal", "background"), (*picture, 3)) | {"occluder": (*picture, 4)}
-    shapes |= dict.fromkeys(MASKS, picture) | {"target_layer": wide}
-    needed = tuple(shapes)
-    shapes |= dict.fromkeys(FLOWS, (frames - 1, 2, height, width)) | dict.fromkeys(COUNTED, pairs)
-    shapes |= dict.fromkeys(SHADOWS, picture)
-    shapes |= dict(zip(SETS, ((-1, *picture), (frames, -1, height, width)), strict=True))  # -1: any number
-    arrays = _masks(path, needed, tuple(name for name in shapes if name not in (*needed, *FLOWS)))
-    arrays |= read_arrays(path, (), FLOWS)
-    for group in GROUPS:
-        if (absent := [name for name in group if name not in arrays]) and len(absent) < len(group):
-            raise EvalError(f"{path} lacks {', '.join(absent)}")
-    for name, array in arrays.items():
-        sides = zip(array.shape, wanted := shapes[name], strict=False)
+    wide = (frames, height + 2 * (height // 16), width + 2 * (width // 8), 4)
+    shapes = dict.fromkeys(("source", "ideal", "background"), (*picture, 3))
+    shapes |= {"occluder": (*picture, 4), "target_layer": wide}
+    shapes |= {"target_instances": (-1, *picture), "target_yaws": (frames, -1, height, width)}  # -1: any number
+    for which in ("source", "target"):
+        shapes |= {f"{which}_mask": picture, f"{which}_shadow": picture, f"{which}_counted": pairs}
+    flows = dict.fromkeys(("source_motion", "target_motion"), (frames - 1, 2, height, width))
+    arrays = _masks(path, tuple(shapes)) | read_arrays(path, tuple(flows))
+    for name, wanted in (shapes | flows).items():
+        array = arrays[name]
+        sides = zip(array.shape, wanted, strict=False)
         if len(wanted) != array.ndim or not all(side == want or want < 0 < side for side, want in sides):
             raise EvalError(f"{path}: {name} has shape {array.shape}, but the edited clip needs {wanted}")
-        if name in FLOWS and not (array.dtype.kind == "f" and np.isfinite(array).all()):
+        if name in flows and not (array.dtype.kind == "f" and np.isfinite(array).all()):
             raise EvalError(f"{path}: {name} is no motion, finite floats")
     return arrays
 
 
-def _masks(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    found = read_arrays(path, names, optional)
+def _masks(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    found = read_arrays(path, names)
     if odd := [name for name, array in found.items() if array.dtype not in (np.uint8, np.bool_) or array.ndim < 3]:
         raise EvalError(f"{path}: {', '.join(odd)} is no stack of masks or pictures (uint8)")
     return found
 
 
-def read_arrays(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Arrays of an npz archive, and ``optional`` ones if it has them.
-
-    Raises :class:`EvalError`, in one line, if it lacks one of ``names`` or can't be read.
-    """
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of an npz archive. Raises :class:`EvalError`, in one line, if it lacks one or can't be read."""
     try:
         # np.load leaves a damaged archive open when it opens the file itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            held, asked = set(archive.zip.namelist()), (*names, *optional)
-            members = {name: f"{name}.npy" for name in asked if f"{name}.npy" in held}
+            held = set(archive.zip.namelist())
+            members = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
             for member in members.values():
                 _check_size(archive.zip, member, PACKED * path.stat().st_size)
             found = {name: archive[member] for name, member in members.items()}

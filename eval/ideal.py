@@ -195,9 +195,7 @@ def light_left(frames: Tensor, empty: Tensor) -> Tensor:
     return torch.where(alike & (share >= DARKEST), share.clamp(max=1), 1)
 
 
-def yaw_error(
-    edited: Tensor, layers: IdealLayers, yaws: Tensor, shadows: tuple[Tensor, Tensor] | None = None
-) -> float | None:
+def yaw_error(edited: Tensor, layers: IdealLayers, yaws: Tensor, shadows: tuple[Tensor, Tensor]) -> float | None:
     """Angle between the yaw at which the edit shows the target and the true one, in degrees, mean over frames.
 
     ``yaws`` ``f n H W`` bool has the target's silhouettes at 0, 360 / n, ... degrees from its true yaw. What the edit
@@ -209,8 +207,7 @@ def yaw_error(
     require_same_shape(edited=edited, background=layers.background)
     empty = layers.empty()
     shown = (squared_error(edited, empty) > DIFFERS) & grow(yaws.any(dim=1), *layers.reach)
-    if shadows:
-        shown &= ~(grow(shadows[0] | shadows[1], 1) & (light_left(edited, empty) < 1))
+    shown &= ~(grow(shadows[0] | shadows[1], 1) & (light_left(edited, empty) < 1))
     turned = torch.arange(yaws.shape[1]) * 360 / yaws.shape[1]
     angles, found = torch.minimum(turned, 360 - turned), []
     unhidden = layers.occluder[:, 3] < 0.5

@@ -21,8 +21,7 @@ from .metrics import CROPS, OUTSIDE, Figure, figure
 DINO_SIZE = 224
 UNMEASURED = "not measured: "  # the beginning of a note on a missing metric; other notes put a figure in doubt
 NOWHERE = "the object's place is unknown; give mask=... or annotations=..."
-# The source of a motion, for the id.
-TRACK, POINTS, FLOW = "true motion", "true motion of visible points", "DIS flow of the source"
+FLOW = "DIS flow of the source"  # the source of a motion, for the id
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _backgrounds(case: Case, mask: Tensor | None) -> dict[str, tuple[Tensor, str
     elif free:
         found["mask"] = free
     if case.truth:
-        found["truth"] = _beyond(case.truth.changing, f"both objects{' and shadows' if case.truth.shadows else ''}")
+        found["truth"] = _beyond(case.truth.changing, "both objects and shadows")
     return found
 
 
@@ -148,16 +147,14 @@ def _against_truth(report: Report, case: Case, truth: Truth, mask: Tensor | None
 
 
 def _of_drawn_scene(report: Report, case: Case, truth: Truth) -> None:
-    """Shadow, yaw and instances, as far as the truth has them, of the edit and of what it is compared with."""
+    """Shadow, yaw and instances, of the edit and of what it is compared with."""
     clips, empty = {"": case.edited, "source": case.source, "ideal": truth.ideal}, truth.layers.empty()
     for reference, clip in clips.items():
-        if truth.shadows:
-            masks = truth.source_mask, truth.target_mask
-            iou = ideal.shadow_iou(clip, truth.source, truth.ideal, empty, masks, truth.shadows)
-            report.add("shadow_iou", iou, reference=reference)
-        if truth.yaws is not None:
-            report.add("yaw_error", ideal.yaw_error(clip, truth.layers, truth.yaws, truth.shadows), reference=reference)
-    if truth.instances is not None and len(truth.instances) > 1:
+        masks = truth.source_mask, truth.target_mask
+        iou = ideal.shadow_iou(clip, truth.source, truth.ideal, empty, masks, truth.shadows)
+        report.add("shadow_iou", iou, reference=reference)
+        report.add("yaw_error", ideal.yaw_error(clip, truth.layers, truth.yaws, truth.shadows), reference=reference)
+    if len(truth.instances) > 1:
         shown = ideal.instances_shown(case.edited, truth.source, truth.ideal, empty, truth.instances)
         report.add("instances_shown", shown)
 
@@ -172,27 +169,24 @@ def _judged(report: Report, case: Case, truth: Truth, by: judge.Judge) -> None:
 
 
 def _along_true_motion(report: Report, case: Case, truth: Truth, mask: Tensor | None) -> None:
-    moves, old, new = truth.motions, truth.source_mask, truth.target_mask
-    by = TRACK if moves.rigid else POINTS
+    old, new, by = truth.source_mask, truth.target_mask, "true motion of visible points"
     for clip, path, region, reference in (
-        (case.edited, moves.target, new, ""),
-        (case.source, moves.source, old, "source"),
-        (truth.ideal, moves.target, new, "ideal"),
+        (case.edited, truth.target_motion, new, ""),
+        (case.source, truth.source_motion, old, "source"),
+        (truth.ideal, truth.target_motion, new, "ideal"),
     ):
         report.add("warp_error_object", motion.warp_error(clip, path, region), by=by, reference=reference)
         report.add("object_gradient_energy", motion.gradient_energy(clip, region), reference=reference)
         _windowed(report, case, "", (clip, path, region), reference, by)
     background, flow = regions.outside(truth.changing), cache(lambda: motion.optical_flow(case.source, case.scratch))
-    if moves.still_camera:
+    if truth.still_camera:
         still = motion.still(len(case.source), *case.edited.shape[2:])
-        _pair(report, "warp_error_background_still", case, (still, still), background, by=TRACK)
+        _pair(report, "warp_error_background_still", case, (still, still), background, by="true motion")
     else:
         _pair(report, "warp_error_background_flow", case, (flow(), flow()), background, by=FLOW)
     if mask is not None:
-        # A mask reaches beyond the visible points of the object.
-        along = ("mask_temporal_iou", moves.source, TRACK) if moves.rigid else ("mask_temporal_iou_flow", flow(), FLOW)
-        for region, reference in ((mask, ""), (old, "source")):
-            report.add(along[0], motion.temporal_iou(region, along[1]), by=along[2], reference=reference)
+        for region, reference in ((mask, ""), (old, "source")):  # a mask reaches beyond the object's visible points
+            report.add("mask_temporal_iou_flow", motion.temporal_iou(region, flow()), by=FLOW, reference=reference)
 
 
 def _along_flow(report: Report, case: Case, mask: Tensor | None) -> None:

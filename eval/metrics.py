@@ -99,7 +99,6 @@ def _metrics() -> Iterator[Metric]:
     for suffix, region in (("", "truth"), ("_in_mask", "mask"), ("_in_annotation", "annotation")):
         yield Metric(f"seam_ratio{suffix}", motion.seam_ratio, "ratio", ends, False, region)
         yield Metric(f"object_drift{suffix}", motion.object_drift, levels, extremes, False, region)
-    yield Metric("mask_temporal_iou", motion.temporal_iou, "share", neighbours, True, "truth")
     yield Metric("mask_temporal_iou_flow", motion.temporal_iou, "share", neighbours, True, "mask")
     objects = {"truth": "source or ideal target", "mask": "the edit mask", "annotation": "the annotated object"}
     for name in ("clip_text", "clip_image", "dino_image"):

@@ -42,19 +42,6 @@ def still(frames: int, height: int, width: int) -> Motion:
     return Motion(torch.zeros(frames - 1, 2, height, width), torch.ones(frames - 1, height, width, dtype=torch.bool))
 
 
-def track_motion(track: Sequence[Sequence[float]], height: int, width: int) -> Motion:
-    """The motion of a rigid object that is moved and scaled, continued over the whole picture.
-
-    ``track``: for each frame x, y of the object's anchor and its scale, in pixels; pixel p covers p to p + 1.
-    """
-    places = torch.tensor(track, dtype=torch.float64)
-    grid = _grid(height, width).double() + 0.5
-    zoom = (places[:-1, 2] / places[1:, 2])[:, None, None, None]
-    earlier, later = places[:-1, :2, None, None], places[1:, :2, None, None]
-    flow = earlier + (grid - later) * zoom - grid
-    return Motion(flow.float(), _inside(flow))
-
-
 def optical_flow(frames: Tensor, scratch: Scratch = Scratch()) -> Motion:
     """DIS optical flow (Kroeger et al. 2016, OpenCV's medium preset at its finest scale), which lies in ``scratch``.
 

@@ -692,7 +692,6 @@ class SetOptions(Options, group="set"):
     """A set of cases."""
 
     kind: str = option("drawn", "cases of the drawn world, or a folder of your own", choices=("drawn", "folder"))
-    world: str = option("flat", "drawn: side views, or solids in perspective and light", choices=("flat", "solid"))
     which: str = option("full", "drawn: which list", choices=("full", "small", "study"))
     folder: str | None = option(None, "where cases.json is, or is drawn; null: FOLDER/cases", text=True)
     size: int = option(96, "drawn: side of the frames in px", low=32, high=1024)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tave.config import OURS, WHOLE, OptionError, ReadOptions
-from tave.files import file_digest, read_json, whole_folder, write_json
+from tave.files import file_digest, whole_folder, write_json
 from tave.listing import ListedCase
 from tave.record import check_record, network_clip, read_edit, recorded, rewriting, write_record
 from tave.reference.cutout import matte
@@ -127,8 +127,7 @@ def _pasted_true_pose(run: Path, source: Clip, case: ListedCase) -> Tensor:
     down, right = ((outer - inner) // 2 for outer, inner in zip(layer.shape[1:3], target.shape[1:], strict=True))
     boxes = torch.tensor([box_of(plane > 127) for plane in layer[..., 3].numpy()]).double()
     place = Place(empty, boxes - torch.tensor([down, down, right, right]))
-    rgb, rough = _photograph(case)
-    alpha = _silhouette(case, rough)
+    rgb, alpha = read_image(case.target_image)[0], _truth(case, "photo_mask")[None].float() / 255
     black = replace(place, frames=torch.full_like(empty, -1.0))  # white pasted on black is the pasted silhouette
     shown = [_overlap(_paste(black, torch.ones_like(rgb), cut)[:, 0] > 0, target) for cut in (alpha, alpha.flip(-1))]
     if shown[1] > shown[0]:
@@ -145,22 +144,6 @@ def _photograph(case: ListedCase) -> tuple[Tensor, Tensor]:
     """The target image `3 H W` and the matte of its object `1 H W`: the given one, its alpha, or by colours."""
     rgb, alpha = read_image(case.target_image)
     return rgb, matte(rgb, alpha, read_matte(case.matte) if case.matte else None)
-
-
-def _silhouette(case: ListedCase, rough: Tensor) -> Tensor:
-    """The true matte `1 H W` of a drawn target image.
-
-    A truth without one leaves its heading open, which the ``rough`` matte decides.
-    """
-    with np.load(Path(case.truth or "") / "truth.npz") as arrays:
-        if "photo_mask" in arrays:
-            return torch.from_numpy(arrays["photo_mask"])[None].float() / 255
-    from tave.roadside.draw import vehicle_layer
-    from tave.roadside.scene import Vehicle, portrait
-
-    kind = read_json(Path(case.truth or "") / "truth.json")["target"]["vehicle"]
-    drawn = torch.from_numpy(vehicle_layer(portrait(Vehicle(kind, "red"), "city", 0), 0, rough.shape[-1])[..., 3])[None]
-    return max(drawn, drawn.flip(-1), key=lambda each: _overlap(each > 0.5, rough > 0.5))
 
 
 def _overlap(first: Tensor, second: Tensor) -> float:

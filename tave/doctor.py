@@ -35,8 +35,8 @@ from tave.fitting import LIBRARIES, counted, fitted, words
 from tave.footprint import preset
 from tave.keys import choices_of
 
-CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv" / "source.mp4"
-DEFAULT_RUN = "python -m tave.train video=bus_to_suv"
+EXAMPLE = "bus_to_suv"
+DEFAULT_RUN = f"python -m tave.train video={EXAMPLE}"
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,14 @@ def segmenter(path: str) -> Iterator[Finding]:
         yield Finding("matte", path, str(error), False, remedy=f"segmenter={path}: see what is wrong with its files")
 
 
-def video(clip: Path = CLIP) -> Iterator[Finding]:
-    """Whether each reader decodes a shipped clip."""
+def video(clip: Path | None = None) -> Iterator[Finding]:
+    """Whether each reader decodes ``clip``, by default the example's, which is drawn at the first use."""
     import av
 
+    from tave.roadside.resolver import drawn
     from tave.video import read_clip
 
+    clip = clip or Path(drawn(EXAMPLE)) / "source.mp4"
     try:
         with av.open(str(clip)) as container:
             count = sum(1 for _ in container.decode(video=0))
@@ -224,9 +226,11 @@ def video(clip: Path = CLIP) -> Iterator[Finding]:
         yield Finding("video", "decord", f"{_line(error)}; PyAV is used instead")
     try:
         shape = tuple(read_clip(clip, ReadOptions(multiple=1)).frames.shape)
-        yield Finding("video", "a shipped clip", f"read as {shape}", True, True)
+        yield Finding("video", "the example clip", f"read as {shape}", True, True)
     except ValueError as error:
-        yield Finding("video", "a shipped clip", _line(error), False, True, "reinstall tave: its clips are damaged")
+        yield Finding(
+            "video", "the example clip", _line(error), False, True, f"delete {clip.parent}: it is drawn again"
+        )
 
 
 def logging_() -> Iterator[Finding]:
@@ -244,7 +248,7 @@ def small_edit() -> Iterator[Finding]:
     """The default run with one tuning step and few frames, into a temporary folder."""
     from tave.train import train
 
-    words = ["video=bus_to_suv", "video.frames=2", "video.edits.suv.truth=null", "tuning.steps=1", "inversion.steps=2"]
+    words = [f"video={EXAMPLE}", "video.frames=2", "video.edits.suv.truth=null", "tuning.steps=1", "inversion.steps=2"]
     words += ["inversion.gate=off", "metrics.enabled=false", "logger=none", "report=false"]
     with tempfile.TemporaryDirectory() as folder:
         try:

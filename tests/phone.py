@@ -27,11 +27,11 @@ import numpy as np
 from tave.config import ReadOptions
 from tave.files import read_json
 from tave.roadside.cases import NAMED, target_image
-from tave.roadside.draw import background, vehicle_layer
-from tave.roadside.scene import UNITS, Scene
-from tave.roadside2.draw import over, to_bytes
+from tave.roadside.draw import background, object_layer, over, shadow_layer, to_bytes
+from tave.roadside.sample import centred
+from tave.roadside.scene import UNITS
 
-RATE, PATH, TOP = 30, 8.0, 24.0  # frames/s; units that the bus drives; y of the picture's upper edge
+RATE, PATH, TOP = 30, 8.0, 18.0  # frames/s; units that the bus drives; y of the picture's upper edge
 CASE = NAMED["bus_to_suv"]
 NOISE = 1.5  # standard deviation of the sensor's noise, 8-bit levels
 BITS = 17e6 / (1920 * 1080)  # a phone's bits/s for each pixel
@@ -43,10 +43,12 @@ class Drawn:
     def __init__(self, width: int, seconds: float) -> None:
         self.size = width, width * 9 // 16
         self.count = round(seconds * RATE)
-        self.scene = replace(CASE.source, x=28.0, speed=0.0, ground=55.0, scale=0.5, frames=1)
-        self._ground = self._view(background(self.scene, 0, width // 2))
-        self._layers = {name: self._layer(scene) for name, scene in
-                        (("source", self.scene), ("ideal", replace(self.scene, vehicle=CASE.target)))}  # fmt: skip
+        parked = replace(CASE.source, yaw=0.0, turn=0.0, speed=0.0, z=2 * CASE.source.lens, layout="across", frames=1)
+        source, square = centred(parked, 28.0), width // 2
+        scenes = {"source": source, "ideal": replace(source, subject=CASE.target)}
+        self._ground = self._view(background(source, 0, square))
+        self._objects = {name: self._view(object_layer(scene, 0, square)) for name, scene in scenes.items()}
+        self._shadows = {name: self._view(shadow_layer(scene, 0, square)) for name, scene in scenes.items()}
 
     def _view(self, square: np.ndarray) -> np.ndarray:
         width, height = self.size
@@ -54,19 +56,20 @@ class Drawn:
         top = round(TOP / UNITS * width)
         return whole[top : top + height]
 
-    def _layer(self, scene: Scene) -> np.ndarray:
-        return self._view(vehicle_layer(scene, 0, self.size[0] // 2))
+    def _moved(self, layer: np.ndarray, index: int) -> np.ndarray:
+        way = PATH / UNITS * self.size[0] * index / max(1, self.count - 1)
+        return cv2.warpAffine(layer, np.array([[1.0, 0, way], [0, 1, 0]]), self.size)
 
     def layer(self, name: str, index: int) -> np.ndarray:
         """The object alone, premultiplied `H W 4` in [0, 1]."""
-        moved = PATH / UNITS * self.size[0] * index / max(1, self.count - 1)
-        return cv2.warpAffine(self._layers[name], np.array([[1.0, 0, moved], [0, 1, 0]]), self.size)
+        return self._moved(self._objects[name], index)
 
     def frames(self, name: str = "source") -> Iterator[np.ndarray]:
         """`H W 3` uint8, with a sensor's noise."""
         rng = np.random.default_rng(0)
         for index in range(self.count):
-            clean = over(self.layer(name, index), self._ground)
+            shade = self._moved(self._shadows[name], index)[..., None]
+            clean = over(self.layer(name, index), self._ground * (1 - shade))
             noise = rng.normal(0, NOISE / 255, (*clean.shape[:2], 1)).astype(np.float32)
             yield to_bytes(clean + noise)
 

@@ -44,8 +44,9 @@ from tave.cache import write_tensors
 from tave.cli import compose_options
 from tave.config import PACKAGE, AppOptions, LimitOptions, OptionError
 from tave.files import write_json
+from tave.roadside.resolver import drawn
 
-CLIP = PACKAGE / "roadside" / "clips" / "bus_to_suv"
+CLIP = Path(drawn("bus_to_suv"))
 OWN_CLIP = {"video.path": "clip", "video.source_prompt": "a bus", "video.target_image": "pic"}
 OWN_CLIP |= {"video.target_prompt": "a suv"}
 CLIP_IN_A_PAGE = "<img src=data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/2wBD+/a/b=>"

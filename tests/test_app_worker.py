@@ -76,9 +76,7 @@ def test_only_what_depends_on_a_change_runs_again(
     monkeypatch.chdir(folder)
     told: list[Mapping[str, Any]] = []
     target = [f"video.edits.suv.target_image={clip / 'target.png'}"]
-    target += (
-        [] if "prompt" in changed[0] else ["video.edits.suv.target_prompt=a red suv driving right on a mountain road"]
-    )
+    target += [] if "prompt" in changed[0] else ["video.edits.suv.target_prompt=a red suv on a mountain road"]
     words = [*target, *changed, "logger=none", f"cache={folder / 'cache'}"]
     with evaluations() as seen:
         perform({"words": words, "run": "run", "tuned": True}, told.append)

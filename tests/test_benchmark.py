@@ -15,12 +15,11 @@ from runs import TINY, ages, call, evaluations, figures_of, frames_of
 
 import tave.benchmark
 import tave.controls
-from tave.benchmark import _listing, benchmark
+from tave.benchmark import benchmark
 from tave.cli import compose_options
 from tave.config import BenchmarkOptions, MethodOptions, OptionError
 from tave.files import read_json
 from tave.keys import quoted
-from tave.listing import read_listing
 from tave.record import changed_metrics
 from tave.roadside.cases import NAMED, write_case
 from tave.video import write_image
@@ -56,12 +55,6 @@ def copy(made: Path, tmp_path: Path) -> Path:
     """The benchmark's first case in another place."""
     shutil.copytree(made / CASES[0], tmp_path / CASES[0])
     return tmp_path
-
-
-def test_the_second_world_has_a_set_of_its_own(tmp_path: Path) -> None:
-    options = drawn(tmp_path, "set.world=solid", "set.size=32", "only=[instances_0]")
-    (case,) = read_listing(_listing(options))
-    assert "instances" in case.groups and "walking" in (case.source_prompt or "") and case.truth
 
 
 def masks_of(run: Path) -> list[np.ndarray]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +16,8 @@ from tave.controls import make, possible, true_region
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase, read_listing
 from tave.regions import box_of, grown
-from tave.roadside.cases import NAMED, STUDY, Case, frames_of, truth_of, write_case
-from tave.roadside2 import cases as solid_world
-from tave.roadside2.draw import object_layer
+from tave.roadside.cases import NAMED, SIZE, Case, frames_of, target_image, truth_of, write_case
+from tave.roadside.draw import object_layer
 from tave.video import read_clip, write_video
 from tave.video.frames import from_pixels
 
@@ -29,21 +25,9 @@ NAMES = ("source_unchanged", "frozen_first_frame", "pasted", "pasted_true_pose",
 VIDEO = {"frames": None, "start": 0, "stride": 1, "width": None, "height": None, "fit": "crop", "multiple": 8}
 
 
-def write_solid(case: solid_world.Case, folder: Path) -> None:
-    """The files of a case of the new drawn world."""
-    (folder / "truth").mkdir(parents=True)
-    write_video(folder / "source.mp4", from_pixels(solid_world.frames_of(case.source)), 8.0, crf=8)
-    solid_world.target_image(case).save(folder / "target.png")
-    arrays, facts = solid_world.truth_of(case)
-    np.savez_compressed(folder / "truth/truth.npz", **arrays)  # type: ignore[arg-type]
-    (folder / "truth/truth.json").write_text(json.dumps(facts))
-
-
-def run_of(
-    case: Case | solid_world.Case, folder: Path, write: Callable[[Any, Path], None] = write_case
-) -> tuple[Path, ListedCase]:
+def run_of(case: Case, folder: Path) -> tuple[Path, ListedCase]:
     """The run folder of a drawn case, with an edit of the method tave that darkens the source, frame by frame."""
-    write(case, folder / case.name)
+    write_case(case, folder / case.name)
     entry = {"name": case.name, "path": f"{case.name}/source.mp4", "source_prompt": case.source_prompt}
     entry |= {"target_prompt": case.target_prompt, "target_image": f"{case.name}/target.png"}
     write_json(folder / "cases.json", {"cases": [entry | {"truth": f"{case.name}/truth"}]})
@@ -98,43 +82,43 @@ def test_source_frozen_and_per_frame_show_what_they_are_made_of(made: tuple[Path
 def test_pasted_puts_the_photograph_at_the_old_objects_height_and_ground_line(made: tuple[Path, ListedCase]) -> None:
     run, _ = made
     truth, _ = truth_of(NAMED["bus_to_suv"])
-    red = torch.tensor([206, 34, 38]).view(3, 1, 1) / 127.5 - 1
     for frame, bus in zip(shown(run, "pasted"), truth["source_mask"], strict=True):
-        body = ((frame - red).abs().amax(0) < 0.35).numpy()
+        body = (frame[0] - frame[1:].amax(0) > 0.35).numpy()
         rows, columns = (np.flatnonzero(body.any(axis)) for axis in (1, 0))
         bus_rows, bus_columns = (np.flatnonzero(bus.any(axis)) for axis in (1, 0))
         assert abs(rows[0] - bus_rows[0]) <= 2
         assert abs(columns[[0, -1]].mean() - bus_columns[[0, -1]].mean()) <= 3
 
 
-@pytest.mark.parametrize("name", ["bus_to_suv", "truck_to_red_car", "car_to_yellow_van", "occluded"])
-def test_pasting_with_everything_known_comes_near_the_ideal(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("occluder", [None, "lamp"])
+@pytest.mark.parametrize("name", ["van_to_striped_van", "car_to_van"])
+def test_a_paste_from_the_same_side_comes_near_the_ideal(name: str, occluder: str | None, tmp_path: Path) -> None:
     """The heading is the clip's, the old object is gone, and what stands in front is still there."""
-    case = (NAMED | STUDY).get(name) or replace(
-        NAMED["van_to_two_tone_suv"],
-        source=replace(NAMED["van_to_two_tone_suv"].source, occluder="lamp", occluder_x=30),
-    )
+    case = NAMED[name]
+    clip = replace(case.source, occluder=occluder, occluder_x=30)
+    side = (180 - clip.heading(4)) % 360  # mirrored, so that the control has to turn the photograph over
+    case = replace(case, source=clip, photo=replace(case.photo, yaw=side, hour=clip.hour, sun=(180 - clip.sun) % 360))
     run, listed = run_of(case, tmp_path)
     make("pasted_true_pose", run, listed)
     truth, _ = truth_of(case)
     union = torch.from_numpy(truth["source_mask"] | truth["target_mask"])
     ideal = from_pixels(frames_of(case.ideal))
-    assert psnr(shown(run, "pasted_true_pose"), ideal, union) > 18
+    assert psnr(shown(run, "pasted_true_pose"), ideal, union) > 15
     assert psnr(shown(run, "pasted_true_pose"), ideal, ~union) > 30
 
 
 def test_a_photograph_from_another_side_is_pasted_by_its_true_silhouette(tmp_path: Path) -> None:
     """What surrounds the object in the photograph doesn't matter, nor does the target's shadow in the clip."""
-    case = solid_world.NAMED["bus_to_suv"]
-    run, listed = run_of(case, tmp_path, write_solid)
-    truth, _ = solid_world.truth_of(case)
+    case = NAMED["bus_to_suv"]
+    run, listed = run_of(case, tmp_path)
+    truth, _ = truth_of(case)
     make("pasted_true_pose", run, listed)
     before, source = shown(run, "pasted_true_pose"), read_clip(run / "source.mp4", WHOLE).frames
     for i, (frame, clip) in enumerate(zip(before, source, strict=True)):
         changed = ((frame - clip).abs().amax(0) > 0.25).numpy() & ~grown(truth["source_mask"][i : i + 1], 3)[0]
-        box = box_of(object_layer(case.ideal, i, solid_world.SIZE)[..., 3] > 0.5)
+        box = box_of(object_layer(case.ideal, i, SIZE)[..., 3] > 0.5)
         assert not changed[: box.top - 1].any() and not changed[box.bottom + 1 :].any()
-    photo = np.array(solid_world.target_image(case))
+    photo = np.array(target_image(case))
     photo[truth["photo_mask"] == 0] = (250, 0, 250)
     Image.fromarray(photo).save(str(listed.target_image))
     make("pasted_true_pose", run, listed)
@@ -143,10 +127,10 @@ def test_a_photograph_from_another_side_is_pasted_by_its_true_silhouette(tmp_pat
 
 @pytest.mark.parametrize("name", ["car_to_truck", "sneakers_to_boots", "car_to_van", "bus_to_dotted_bus"])
 def test_the_boxes_of_a_layer_with_a_shadow_are_the_objects(name: str) -> None:
-    case = solid_world.NAMED[name]
-    truth, _ = solid_world.truth_of(case, 48)
+    case = NAMED[name]
+    truth, _ = truth_of(case, 48)
     if case.alpha:
-        assert np.array_equal(truth["photo_mask"], np.asarray(solid_world.target_image(case, 96))[..., 3])
+        assert np.array_equal(truth["photo_mask"], np.asarray(target_image(case, 96))[..., 3])
     for i, layer in enumerate(truth["target_layer"]):
         alone = object_layer(case.ideal, i, 48, margin=(6, 3))[..., 3] > 0.5
         assert np.abs(np.subtract(box_of(layer[..., 3] > 127), box_of(alone))).max() <= 1

@@ -49,7 +49,7 @@ def test_the_default_run_works_here() -> None:
     assert works(findings)
     page = "\n".join(report(findings))
     assert "The default run works here" in page and "python -m tave.train video=bus_to_suv" in page
-    for name in ("torch", "backbone=roadside", "PyAV", "a shipped clip", "W&B"):
+    for name in ("torch", "backbone=roadside", "PyAV", "the example clip", "W&B"):
         assert name in page
     (shipped,) = (finding for finding in findings if finding.name == "backbone=roadside")
     assert shipped.good and shipped.needed

@@ -1,4 +1,4 @@
-"""What the truths of the new drawn world measure: the motion of each point, shadow, yaw, instances, the old object."""
+"""What the truths of drawn clips measure: the motion of each point, shadow, yaw, instances, the old object."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import tave.roadside.cases as flat_world
 from eval import EvalError
 from eval.cases import Case, Truth, read_cases
 from eval.ideal import IdealLayers, instances_shown, light_left, residue, residue_old, shadow_iou, yaw_error
 from eval.measure import Tools, measure
 from eval.motion import still, warp_error
 from eval.regions import psnr
-from tave.roadside2.cases import NAMED, STUDY, frames_of, truth_of
-from tave.roadside2.scene import Scene
+from tave.roadside.cases import NAMED, STUDY, frames_of, truth_of
+from tave.roadside.scene import Scene
 from tave.video import write_video
 from tave.video.frames import from_pixels
 
@@ -84,19 +83,8 @@ def test_the_ideal_clip_is_measured_as_right(name: str, tmp_path: Path) -> None:
         assert figures["background_psnr"] == 100 and "objects and shadows" in report.figures["background_psnr"].id
     # Points of two objects move along their own paths, and a mask along neither.
     assert "true motion of visible points" in report.figures["warp_error_object"].id
-    assert figures["warp_error_object_source"] == warp_error(case.source, truth.motions.source, truth.source_mask)
-    assert "mask_temporal_iou_flow" in figures and "mask_temporal_iou" not in figures
-
-
-def test_todays_truths_have_one_track_and_no_new_figures_or_notes(tmp_path: Path) -> None:
-    run = write_run(tmp_path, *flat_world.truth_of(flat_world.NAMED["bus_to_suv"], SIZE))
-    case = next(read_cases(run))
-    assert case.truth is not None and case.truth.motions.rigid
-    assert case.truth.motions.source is case.truth.motions.target
-    report = measure(case, Tools())
-    assert not {"shadow_iou", "yaw_error", "instances_shown", "mask_temporal_iou_flow"} & set(report.figures)
-    assert report.figures["warp_error_object"].id.startswith("warp_error_object/true motion/")
-    assert not [note for note in report.notes if any(word in note for word in ("shadow", "yaw", "instance"))]
+    assert figures["warp_error_object_source"] == warp_error(case.source, truth.source_motion, truth.source_mask)
+    assert "mask_temporal_iou_flow" in figures
 
 
 @pytest.mark.parametrize(
@@ -108,10 +96,12 @@ def test_todays_truths_have_one_track_and_no_new_figures_or_notes(tmp_path: Path
         ({"target_yaws": np.zeros((8, 0, SIZE, SIZE), bool)}, "target_yaws has shape .8, 0,"),
         ({"target_motion": np.full((7, 2, SIZE, SIZE), np.nan, np.float16)}, "target_motion is no motion"),
         ({"target_motion": np.zeros((7, 2, SIZE, SIZE), np.uint8)}, "target_motion is no motion"),
-        (dict.fromkeys(("source_motion", "target_motion", "source_counted", "target_counted")), "truth.json lacks"),
+        (dict.fromkeys(("source_motion", "target_motion")), "truth.npz lacks source_motion, target_motion"),
     ],
 )
-def test_a_truth_with_half_of_its_arrays_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_truth_that_lacks_arrays_or_has_others_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     arrays, facts = drawn("bus_to_suv")
     run = write_run(tmp_path, arrays, facts)
     kept = {key: array for key, array in (arrays | changes).items() if array is not None}
@@ -130,18 +120,19 @@ def test_the_layers_compose_the_ideal_clip(tmp_path: Path) -> None:
 # ---- motion ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_clip_is_steady_along_the_motion_of_its_own_object(tmp_path: Path) -> None:
-    case, truth = case_of("bus_to_suv", tmp_path)  # which turn, so that no track describes them
+@pytest.mark.parametrize("name", ["bus_to_suv", "car_to_truck", "boots_to_sandals"])
+def test_a_clip_is_steady_along_the_motion_of_its_own_object(name: str, tmp_path: Path) -> None:
+    case, truth = case_of(name, tmp_path)
     unmoved = still(len(case.source), SIZE, SIZE)
     for clip, own, region in (
-        (truth.source, truth.motions.source, truth.source_mask),
-        (truth.ideal, truth.motions.target, truth.target_mask),
+        (truth.source, truth.source_motion, truth.source_mask),
+        (truth.ideal, truth.target_motion, truth.target_mask),
     ):
         along, without = (warp_error(clip, motion, region) for motion in (own, replace(own, flow=unmoved.flow)))
-        assert along is not None and without is not None and along < without
+        assert along is not None and without is not None and along < 0.5 * without
         assert own.visible.any() and not (own.visible & ~region[1:]).any()
         assert not own.flow.movedim(1, -1)[~own.visible].any()  # that of a face seen edge on may be huge
-    assert warp_error(truth.ideal, replace(truth.motions.target, visible=~unmoved.visible), truth.target_mask) is None
+    assert warp_error(truth.ideal, replace(truth.target_motion, visible=~unmoved.visible), truth.target_mask) is None
 
 
 # ---- on scenes of a few pixels ---------------------------------------------------------------------------------------
@@ -267,9 +258,10 @@ def bars() -> Tensor:
 )
 def test_a_yaw_is_that_of_the_silhouette_that_is_shown(rows: slice, columns: slice, expected: float | None) -> None:
     scene = layers(painted())
-    assert yaw_error(painted((rows, columns, NEW)), scene, bars()) == expected
-    assert yaw_error(noisy(painted((rows, columns, NEW))), scene, bars()) == expected
-    assert yaw_error(painted(), scene, bars()) is None
+    nothing = torch.zeros_like(box(rows, columns))
+    for edited in (painted((rows, columns, NEW)), noisy(painted((rows, columns, NEW)))):
+        assert yaw_error(edited, scene, bars(), (nothing, nothing)) == expected
+    assert yaw_error(painted(), scene, bars(), (nothing, nothing)) is None
 
 
 def test_a_shadow_is_no_part_of_a_silhouette() -> None:
@@ -279,7 +271,7 @@ def test_a_shadow_is_no_part_of_a_silhouette() -> None:
     given = bars()
     given[:, 3] |= shadow  # the shadow looks like another yaw
     given[:, 3] |= given[:, 0]
-    assert yaw_error(edited, scene, given) == 90
+    assert yaw_error(edited, scene, given, (nothing, nothing)) == 90
     assert yaw_error(edited, scene, given, (nothing, shadow)) == 0
 
 
@@ -299,7 +291,6 @@ def turned(scene: Scene, angle: float) -> Tensor:
 @pytest.mark.parametrize("angle", [0, 60, 90, 120])
 def test_a_turned_target_has_its_angle_as_error(angle: float, tmp_path: Path) -> None:
     _, truth = case_of("car_to_truck", tmp_path)  # whose camera stands still
-    assert truth.yaws is not None
     edited = turned(NAMED["car_to_truck"].ideal, angle)
     for clip in (edited, noisy(edited)):
         assert yaw_error(clip, truth.layers, truth.yaws, truth.shadows) == pytest.approx(angle, abs=15)  # one step
@@ -317,7 +308,6 @@ DONE: dict[str, Callable[[Truth], Tensor]] = {
 def test_the_more_of_the_edit_is_done_the_better(name: str, tmp_path: Path) -> None:
     _, truth = case_of(name, tmp_path)
     clips = {key: make(truth) for key, make in DONE.items()}
-    assert truth.shadows and truth.instances is not None and truth.yaws is not None
     empty, masks = truth.layers.empty(), (truth.source_mask, truth.target_mask)
     old = {key: residue_old(clip, truth.source, truth.ideal, *masks) or 0 for key, clip in clips.items()}
     raw = {key: residue(clip, truth.source, truth.ideal, *masks) or 0 for key, clip in clips.items()}

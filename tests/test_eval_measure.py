@@ -14,13 +14,13 @@ from torch.nn import functional
 from torch.nn.functional import cosine_similarity, normalize
 
 import eval.measure
-from eval.cases import Case, Masks, Motions, Request, Truth
+from eval.cases import Case, Masks, Request, Truth
 from eval.encoders import Dino, Lpips, OpenClip, PickScore
 from eval.ideal import IdealLayers
 from eval.judge import KINDS, Judge, masked_crops, reference_pictures
 from eval.measure import Tools, measure
 from eval.metrics import FACTS, METRICS, NAMES, ClipMetric, figure
-from eval.motion import Motion, gradient_energy, track_motion, warp_error
+from eval.motion import Motion, gradient_energy, still, warp_error
 from eval.regions import GUARD, PSNR_CAP, grow, psnr
 from tave.video import Image4
 
@@ -154,13 +154,12 @@ def test_each_region_is_followed_along_its_own_motion(by: str, monkeypatch: pyte
     if by == "truth":
         truth = drawn().truth
         assert truth is not None
-        track = truth.motions.target
-        truth = replace(truth, source=source, motions=replace(truth.motions, still_camera=False))
+        truth = replace(truth, source=source, still_camera=False)
         found = replace(found, truth=truth)
         near, far, area = "warp_error_object", "warp_error_background_flow", truth.source_mask | truth.target_mask
         expected = {
-            near: warp_error(edited, track, truth.target_mask),
-            f"{near}_source": warp_error(source, track, truth.source_mask),
+            near: warp_error(edited, truth.target_motion, truth.target_mask),
+            f"{near}_source": warp_error(source, truth.source_motion, truth.source_mask),
         }
     else:
         area = {"mask": MASK, "annotation": ANNOTATED}[by]
@@ -233,8 +232,11 @@ def drawn() -> Case:
     layer = torch.zeros(FRAMES, 4, HEIGHT + 2 * my, WIDTH + 2 * mx)
     layer[:, :3, my:-my, mx:-mx], layer[:, 3, my:-my, mx:-mx] = ideal, new.float()
     layers = IdealLayers(painted(), layer, torch.zeros(FRAMES, 4, HEIGHT, WIDTH))
-    track = drift(8, 0)
-    truth = Truth(source, ideal, old, new, layers, {}, [1.0] * FRAMES, Motions(track, track, True, True))
+    motions, nothing = [Motion(drift(8, 0).flow, mask[1:]) for mask in (old, new)], torch.zeros_like(new)
+    truth = Truth(
+        source, ideal, old, new, layers, {}, [1.0] * FRAMES, motions[0], motions[1], still_camera=True,
+        shadows=(nothing, nothing), instances=new[None], yaws=nothing[:, None],
+    )  # fmt: skip
     return case(source=source, edited=ideal, masks=Masks(grow(old, 2)), truth=truth)
 
 
@@ -248,7 +250,9 @@ class Keen(Eye):
 
 
 def drift(right: int, down: int) -> Motion:
-    return track_motion([[40.0 + right * i, 30.0 + down * i, 1.0] for i in range(FRAMES)], HEIGHT, WIDTH)
+    """Everything moves by so many pixels a frame."""
+    in_place = still(FRAMES, HEIGHT, WIDTH)
+    return replace(in_place, flow=in_place.flow - torch.tensor([right, down])[:, None, None])
 
 
 def judging(found: Case) -> tuple[Case, Tools]:

@@ -19,11 +19,8 @@ from eval.motion import (
     seam_ratio,
     still,
     temporal_iou,
-    track_motion,
     warp_error,
 )
-from tave.roadside.cases import NAMED, track_of
-from tave.roadside.draw import silhouette, vehicle_layer
 from tave.scratch import Scratch
 
 HEIGHT, WIDTH = 40, 56
@@ -48,29 +45,11 @@ def everywhere(frames: int) -> Tensor:
 
 
 def moving(step: tuple[int, int], frames: int = 3) -> Motion:
-    return track_motion([[10.0 + step[0] * i, 10.0 + step[1] * i, 1.0] for i in range(frames)], HEIGHT, WIDTH)
-
-
-def test_a_track_gives_where_each_pixel_was() -> None:
-    motion = moving((3, -2))
-    assert torch.equal(motion.flow, torch.tensor([-3.0, 2.0])[None, :, None, None].expand(2, 2, HEIGHT, WIDTH))
-    seen = everywhere(2)
-    seen[:, :, :3] = seen[:, -2:] = False
-    assert torch.equal(motion.visible, seen)
-    growing = track_motion([[20.0, 30.0, 1.0], [22.0, 30.0, 2.0]], HEIGHT, WIDTH)
-    # The anchor itself lies between pixels: pixel 21 spans 21 to 22, its middle is half a unit left of it.
-    assert growing.flow[0, :, 29, 21].tolist() == pytest.approx([20 - 0.25 - 21.5, 30 - 0.25 - 29.5])
-
-
-@pytest.mark.parametrize("name", ["bus_to_suv", "bus_to_dotted_bus", "truck_to_car"])
-def test_the_drawn_vehicle_moves_along_its_track(name: str) -> None:
-    scene = NAMED[name].source
-    drawn = torch.stack([torch.from_numpy(vehicle_layer(scene, i, 96)) for i in (2, 3)]).permute(0, 3, 1, 2)
-    inside = torch.stack([torch.from_numpy(silhouette(scene, i, 96) >= 0.99) for i in (2, 3)])
-    motion = track_motion(track_of(scene)[2:4], 96, 96)
-    along = warp_error(drawn[:, :3] * 2 - 1, motion, inside)
-    in_place = warp_error(drawn[:, :3] * 2 - 1, still(2, 96, 96), inside)
-    assert along is not None and in_place is not None and along < 0.5 * in_place
+    """Everything moves by ``step`` pixels (x, y) a frame."""
+    flow = -torch.tensor(step).float()[:, None, None].expand(frames - 1, 2, HEIGHT, WIDTH)
+    x, y = torch.arange(WIDTH) - step[0], torch.arange(HEIGHT)[:, None] - step[1]
+    inside = (x >= 0) & (x < WIDTH) & (y >= 0) & (y < HEIGHT)
+    return Motion(flow, inside.expand(frames - 1, -1, -1))
 
 
 def test_optical_flow_finds_a_translation() -> None:

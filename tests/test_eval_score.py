@@ -61,11 +61,15 @@ def write_edit(run: Path, name: str, frames: np.ndarray) -> None:
     occluder = np.zeros((FRAMES, HEIGHT, WIDTH, 4), dtype=np.uint8)
     arrays = {"source": SOURCE, "ideal": IDEAL, "background": clip(), "target_layer": layer, "occluder": occluder}
     (folder / "truth").mkdir()
-    np.savez(folder / "truth/truth.npz", source_mask=region(OLD), target_mask=region(NEW), **arrays)
+    for name, box in (("source", OLD), ("target", NEW)):
+        inside = region(box)
+        arrays |= {f"{name}_mask": inside, f"{name}_shadow": np.zeros_like(inside), f"{name}_counted": inside[1:]}
+        arrays[f"{name}_motion"] = np.zeros((FRAMES - 1, 2, HEIGHT, WIDTH), np.float16)
+    arrays |= {"target_instances": region(NEW)[None], "target_yaws": region(NEW)[:, None]}
+    np.savez(folder / "truth/truth.npz", **arrays)  # type: ignore[arg-type]
     record = {
         "target": {"vehicle": "car", "color": "red", "accent": "white", "place": "city", "pattern": "plain"},
         "target_inside": [1.0, 0.9, 0.2],
-        "track": [[28.0, 20.0, 1.0]] * FRAMES,
         "still_camera": True,
     }
     (folder / "truth/truth.json").write_text(json.dumps(record))

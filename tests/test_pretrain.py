@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tave.backbone import Backbone, load_backbone
 from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
+from tave.roadside.cases import NAMED, STUDY, benchmark
 from tave.roadside.pretrain import data, exam, networks, training
 from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, pretrain, save, take_over
 from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
-from tave.roadside2.cases import NAMED, STUDY, benchmark
-from tave.roadside2.sample import sample_scene
-from tave.roadside2.scene import (
+from tave.roadside.sample import sample_scene
+from tave.roadside.scene import (
     COLORS,
     FIRST_HELD_OUT_SEED,
     HOURS,
@@ -261,6 +261,28 @@ def test_windows_hold_the_middle_of_the_object() -> None:
     assert np.allclose(moved[:, 2:] - moved[:, :2], boxes[:, 2:] - boxes[:, :2])
     for one, (x, y), (old_x, old_y) in zip(cut[:, 0], moved[:, :2], boxes[:, :2], strict=True):
         assert int(one[0, 0]) == round(old_y - y) * 24 + round(old_x - x)  # where the cut begins
+
+
+def test_the_patches_of_clips_first_pictures_are_those_near_the_object() -> None:
+    rng = np.random.default_rng(0)
+    size, grid = 96, 96 // networks.PATCH
+    boxes = np.array([[40, 40, 60, 50], [0, 0, 96, 96]])
+    small, whole = training.patches_near(boxes, size, training.LOOKED_AT, rng)
+    assert len(set(small.tolist())) == len(set(whole.tolist())) == training.LOOKED_AT
+    inside = {row * grid + column for row in range(5, 6) for column in range(5, 7)}
+    assert inside <= set(small.tolist())  # all patches of a small object
+    rows, columns = whole // grid, whole % grid
+    assert len(set(rows.tolist())) == len(set(columns.tolist())) == grid  # any of an object that fills the picture
+
+
+def test_all_patches_in_any_order_are_the_picture() -> None:
+    words = networks.tokenizer()
+    embed = networks.clip_embedder(networks.clip(words).eval().requires_grad_(False), words)
+    pictures = torch.rand(2, 3, networks.VISION_SIZE, networks.VISION_SIZE) * 2 - 1
+    shuffled = torch.stack([torch.randperm((networks.VISION_SIZE // networks.PATCH) ** 2) for _ in pictures])
+    whole, again = embed(pictures, ["a car"])[0], embed(pictures, ["a car"], shuffled)[0]
+    assert torch.allclose(whole, again, atol=1e-4)
+    assert not torch.allclose(whole, embed(pictures, ["a car"], shuffled[:, :48])[0], atol=1e-3)
 
 
 def test_loss_weights_grow_with_the_noise_up_to_a_limit() -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from tave.app.job import EXAMPLES, Job, words_of
 from tave.app.plan import Plan, planned
 from tave.app.public import cut
-from tave.config import PACKAGE, WHOLE, LimitOptions, OptionError, ReadOptions, TrainOptions, VideoOptions, within
+from tave.config import PACKAGE, LimitOptions, OptionError, ReadOptions, TrainOptions, VideoOptions, within
 from tave.files import FileError
 from tave.keys import ROOTS, quoted
 
@@ -198,14 +198,17 @@ def first_frame(path: str, out: str) -> None:
 
 
 def draw_examples(names: Sequence[str], folder: str) -> None:
-    """Write each shipped example's clip and target as browsers show them: ``NAME/source.mp4``, ``NAME/target.png``."""
-    from tave.video import read_clip, write_video
+    """Draw each example's clip and target as browsers show them: ``NAME/source.mp4``, ``NAME/target.png``."""
+    from tave.roadside.cases import FPS, find_case, frames_of, target_image
+    from tave.video import write_video
+    from tave.video.frames import from_pixels
 
     for name in names:
-        clips, made = PACKAGE / "roadside" / "clips" / name, Path(folder) / name
+        case, made = find_case(name), Path(folder) / name
         if not (made / "source.mp4").is_file():
-            clip = read_clip(clips / "source.mp4", WHOLE)
-            write_video(made / "source.mp4", clip.frames, clip.fps, crf=12, chroma="420")
+            made.mkdir(parents=True, exist_ok=True)
+            target_image(case).save(made / "target.png")
+            write_video(made / "source.mp4", from_pixels(frames_of(case.source)), FPS, crf=12, chroma="420")
 
 
 def offered(backbones: Sequence[str]) -> dict[str, Any]:

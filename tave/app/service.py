@@ -23,7 +23,7 @@ from tave.app.public import TEXTS, cut, public, zipped
 from tave.app.queue import OVER, Queue, Ticket
 from tave.app.spaces import RefusedError, Spaces, now
 from tave.app.worker import WEB, Child
-from tave.config import PACKAGE, AppOptions, OptionError
+from tave.config import AppOptions, OptionError
 from tave.record import REPORT, view_note
 
 # The results of a job by name: in its edit's folder, and those for browsers.
@@ -200,8 +200,7 @@ def build(desk: Desk) -> FastAPI:
         """``source.mp4`` or ``target.png`` of a shipped example."""
         if name not in EXAMPLES or file not in EXAMPLE_FILES:
             raise HTTPException(404, "no such example")
-        clips = desk.examples if file == "source.mp4" else PACKAGE / "roadside" / "clips"
-        return FileResponse(clips / name / file)
+        return FileResponse(desk.examples / name / file)
 
     @app.put("/api/uploads/{name}", status_code=201)
     async def upload(name: str, request: Request) -> dict[str, Any]:

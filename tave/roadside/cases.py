@@ -1,10 +1,11 @@
 """Edits with a known answer: the named clips, the study clips and the benchmark, and the files of a case.
 
-Editing never reads a case's ``truth/``. ``clips/`` holds the named clips as :func:`write_case` writes them.
+Editing never reads a case's ``truth/``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -15,88 +16,113 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tave.roadside.draw import background, draw, occluder_layer, silhouette, vehicle_layer
+from tave.roadside.draw import (
+    LIGHTS,
+    draw,
+    legs_layer,
+    object_layer,
+    occluder_layer,
+    shadow_layer,
+    silhouette,
+    straight,
+    to_bytes,
+    without_object,
+)
+from tave.roadside.files import drawn_folder, listing_entry, write_files, write_listing
+from tave.roadside.sample import centred, layout_of, patterns_of, photograph, places_of
 from tave.roadside.scene import (
     COLORS,
     FIRST_HELD_OUT_SEED,
+    HOURS,
+    KINDS,
     NAMED_COMBINATIONS,
     OCCLUDERS,
     PATTERNS,
-    PLACES,
-    SIZES,
     UNITS,
-    VEHICLES,
     Scene,
-    Vehicle,
-    caption,
-    held_out,
-    portrait,
+    Subject,
+    never_seen,
+    scene_caption,
 )
-from tave.roadside2.draw import over, straight, to_bytes
-from tave.roadside2.files import drawn_folder, listing_entry, write_files, write_listing
+from tave.roadside.shapes import SIZES
+from tave.roadside.truth import other_yaws, true_motion
 
 SIZE, FPS = 96, 8.0
+# Degrees between the yaws of the photograph and of the object in any frame, at least; and with the photograph mirrored.
+LEAST_VIEW_CHANGE, LEAST_MIRRORED = 50.0, 25.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """An edit with a known answer. ``alpha``: whether the target image is cut out, with an alpha channel."""
+    """An edit with a known answer. ``photo``: the scene of the target image; ``alpha``: whether that is cut out."""
 
     name: str
     source: Scene
-    target: Vehicle
-    image_place: str  # of the target image: another place than the clip's
-    image_heading: int = 1
+    photo: Scene
     alpha: bool = False
 
     @property
-    def ideal(self) -> Scene:
-        """The scene of the ideal edit: ground line, centre, heading, scale and occluder are the source's."""
-        return replace(self.source, vehicle=self.target)
+    def target(self) -> Subject:
+        return self.photo.subject
 
     @property
-    def portrait(self) -> Scene:
-        """The scene of the target image."""
-        return portrait(self.target, self.image_place, self.source.seed + 1, self.image_heading)
+    def ideal(self) -> Scene:
+        """The scene of the ideal edit: place, path, yaw, light, camera and occluder are the source's."""
+        return replace(self.source, subject=self.target)
 
     @property
     def source_prompt(self) -> str:
-        return caption(self.source.vehicle, self.source.heading, self.source.place)
+        return scene_caption(self.source)
 
     @property
     def target_prompt(self) -> str:
         """Like the source prompt it doesn't name the pattern, which the target image alone shows."""
-        return caption(self.target, self.source.heading, self.source.place)
+        return scene_caption(self.ideal)
+
+
+def yaw_difference(scene: Scene, yaw: float) -> float:
+    """Return the least difference in degrees, 0 to 180, between ``yaw`` and the object's over the clip."""
+    each = (abs((scene.heading(i) - yaw + 180) % 360 - 180) for i in range(scene.frames))
+    return min(each)
 
 
 # ---- named and study clips -------------------------------------------------------------------------------------------
 
 
-def _case(name: str, place: str, old: Vehicle, new: Vehicle, image_place: str, number: int, **motion: float) -> Case:
-    heading, alpha = 1 if motion["speed"] > 0 else -1, bool(motion.pop("alpha", False))
-    scene = Scene(old, place, FIRST_HELD_OUT_SEED + 100 * number, heading=heading, **motion)  # type: ignore[arg-type]
-    return Case(name, scene, new, image_place, image_heading=-heading if number % 2 else heading, alpha=alpha)
+def _case(
+    name: str, number: int, old: Subject, new: Subject, place: str, photo: tuple[str, str, float], x: float = 32,
+    scale: float = 1.1, alpha: bool = False, crop: float = 0.0, **scene: Any,
+) -> Case:  # fmt: skip
+    """Return a case. photo: place, hour and yaw of the target image; x, scale: of the object halfway through the clip.
+
+    number: of the case, for the skylines' seeds; scene: other fields of the clip's scene.
+    """
+    seed = FIRST_HELD_OUT_SEED + 100 * number
+    clip = centred(Scene(old, place, seed, z=90 / scale, **scene), x)
+    where, hour, yaw = photo
+    return Case(name, clip, photograph(new, where, seed + 1, yaw=yaw, hour=hour, sun=250.0, crop=crop), alpha)
 
 
 NAMED: dict[str, Case] = {
     case.name: case
     for case in (
-        _case("bus_to_suv", "mountain", Vehicle("bus", "white"), Vehicle("suv", "red"), "desert", 1,
-              x=22, speed=2.6, ground=55, scale=1.1),
-        _case("car_to_truck", "forest", Vehicle("car", "blue"), Vehicle("truck", "orange"), "city", 2,
-              x=42, speed=-2.8, ground=55, scale=1.1, alpha=True),
-        _case("van_to_striped_van", "beach", Vehicle("van", "white"), Vehicle("van", "green", "striped", "white"),
-              "mountain", 3, x=24, speed=2.2, ground=54, scale=1.25, alpha=True),
-        _case("suv_to_bus", "city", Vehicle("suv", "black"), Vehicle("bus", "yellow"), "beach", 4,
-              x=40, speed=-2.2, ground=56, scale=1.1),
-        _case("truck_to_car", "desert", Vehicle("truck", "red"), Vehicle("car", "purple"), "forest", 5,
-              x=23, speed=2.4, ground=55, scale=1.05, bob=0.3),
-        _case("car_to_van", "mountain", Vehicle("car", "yellow"), Vehicle("van", "blue"), "city", 6,
-              x=24, speed=2.0, ground=54, scale=1.25, pan=1.5),
-        _case("bus_to_dotted_bus", "forest", Vehicle("bus", "green"), Vehicle("bus", "blue", "dotted", "yellow"),
-              "desert", 7, x=40, speed=-2.2, ground=56, scale=1.15, zoom=0.012),
-        _case("van_to_two_tone_suv", "city", Vehicle("van", "orange"), Vehicle("suv", "white", "two-tone", "blue"),
-              "forest", 8, x=42, speed=-2.4, ground=55, scale=1.2, alpha=True),
+        _case("bus_to_suv", 1, Subject("bus", "white"), Subject("suv", "red"), "mountain",
+              ("desert", "overcast", 250.0), yaw=20, turn=-7, speed=2.2, sun=250, layout="square"),
+        _case("car_to_truck", 2, Subject("car", "blue"), Subject("truck", "orange"), "forest",
+              ("city", "overcast", 20.0), yaw=248, speed=2.5, scale=1.15, sun=300, layout="ahead", alpha=True),
+        _case("sneakers_to_boots", 3, Subject("sneaker", "gray"), Subject("boot", "red"), "park",
+              ("city", "overcast", 215.0), yaw=0, speed=3.2, scale=1.15, step=0.1, sun=220),
+        _case("van_to_striped_van", 4, Subject("van", "white"), Subject("van", "green", "striped", "white"), "beach",
+              ("mountain", "dusk", 130.0), yaw=8, speed=2.0, scale=1.3, sun=200, alpha=True),
+        _case("suv_to_bus", 5, Subject("suv", "black"), Subject("bus", "yellow"), "city", ("beach", "noon", 70.0),
+              hour="night", yaw=172, speed=2.2, scale=1.1, sun=260),
+        _case("truck_to_car", 6, Subject("truck", "red"), Subject("car", "purple"), "desert", ("forest", "dusk", 75.0),
+              hour="overcast", yaw=150, turn=8, speed=2.0, scale=1.1, sun=240, layout="square"),
+        _case("car_to_van", 7, Subject("car", "yellow"), Subject("van", "blue"), "mountain", ("city", "noon", 290.0),
+              hour="dusk", yaw=12, speed=2.4, scale=1.25, pan=1.2, tilt=0.35, sun=215),
+        _case("bus_to_dotted_bus", 8, Subject("bus", "green"), Subject("bus", "blue", "dotted", "yellow"), "forest",
+              ("desert", "noon", 300.0), hour="overcast", yaw=205, speed=2.0, scale=1.15, occluder="lamp",
+              occluder_x=30),
     )
 }  # fmt: skip
 
@@ -104,117 +130,186 @@ NAMED: dict[str, Case] = {
 STUDY: dict[str, Case] = {
     case.name: case
     for case in (
-        _case("truck_to_red_car", "desert", Vehicle("truck", "yellow"), Vehicle("car", "red"), "mountain", 51,
-              x=41, speed=-2.4, ground=55, scale=1.1),
-        _case("car_to_yellow_van", "beach", Vehicle("car", "red", "dotted", "white"), Vehicle("van", "yellow"),
-              "city", 52, x=23, speed=2.5, ground=55, scale=1.2),
-        _case("van_to_striped_purple_van", "city", Vehicle("van", "black"),
-              Vehicle("van", "purple", "striped", "white"), "forest", 53,
-              x=24, speed=2.1, ground=56, scale=1.2, zoom=0.01),
-        _case("car_to_striped_suv", "mountain", Vehicle("car", "blue", "two-tone", "yellow"),
-              Vehicle("suv", "red", "striped", "black"), "beach", 54, x=40, speed=-2.2, ground=54, scale=1.2, pan=-1.8),
+        _case("truck_to_plain_suv", 51, Subject("truck", "blue"), Subject("suv", "white"), "desert",
+              ("mountain", "noon", 290.0), yaw=25, turn=5, speed=2.0, layout="square", sun=230),
+        _case("suv_to_dotted_suv", 52, Subject("suv", "white"), Subject("suv", "purple", "dotted", "white"), "beach",
+              ("city", "overcast", 75.0), yaw=184, speed=2.2, scale=1.2, sun=300),
+        _case("van_to_bike", 53, Subject("van", "black"), Subject("bike", "gray"), "city",
+              ("forest", "noon", 110.0), hour="night", yaw=0, speed=2.0, scale=1.25, sun=250),
+        _case("boots_to_sandals", 54, Subject("boot", "blue"), Subject("sandal", "black"), "park",
+              ("beach", "noon", 60.0), yaw=180, speed=3.0, scale=1.15, step=0.4, sun=200),
     )
 }  # fmt: skip
 
 
 # ---- benchmark -------------------------------------------------------------------------------------------------------
 
-SEED = 20_240  # of the whole list
+SEED = 20_262  # of the whole list
 FIRST_SEED = FIRST_HELD_OUT_SEED + 10_000  # of its skylines, above those of the named and study clips
-EACH = 6  # cases per group
 INSIDE = 0.75  # least share of both objects inside the picture, in every frame
 
 
 def _ratio(case: Case) -> float:
-    old, new = (float(np.prod(SIZES[vehicle.kind])) for vehicle in (case.source.vehicle, case.target))
+    old, new = (math.prod(SIZES[subject.kind]) for subject in (case.source.subject, case.target))
     return new / old
 
 
-# What an edit may find difficult. A case belongs to every group whose rule it meets.
-GROUPS: dict[str, Callable[[Case], bool]] = {
-    "same_size": lambda case: 0.8 <= _ratio(case) <= 1.25,
-    "larger": lambda case: _ratio(case) > 1.25,
-    "smaller": lambda case: _ratio(case) < 0.8,
-    "silhouette": lambda case: case.target.kind != case.source.vehicle.kind,
-    "pattern_only": lambda case: (
-        case.target.pattern not in ("plain", case.source.vehicle.pattern)
-        and case.target.kind != "bike"  # its body is too thin to show a pattern
-        and (case.target.kind, case.target.color) == (case.source.vehicle.kind, case.source.vehicle.color)
+def _turned(case: Case) -> float:
+    return abs(case.source.turn) * (case.source.frames - 1)
+
+
+# What an edit may find difficult: the rule, and how many cases are drawn for it. A case belongs to every group whose
+# rule it meets.
+GROUPS: dict[str, tuple[Callable[[Case], bool], int]] = {
+    "same_size": (lambda case: 0.8 <= _ratio(case) <= 1.25, 4),
+    "larger": (lambda case: _ratio(case) > 1.25, 4),
+    "smaller": (lambda case: _ratio(case) < 0.8, 4),
+    "silhouette": (lambda case: case.target.kind != case.source.subject.kind, 4),
+    "pattern_only": (
+        lambda case: (
+            case.target.pattern not in ("plain", case.source.subject.pattern)
+            and (case.target.kind, case.target.color) == (case.source.subject.kind, case.source.subject.color)
+        ),
+        4,
     ),
-    "moving_camera": lambda case: case.source.pan != 0,
-    "occluder": lambda case: case.source.occluder is not None,
-    "long_clip": lambda case: case.source.frames > 8,
+    "moving_camera": (lambda case: (case.source.pan, case.source.tilt) != (0, 0), 4),
+    "occluder": (lambda case: case.source.occluder is not None, 4),
+    "instances": (lambda case: case.source.subject.walks, 4),
+    "long_clip": (lambda case: case.source.frames > 8, 4),
+    "turning": (lambda case: _turned(case) >= 40 and _shows(case), 12),
+    "other_light": (lambda case: _daylight(case.source) != _daylight(case.photo) and _shows(case), 12),
 }
+
+
+def _shows(case: Case) -> bool:
+    """Whether a figure over both objects can show a wrong view or light.
+
+    Of a smaller target it would measure the road behind the old object; a plain black or gray one looks like the road,
+    and much the same from every side and in every light.
+    """
+    dull = case.target.pattern == "plain" and case.target.color in ("black", "gray")
+    return _ratio(case) >= 0.8 and not dull
+
+
+def _daylight(scene: Scene) -> bool:
+    return scene.hour in ("noon", "overcast")
 
 
 def groups_of(case: Case) -> list[str]:
     """Return every group whose rule ``case`` meets."""
-    return [name for name, rule in GROUPS.items() if rule(case)]
+    return [name for name, (rule, _) in GROUPS.items() if rule(case)]
 
 
 @cache
 def benchmark() -> tuple[Case, ...]:
-    """Return the benchmark's cases, always the same: ``EACH`` drawn for each group, in the groups' order."""
+    """Return the benchmark's 60 cases, always the same, in the groups' order."""
     rng, made, used = np.random.default_rng(SEED), [], set()
     pairs = _pairs()
-    for group, number in product(GROUPS, range(EACH)):
-        while True:
-            pair = pairs[int(rng.integers(len(pairs)))]
-            if pair in used:
-                continue
-            case = _proposed(rng, pair, group, f"{group}_{number}", FIRST_SEED + 100 * len(made))
-            if GROUPS[group](case) and _visible(case):
-                break
-        used.add(pair)
-        made.append(case)
+    for group, (rule, count) in GROUPS.items():
+        for number in range(count):
+            while True:
+                pair = pairs[int(rng.integers(len(pairs)))]
+                if pair in used:
+                    continue
+                case = _proposed(rng, pair, group, f"{group}_{number}", FIRST_SEED + 100 * len(made))
+                if case is not None and rule(case) and _visible(case):
+                    break
+            used.add(pair)
+            made.append(case)
     return tuple(made)
 
 
-def _pairs() -> list[tuple[Vehicle, Vehicle, str]]:
-    """Return every held-out source, target and place, without the named clips' combinations."""
-    kept: dict[str, list[Vehicle]] = {place: [] for place in PLACES}
-    for kind, color, pattern, place in product(VEHICLES, COLORS, PATTERNS, PLACES):
-        vehicle = Vehicle(kind, color, pattern)
-        if held_out(vehicle, place) and (kind, color, pattern, place) not in NAMED_COMBINATIONS:
-            kept[place].append(vehicle)
-    return [(old, new, place) for place in PLACES for old, new in product(kept[place], repeat=2) if old != new]
+def small_benchmark() -> tuple[Case, ...]:
+    """Return twelve of the cases: the first of each group, and the second of ``turning``."""
+    first = {f"{group}_0" for group in GROUPS} | {"turning_1"}
+    return tuple(case for case in benchmark() if case.name in first)
 
 
-def _proposed(rng: np.random.Generator, pair: tuple[Vehicle, Vehicle, str], group: str, name: str, seed: int) -> Case:
+def _pairs() -> list[tuple[Subject, Subject, str]]:
+    """Return every unseen source, target and place, without the combinations of named and study clips."""
+    taken = {
+        (subject.kind, subject.color, subject.pattern, case.source.place)
+        for case in STUDY.values()
+        for subject in (case.source.subject, case.target)
+    }
+    kept: dict[str, list[Subject]] = {}
+    for kind, color, pattern in product(KINDS, COLORS, PATTERNS):
+        subject = Subject(kind, color, pattern)
+        if pattern not in patterns_of(kind):
+            continue
+        for place in places_of(subject):
+            if never_seen(subject, place) and (kind, color, pattern, place) not in NAMED_COMBINATIONS | taken:
+                kept.setdefault(place, []).append(subject)
+    return [
+        (old, new, place)
+        for place, subjects in kept.items()
+        for old, new in product(subjects, repeat=2)
+        if old != new and old.walks == new.walks
+    ]
+
+
+def _proposed(
+    rng: np.random.Generator, pair: tuple[Subject, Subject, str], group: str, name: str, seed: int
+) -> Case | None:
+    """Return a random case; None if the photograph's view is too near to the clip's."""
     source, target = (
-        replace(vehicle, accent=str(rng.choice([color for color in COLORS if color != vehicle.color])))
-        for vehicle in pair[:2]
+        replace(subject, accent=str(rng.choice([color for color in COLORS if color != subject.color])))
+        for subject in pair[:2]
     )
-    heading, frames = int(rng.choice((-1, 1))), 16 if group == "long_clip" else 8
-    speed = heading * float(rng.uniform(1.2, 2.8)) * 8 / frames
-    scene = Scene(
+    frames = 16 if group == "long_clip" else 8
+    turn = float(rng.choice((-1, 1)) * rng.uniform(8, 14)) if group == "turning" else 0.0
+    side = group != "turning" and rng.random() < 0.6
+    yaw = float(rng.choice((0, 180)) + rng.uniform(-20, 20)) % 360 if side else float(rng.uniform(0, 360))
+    hour = str(rng.choice(HOURS, p=(0.55, 0.1, 0.1, 0.25)))
+    photo_hour = str(rng.choice(HOURS, p=(0.6, 0.05, 0.05, 0.3)))
+    if group == "other_light":
+        hour, photo_hour = rng.permutation([str(rng.choice(("dusk", "night"))), str(rng.choice(("noon", "overcast")))])
+    speed = float(rng.uniform(2.4, 3.4)) if source.walks else float(rng.uniform(1.2, 2.8))
+    camera = group == "moving_camera"
+    clip = Scene(
         source,
         pair[2],
         seed,
-        heading=heading,
-        x=UNITS / 2 + float(rng.uniform(-4, 4)) - speed * (frames - 1) / 2,
-        speed=speed,
-        ground=float(rng.uniform(53, 56.5)),
-        scale=float(rng.uniform(0.95, 1.25)),
-        zoom=float(rng.uniform(-0.012, 0.012)) if rng.random() < 0.25 else 0.0,
-        bob=float(rng.uniform(0.2, 0.4)) if rng.random() < 0.25 else 0.0,
-        pan=float(rng.choice((-1, 1)) * rng.uniform(1.0, 2.5)) if group == "moving_camera" else 0.0,
+        hour=str(hour),
+        sun=float(rng.uniform(180, 360)),  # in front of what the camera sees
+        z=90 / float(rng.uniform(0.95, 1.3)),
+        yaw=yaw,
+        speed=speed * 8 / frames,
+        turn=turn,
+        bob=float(rng.uniform(0.1, 0.3)) if not source.walks and rng.random() < 0.2 else 0.0,
+        step=float(rng.random()) if source.walks else 0.0,
+        pan=float(rng.choice((-1, 1)) * rng.uniform(0.8, 2.0)) if camera else 0.0,
+        tilt=float(rng.choice((-1, 1)) * rng.uniform(0.2, 0.6)) if camera else 0.0,
+        layout=layout_of(rng, yaw, turn),
         occluder=str(rng.choice(OCCLUDERS)) if group == "occluder" else None,
-        occluder_x=float(rng.uniform(28, 36)),
+        occluder_x=float(rng.uniform(26, 38)),
         frames=frames,
     )
-    elsewhere = str(rng.choice([place for place in PLACES if place != scene.place]))
-    return Case(name, scene, target, elsewhere, int(rng.choice((-1, 1))), alpha=bool(rng.random() < 0.5))
+    clip = centred(clip, UNITS / 2 + float(rng.uniform(-5, 5)))
+    view = float(rng.uniform(0, 360))
+    if yaw_difference(clip, view) < LEAST_VIEW_CHANGE or yaw_difference(clip, 180 - view) < LEAST_MIRRORED:
+        return None
+    elsewhere = str(rng.choice([place for place in places_of(target) if place != clip.place]))
+    crop = float(rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)) if rng.random() < 0.15 else 0.0
+    photo = photograph(
+        target, elsewhere, seed + 1, yaw=view, hour=str(photo_hour), sun=float(rng.uniform(180, 360)), crop=crop
+    )
+    return Case(name, clip, photo, alpha=bool(rng.random() < 0.5))
 
 
 def _visible(case: Case) -> bool:
-    """Whether both objects stay in the picture; they move linearly, so first and last frame decide."""
+    """Whether both objects stay in the picture."""
     for scene in (case.source, case.ideal):
-        for frame in (0, scene.frames - 1):
-            inside, whole = (vehicle_layer(scene, frame, 32, margin)[..., 3].sum() for margin in ((0, 0), (32, 32)))
-            if inside < INSIDE * whole:
+        for frame in range(scene.frames):
+            if _share_inside(scene, frame, 32) < INSIDE:
                 return False
     return True
+
+
+def _share_inside(scene: Scene, frame: int, size: int) -> float:
+    """Return the share of the object's silhouette that lies inside the picture; 0 far beyond it."""
+    inside, whole = (float(object_layer(scene, frame, size, each)[..., 3].sum()) for each in ((0, 0), (size, size)))
+    return inside / whole if whole else 0.0
 
 
 # ---- pictures and truth ----------------------------------------------------------------------------------------------
@@ -225,51 +320,78 @@ def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
     return np.stack([to_bytes(draw(scene, i, size)) for i in range(scene.frames)])
 
 
+def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -> np.ndarray:
+    """Return the object over its shadow, where legs don't hide that, as premultiplied RGBA."""
+    layer, shade = object_layer(scene, frame, size, margin), shadow_layer(scene, frame, size, margin)
+    shade = shade * (1 - legs_layer(scene, frame, size, margin)[..., 3])
+    alpha = layer[..., 3] + shade * (1 - layer[..., 3])
+    return np.dstack([layer[..., :3], alpha])
+
+
+def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
+    """Return where the object's shadow is seen on the ground, at least half as dark as it gets: ``H W`` bool."""
+    free = (1 - silhouette(scene, frame, size)) * (1 - legs_layer(scene, frame, size)[..., 3])
+    if scene.occluder:
+        free = free * (1 - occluder_layer(scene, frame, size)[..., 3])
+    return (shadow_layer(scene, frame, size) >= 0.5 * LIGHTS[scene.hour].strength) & (free >= 0.5)
+
+
+def instance_masks(scene: Scene, frame: int, size: int) -> np.ndarray:
+    """Return the visible mask of each instance, ``k H W`` bool: a pixel of the object is that one's with most of it."""
+    shares = np.stack([silhouette(scene, frame, size, number) for number in range(len(scene.placements(frame)))])
+    owner = shares.argmax(0) == np.arange(len(shares))[:, None, None]
+    return owner & (silhouette(scene, frame, size) >= 0.5)
+
+
 def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and facts of ``truth/``, from which an edit is measured.
 
-    ``source``, ``ideal``, ``background`` ``f H W 3`` uint8; ``source_mask``, ``target_mask`` ``f H W`` bool (visible);
-    ``target_layer`` RGBA with margins of H/16 and W/8, to compose the ideal clip at small shifts; ``occluder`` RGBA.
-    ``target_inside``: share of the target's silhouette inside the picture, per frame; ``track``: see :func:`track_of`;
-    ``still_camera``: whether the background stands still.
+    ``source``, ``ideal``, ``background`` (of the ideal clip, without object, shadow and occluder) ``f H W 3`` uint8;
+    visible ``source_mask``, ``target_mask``, ``source_shadow``, ``target_shadow`` ``f H W`` bool; ``source_instances``,
+    ``target_instances`` ``k f H W`` bool; ``target_layer`` RGBA, object and shadow, with margins of H/16 and W/8, to
+    compose the ideal clip at small shifts; ``occluder`` RGBA; ``source_motion``, ``target_motion`` ``f-1 2 H W``
+    float16 and ``source_counted``, ``target_counted`` ``f-1 H W`` bool, see :func:`true_motion`; ``target_yaws``
+    ``f 24 H W`` bool, see :func:`other_yaws`; ``photo_mask`` ``2H 2W`` uint8, alpha of the object in the target image.
+    ``target_inside``: share of the target's silhouette inside the picture, per frame; ``still_camera``: whether the
+    background stands still.
     """
     ideal, moments = case.ideal, range(case.source.frames)
     margin = size // 8, size // 16
-    whole = [vehicle_layer(ideal, i, size, (size, size))[..., 3].sum() for i in moments]
     arrays = {
+        "background": np.stack([to_bytes(without_object(ideal, i, size)) for i in moments]),
+        "target_layer": np.stack([straight(_with_shadow(ideal, i, size, margin)) for i in moments]),
+        "occluder": np.stack([straight(occluder_layer(case.source, i, size)) for i in moments]),
+        "target_yaws": np.stack([other_yaws(ideal, i, size) for i in moments]),
+        "photo_mask": to_bytes(object_layer(case.photo, 0, 2 * size)[..., 3]),
         "source": frames_of(case.source, size),
         "ideal": frames_of(ideal, size),
-        "background": np.stack([to_bytes(background(case.source, i, size)) for i in moments]),
-        "source_mask": np.stack([silhouette(case.source, i, size) >= 0.5 for i in moments]),
-        "target_mask": np.stack([silhouette(ideal, i, size) >= 0.5 for i in moments]),
-        "target_layer": np.stack([straight(vehicle_layer(ideal, i, size, margin)) for i in moments]),
-        "occluder": np.stack([straight(occluder_layer(case.source, i, size)) for i in moments]),
     }
-    inside = [vehicle_layer(ideal, i, size)[..., 3].sum() / total for i, total in zip(moments, whole, strict=True)]
+    for name, scene in (("source", case.source), ("target", ideal)):
+        arrays[f"{name}_mask"] = np.stack([silhouette(scene, i, size) >= 0.5 for i in moments])
+        arrays[f"{name}_shadow"] = np.stack([shadow_mask(scene, i, size) for i in moments])
+        arrays[f"{name}_instances"] = np.stack([instance_masks(scene, i, size) for i in moments], 1)
+        flows, counted = zip(*(true_motion(scene, i, size) for i in moments[1:]), strict=True)
+        arrays[f"{name}_motion"] = np.stack(flows).astype(np.float16)
+        arrays[f"{name}_counted"] = np.stack(counted)
     described = {
-        "source": {**asdict(case.source.vehicle), "place": case.source.place},
+        "source": {**asdict(case.source.subject), "place": case.source.place},
         "target": {**asdict(case.target), "place": case.source.place},
-        "target_inside": [round(float(share), 4) for share in inside],
-        "track": track_of(case.source, size),
-        "still_camera": case.source.pan == 0,
+        "target_inside": [round(_share_inside(ideal, i, size), 4) for i in moments],
+        "yaw": [round(case.source.heading(i), 3) for i in moments],
+        "hour": case.source.hour,
+        "photograph": {"yaw": case.photo.yaw, "hour": case.photo.hour, "place": case.photo.place},
+        "still_camera": (case.source.pan, case.source.tilt) == (0, 0),
     }
     for part in (described["source"], described["target"]):
         part["vehicle"] = part.pop("kind")
     return arrays, described
 
 
-def track_of(scene: Scene, size: int = SIZE) -> list[list[float]]:
-    """Return x and y of the wheels' middle in pixels, and the vehicle's scale, for each frame."""
-    poses = [scene.pose(i) for i in range(scene.frames)]
-    return [[round(x * size / UNITS, 6), round(y * size / UNITS, 6), round(scale, 6)] for x, y, scale in poses]
-
-
 def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
     """Return the target image: cut out with an alpha channel, or with its own background."""
-    layer = vehicle_layer(case.portrait, 0, size)
     if case.alpha:
-        return Image.fromarray(straight(layer), "RGBA")
-    return Image.fromarray(to_bytes(over(layer, background(case.portrait, 0, size))))
+        return Image.fromarray(straight(object_layer(case.photo, 0, size)), "RGBA")
+    return Image.fromarray(to_bytes(draw(case.photo, 0, size)))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -299,10 +421,9 @@ def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
 def draw_set(folder: str | Path, size: int = SIZE, which: str = "full", only: Collection[str] = ()) -> Path:
     """Draw a set of cases into ``folder`` and return its ``cases.json``.
 
-    which: full (the benchmark), small (the first case of each of its groups) or study; only: some of these, by name.
+    which: full (the benchmark), small (twelve of its cases) or study; only: some of these, by name.
     """
-    place = Path(folder)
-    cases = STUDY.values() if which == "study" else benchmark()[:: {"full": 1, "small": EACH}[which]]
+    place, cases = Path(folder), {"full": benchmark, "small": small_benchmark, "study": STUDY.values}[which]()
     chosen = [case for case in cases if not only or case.name in only]
     for case in chosen:
         draw_case(case, place, size)

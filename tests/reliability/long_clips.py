@@ -30,10 +30,11 @@ FIELDS = ("RssAnon", "RssFile", "RssShmem")
 def drawn(folder: Path, frames: int) -> Path:
     """A drawn clip of ``frames`` frames, in which a bus crosses the picture at whatever speed that takes."""
     from tave.roadside.cases import draw_case, find_case
+    from tave.roadside.sample import centred
 
     case = find_case("bus_to_suv")
     speed = 28 / frames  # of 64 units
-    scene = replace(case.source, frames=frames, speed=speed, x=18.0, bob=0.3)
+    scene = centred(replace(case.source, frames=frames, speed=speed, yaw=0.0, turn=0.0, layout="across", bob=0.3), 32)
     return draw_case(replace(case, name=f"bus_{frames}", source=scene), folder)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tave.files import whole_file
 from tave.interrupts import follow_parent
-from tave.roadside2.draw import draw, object_layer, over, silhouette, to_bytes
-from tave.roadside2.sample import sample_photograph, sample_scene
-from tave.roadside2.scene import Scene, Subject, caption, motion_of
+from tave.roadside.draw import draw, object_layer, over, silhouette, to_bytes
+from tave.roadside.sample import sample_photograph, sample_scene
+from tave.roadside.scene import Scene, Subject, caption, motion_of
 
 CHUNK = 500  # pictures per file; a file is drawn by one process, once
 GREY = 0.5

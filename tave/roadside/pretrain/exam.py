@@ -18,12 +18,12 @@ from tave.denoiser import Denoiser
 from tave.encoders import Condition, decode, encode, encode_text, image_embedding, noise_embedding
 from tave.inversion import Trajectory
 from tave.regions import without_specks
+from tave.roadside.draw import draw, legs_layer, outline_box, silhouette, to_bytes, without_object
 from tave.roadside.pretrain.data import box_of, photograph_picture, square_crop, to_signed
 from tave.roadside.pretrain.networks import JUDGE_SIZE, VISION_SIZE, Embed
-from tave.roadside2.draw import draw, legs_layer, outline_box, silhouette, to_bytes, without_object
-from tave.roadside2.sample import photograph, places_of, sample_scene
-from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
-from tave.roadside2.scene import held_out as never_trained
+from tave.roadside.sample import photograph, places_of, sample_scene
+from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
+from tave.roadside.scene import held_out as never_trained
 from tave.sampling import sample
 from tave.schedule import Schedule, add_noise
 from tave.video.frames import to_pixels

@@ -20,24 +20,19 @@ from transformers.models.clip.modeling_clip import CLIPModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from tave.backbone import byte_tokenizer
-from tave.roadside2.scene import vocabulary
+from tave.roadside.scene import vocabulary
 
 TOKENS, PROJECTION, TEXT_WIDTH, VISION_SIZE, JUDGE_SIZE = 32, 128, 128, 96, 64
 PATCH = 8  # px; the smallest objects of whole frames are 14 px long
 
 EncodeText = Callable[[list[str]], Tensor]
+Embed = Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]  # pictures `n 3 V V` in [-1, 1], captions -> `n d`, `m d`
 
 
-class Embed(Protocol):
-    """Image vectors ``n d`` of pictures ``n 3 V V`` in [-1, 1], and text vectors ``m d`` of captions.
+class PatchEmbed(Protocol):
+    """As ``Embed``; ``patches`` ``n k``: those that are looked at, row by row from the top left, or None for all."""
 
-    patches: indices ``n k`` of those that are looked at, row by row from the top left; all, if None.
-    """
-
-    def __call__(
-        self, pictures: Tensor, texts: list[str], patches: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]: ...
-
+    def __call__(self, pictures: Tensor, texts: list[str], patches: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -145,7 +140,7 @@ def text_model_output(model: Any, words: CLIPTokenizer, texts: list[str]) -> Any
     return model(input_ids=ids.to(next(model.parameters()).device))
 
 
-def clip_embedder(network: Any, words: CLIPTokenizer) -> Embed:
+def clip_embedder(network: Any, words: CLIPTokenizer) -> PatchEmbed:
     """Return the projected image and text vectors of the conditioning CLIP as a function."""
     extractor = feature_extractor()
     normalise = _normaliser(extractor.image_mean, extractor.image_std)
@@ -181,9 +176,7 @@ def judge_embedder(network: Any) -> Embed:
     normalise = _normaliser(*(JUDGE["preprocess_cfg"][name] for name in ("mean", "std")))
     tokenize = open_clip.SimpleTokenizer(context_length=JUDGE["model_cfg"]["text_cfg"]["context_length"])
 
-    def embed(pictures: Tensor, texts: list[str], patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if patches is not None:
-            raise ValueError("the judge is a convolutional network: it looks at whole pictures")
+    def embed(pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
         return network.encode_image(normalise(pictures)), network.encode_text(tokenize(texts).to(pictures.device))
 
     return embed

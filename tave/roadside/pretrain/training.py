@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tave.encoders import level_embedding, noise_levels
 from tave.roadside.pretrain.data import Picture, TrainingSet, square_crop, to_signed
-from tave.roadside.pretrain.networks import PATCH, Embed, EncodeText, schedulers
-from tave.roadside2.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS, Subject, caption, sector
+from tave.roadside.pretrain.networks import PATCH, Embed, EncodeText, PatchEmbed, schedulers
+from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS, Subject, caption, sector
 
 OBJECT_WEIGHT = 4.0  # of the loss inside the object's box, a tenth of the frame, relative to the rest
 NEITHER, NO_PICTURE, NO_WORDS = 0.1, 0.12, 0.08  # shares of pictures for which the UNet's conditions are dropped
@@ -194,7 +194,7 @@ class ClipTraining(Training):
         self,
         network: nn.Module,
         data: TrainingSet,
-        embed: Embed,
+        embed: Embed | PatchEmbed,
         size: int,
         readout: AttributeReadout | None,
         **settings: Any,
@@ -239,7 +239,8 @@ class ClipTraining(Training):
             texts.append(picture.caption(place=whole and place, motion=motion, hour=hour, pattern=pattern))
         short = [caption(picture.subject) for picture in described]
         patches = self._patches(described, framed, rng)
-        images, words = self.embed(to_signed(pictures, self.device), SHORT + texts, patches)
+        seen = to_signed(pictures, self.device)
+        images, words = self.embed(seen, SHORT + texts, *([] if patches is None else [patches]))
         scale = self.log_scale.exp().clamp(max=100)
         loss = contrastive(images, words[: len(SHORT)], same(short, SHORT).to(self.device), scale)
         loss = loss + contrastive(images, words[len(SHORT) :], same(texts, texts).to(self.device), scale)

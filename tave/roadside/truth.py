@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tave.roadside2.draw import Camera, Canvas, View, far_to_near, leg, placed, silhouette, surfaces, turned
-from tave.roadside2.scene import UNITS, Placement, Scene
-from tave.roadside2.shapes import Face, shape_of
+from tave.roadside.draw import Camera, Canvas, View, far_to_near, leg, placed, silhouette, surfaces, turned
+from tave.roadside.scene import UNITS, Placement, Scene
+from tave.roadside.shapes import Face, shape_of
 
 YAW_STEP = 15  # degrees between the silhouettes of :func:`other_yaws`
 _WHOLE = 0.98  # share of a pixel that the object covers where its motion counts

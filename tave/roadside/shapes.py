@@ -15,7 +15,7 @@ from math import pi
 
 import numpy as np
 
-from tave.roadside2.scene import Subject
+from tave.roadside.scene import Subject
 
 RGB = {
     "red": (206, 34, 38),

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tave.roadside2.draw import outline_box
-from tave.roadside2.scene import (
+from tave.roadside.draw import outline_box
+from tave.roadside.scene import (
     COLORS,
     FIRST_HELD_OUT_SEED,
     HOURS,
