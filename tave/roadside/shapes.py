@@ -239,7 +239,9 @@ SIZES = {
     )
     for kind, bodies in _BODIES.items()
 }
-_STRIPE, _DOT, _RADIUS = 4.4, 3.6, 1.05  # periods and radius of the patterns; the autoencoder can resolve them
+# Periods of the patterns, width of a stripe and radius of a dot; the autoencoder can resolve them. Most of a face keeps
+# the body's colour: at equal shares nobody could say which of the two colours is the object's.
+_STRIPE, _BAND, _DOT, _RADIUS = 4.8, 1.7, 3.6, 1.05
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ def _pattern(subject: Subject, outline: np.ndarray, waist: float, *, upright: bo
         yield np.array([(low[0], low[1]), (high[0], low[1]), (high[0], waist), (low[0], waist)])
     elif subject.pattern == "striped":
         for left in np.arange(_STRIPE * np.floor(low[0] / _STRIPE), high[0], _STRIPE):
-            right = left + _STRIPE / 2
+            right = left + _BAND
             yield np.array([(left, low[1]), (right, low[1]), (right, high[1]), (left, high[1])])
     elif subject.pattern == "dotted":
         disc = circle(10, _RADIUS)
