@@ -1,4 +1,4 @@
-"""The files of drawn cases, in the same form for every drawn world: a clip, a target image and the truth."""
+"""The files of drawn cases: a clip, a target image and the truth, drawn at the first use."""
 
 from __future__ import annotations
 
