@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tave.backbone import Backbone, load_backbone
 from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
 from tave.roadside.cases import NAMED, STUDY, benchmark
-from tave.roadside.pretrain import data, exam, networks, training
-from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, pretrain, save, take_over
-from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
+from tave.roadside.pretrain import contrastive, data, denoising, exam, networks, training
+from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, encode_data, pretrain, save, take_over
+from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, load_training_set, square_crop, to_signed
 from tave.roadside.sample import sample_scene
 from tave.roadside.scene import (
     COLORS,
@@ -55,15 +56,15 @@ def test_contrastive_loss_with_one_positive_each_is_the_symmetric_cross_entropy(
     scale = torch.tensor(7.0)
     logits = 7 * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
     expected = F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))
-    assert torch.allclose(training.contrastive(images, texts, torch.eye(5), scale), expected)
+    assert torch.allclose(contrastive.contrastive(images, texts, torch.eye(5), scale), expected)
 
 
 def test_equal_captions_are_all_positives() -> None:
-    positive = training.same(["a red car", "a red bus"], ["a red car", "a red bus", "a red car"])
+    positive = contrastive.same(["a red car", "a red bus"], ["a red car", "a red bus", "a red car"])
     assert positive.tolist() == [[1, 0, 1], [0, 1, 0]]
     images = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=1)
     texts = images[[0, 1, 0]]
-    sharp = training.contrastive(images, texts, positive, torch.tensor(100.0))
+    sharp = contrastive.contrastive(images, texts, positive, torch.tensor(100.0))
     assert sharp == pytest.approx(np.log(2) / 2, abs=1e-4)  # half of the rows share their mass between two captions
 
 
@@ -91,16 +92,16 @@ def test_the_unet_learns_velocity_and_drops_conditions(drawn: TrainingSet) -> No
         words.extend(captions)
         return torch.zeros(len(captions), 2, 4)
 
-    encoded = training.Encoded(torch.randn(6, 8, 4, 4), torch.randn(6, 4), torch.randn(6, 4))
-    part = training.UNetTraining(Net(), encoded, drawn.pictures, text, 12, steps=1, batch=400, lr=1e-3, seed=0)
+    encoded = denoising.Encoded(torch.randn(6, 8, 4, 4), torch.randn(6, 4), torch.randn(6, 4))
+    part = denoising.UNetTraining(Net(), encoded, drawn.pictures, text, 12, steps=1, batch=400, lr=1e-3, seed=0)
     assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
     mute, blind = np.array([caption == "" for caption in words]), (seen[0] == 0).all(1).numpy()
     shares = [(mute & blind).mean(), (blind & ~mute).mean(), (mute & ~blind).mean()]
-    assert shares == pytest.approx([training.NEITHER, training.NO_PICTURE, training.NO_WORDS], abs=0.05)
+    assert shares == pytest.approx([denoising.NEITHER, denoising.NO_PICTURE, denoising.NO_WORDS], abs=0.05)
 
 
 def test_place_hour_yaw_and_box_are_read_from_whole_frames_alone(drawn: TrainingSet) -> None:
-    readout = training.AttributeReadout(4)
+    readout = contrastive.AttributeReadout(4)
     with torch.no_grad():
         for head in readout.heads.values():
             for parameter in head.parameters():
@@ -254,7 +255,7 @@ def test_windows_hold_the_middle_of_the_object() -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 20, size=(40, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(1, 4, size=(40, 2))], 1)
-    cut, moved = training.windows(latents, boxes, 16, rng)
+    cut, moved = denoising.windows(latents, boxes, 16, rng)
     assert cut.shape == (40, 2, 16, 16)
     middles = np.stack([moved[:, [0, 2]].mean(1), moved[:, [1, 3]].mean(1)], 1)
     assert (middles >= 0).all() and (middles <= 16).all()
@@ -267,8 +268,8 @@ def test_the_patches_of_clips_first_pictures_are_those_near_the_object() -> None
     rng = np.random.default_rng(0)
     size, grid = 96, 96 // networks.PATCH
     boxes = np.array([[40, 40, 60, 50], [0, 0, 96, 96]])
-    small, whole = training.patches_near(boxes, size, training.LOOKED_AT, rng)
-    assert len(set(small.tolist())) == len(set(whole.tolist())) == training.LOOKED_AT
+    small, whole = contrastive.patches_near(boxes, size, contrastive.LOOKED_AT, rng)
+    assert len(set(small.tolist())) == len(set(whole.tolist())) == contrastive.LOOKED_AT
     inside = {row * grid + column for row in range(5, 6) for column in range(5, 7)}
     assert inside <= set(small.tolist())  # all patches of a small object
     rows, columns = whole // grid, whole % grid
@@ -287,7 +288,7 @@ def test_all_patches_in_any_order_are_the_picture() -> None:
 
 def test_loss_weights_grow_with_the_noise_up_to_a_limit() -> None:
     alphas = torch.tensor([0.999, 0.95, 0.5, 0.01])
-    weight = training.snr_weight(alphas)
+    weight = denoising.snr_weight(alphas)
     assert float(weight.mean()) == pytest.approx(1)
     snr = alphas / (1 - alphas)
     as_clean = weight * (snr + 1)  # the weight of an error of the clean latents
@@ -318,6 +319,18 @@ def test_weights_can_be_trained_on(tmp_path: Path) -> None:
     assert (tmp_path / "unet" / START).stat().st_size < 1000
 
 
+def test_pictures_are_drawn_once_and_again_for_another_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CHUNK", 3)
+    path = tmp_path / "0000.npz"
+
+    def drawn(seed: int) -> tuple[int, np.ndarray]:
+        data._draw_file(tmp_path, 32, 24, seed, 0)
+        return path.stat().st_mtime_ns, np.load(path)["frames"]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert first[0] == again[0] and not np.array_equal(again[1], other[1])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice
 def test_every_stage_from_drawing_to_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +345,11 @@ def test_every_stage_from_drawing_to_the_card(tmp_path: Path, monkeypatch: pytes
     assert len(stamps) == 4 and "| UNet, image only: vehicle |" in (tmp_path / "weights/README.md").read_text()
     pretrain(replace(options, stages=list(options.stages[:-1])))
     assert stamps == [path.stat().st_mtime_ns for path in sorted((tmp_path / "work").rglob("weights.safetensors"))]
+    latents = encode_data(tmp_path / "work", load_training_set(tmp_path / "work/data", 20), options).latents
+    weights = tmp_path / "work/autoencoder" / WEIGHTS
+    save({name: 0.5 * tensor for name, tensor in load_file(weights).items()}, weights)
+    changed = encode_data(tmp_path / "work", load_training_set(tmp_path / "work/data", 20), options).latents
+    assert not torch.equal(latents, changed)  # those of other weights aren't read again
 
 
 def test_the_card_compares_with_the_bars() -> None:

@@ -30,9 +30,9 @@ from tave.backbone import load_backbone
 from tave.checkpoints import CheckpointFile, resumable
 from tave.cli import Context, entry_point
 from tave.config import BackboneOptions, PretrainOptions
-from tave.files import prepare, whole_file, writing
+from tave.files import file_digest, prepare, whole_file, writing
 from tave.interrupts import check, deferred
-from tave.roadside.pretrain import exam, networks, training
+from tave.roadside.pretrain import contrastive, denoising, exam, networks, training
 from tave.roadside.pretrain.data import CHUNK, TrainingSet, draw_training_set, load_training_set, to_signed
 
 log = logging.getLogger(__name__)
@@ -142,9 +142,9 @@ def autoencoder_training(folder: Path, data: TrainingSet, options: PretrainOptio
 def clip_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
     words = networks.tokenizer()
     network = _started(networks.clip(words), folder / "clip")
-    readout, embed = training.AttributeReadout(networks.PROJECTION), networks.clip_embedder(network, words)
+    readout, embed = contrastive.AttributeReadout(networks.PROJECTION), networks.clip_embedder(network, words)
     settings = asdict(options.clip) | {"seed": options.seed}
-    return training.ClipTraining(network, data, embed, networks.VISION_SIZE, readout, **settings)
+    return contrastive.ClipTraining(network, data, embed, networks.VISION_SIZE, readout, **settings)
 
 
 def judge_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
@@ -152,7 +152,7 @@ def judge_training(folder: Path, data: TrainingSet, options: PretrainOptions) ->
     torch.manual_seed(seed)
     network = _started(networks.judge(folder / "judge"), folder / "judge")
     embed, settings = networks.judge_embedder(network), asdict(options.judge) | {"seed": seed}
-    return training.ClipTraining(network, data, embed, networks.JUDGE_SIZE, None, **settings)
+    return contrastive.ClipTraining(network, data, embed, networks.JUDGE_SIZE, None, **settings)
 
 
 def unet_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
@@ -164,10 +164,10 @@ def unet_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> 
     network = _started(networks.unet(latents.shape[-1]), folder / "unet")
     if working_device().type == "cpu":  # for at most 144 cells the fused kernel's backward is slower
         network.set_attn_processor(AttnProcessor())
-    encoded = training.Encoded(latents, encoded.embeds, encoded.views)
+    encoded = denoising.Encoded(latents, encoded.embeds, encoded.views)
     settings = asdict(options.unet) | {"seed": options.seed}
     cell = options.size // latents.shape[-1]
-    return training.UNetTraining(network, encoded, data.pictures, text, cell, **settings)
+    return denoising.UNetTraining(network, encoded, data.pictures, text, cell, **settings)
 
 
 def scaling_factor(latents: Tensor) -> float:
@@ -176,11 +176,13 @@ def scaling_factor(latents: Tensor) -> float:
 
 
 @torch.no_grad()
-def encode_data(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Encoded:
+def encode_data(folder: Path, data: TrainingSet, options: PretrainOptions) -> denoising.Encoded:
     """Return latents (unscaled, fp16) and CLIP embeddings of the training set, which are stored in ``folder``."""
     stored = folder / "encoded.safetensors"
-    if stored.exists():
-        return training.Encoded(**load_file(stored))
+    parts = [file_digest(folder / name / WEIGHTS) for name in ("autoencoder", "clip")]
+    origin = json.dumps([*parts, options.count, options.size, options.seed])
+    if stored.exists() and metadata_of(stored).get("origin") == origin:
+        return denoising.Encoded(**load_file(stored))
     device, words = working_device(), networks.tokenizer()
     vae = load(networks.autoencoder(options.size), folder / "autoencoder")
     vae = vae.to(device, memory_format=torch.channels_last)
@@ -195,8 +197,8 @@ def encode_data(folder: Path, data: TrainingSet, options: PretrainOptions) -> tr
             for name, pictures in (("embeds", small), ("views", views)):
                 found[name].append(embed(pictures, ["a car"])[0].float().cpu())
     tensors = {name: torch.cat(parts).contiguous() for name, parts in found.items()}
-    save(tensors, stored)
-    return training.Encoded(**tensors)
+    save(tensors, stored, origin=origin)
+    return denoising.Encoded(**tensors)
 
 
 # ---- shipping --------------------------------------------------------------------------------------------------------
@@ -275,8 +277,13 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
 
 def steps_of(folder: Path) -> int:
     """Return the optimizer steps of a part's last training; 0 if it was taken over."""
-    with safe_open(folder / WEIGHTS, "pt") as stored:
-        return int((stored.metadata() or {}).get("steps", 0))
+    return int(metadata_of(folder / WEIGHTS).get("steps", 0))
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file."""
+    with safe_open(path, "pt") as stored:
+        return stored.metadata() or {}
 
 
 STAGES: dict[str, Callable[[Path, TrainingSet, PretrainOptions], training.Training]] = {

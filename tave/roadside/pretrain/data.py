@@ -127,16 +127,21 @@ def _through_codec(frames: np.ndarray, crf: int) -> np.ndarray:
 
 
 def draw_training_set(folder: Path, count: int, size: int, view_size: int, seed: int, workers: int) -> Iterator[int]:
-    """Draw ``count`` pictures into ``folder``, without the chunks that are there; yields after each chunk."""
+    """Draw ``count`` pictures into ``folder``, but not again what was drawn alike; yields after each chunk."""
     with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
         yield from pool.map(partial(_draw_file, folder, size, view_size, seed), range(-(-count // CHUNK)))
 
 
 def _draw_file(folder: Path, size: int, view_size: int, seed: int, index: int) -> int:
-    if not (path := folder / f"{index:04d}.npz").exists():
-        frames, views, pictures = draw_chunk(index, size, view_size, seed)
-        with whole_file(path) as temporary, temporary.open("wb") as sink:
-            np.savez(sink, frames=frames, views=views, pictures=json.dumps([asdict(each) for each in pictures]))
+    path, origin = folder / f"{index:04d}.npz", json.dumps([size, view_size, seed])
+    if path.exists():
+        with np.load(path) as stored:
+            if "origin" in stored and str(stored["origin"]) == origin:
+                return index
+    frames, views, pictures = draw_chunk(index, size, view_size, seed)
+    described = json.dumps([asdict(each) for each in pictures])
+    with whole_file(path) as temporary, temporary.open("wb") as sink:
+        np.savez(sink, frames=frames, views=views, pictures=described, origin=origin)
     return index
 
 

@@ -1,0 +1,120 @@
+"""The training of the UNet: velocity of noised latents, under captions and image vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tave.encoders import level_embedding, noise_levels
+from tave.roadside.pretrain.data import Picture
+from tave.roadside.pretrain.networks import EncodeText, schedulers
+from tave.roadside.pretrain.training import Training, object_weight
+
+NEITHER, NO_PICTURE, NO_WORDS = 0.1, 0.12, 0.08  # shares of pictures for which the UNet's conditions are dropped
+WINDOW, WINDOWED = 16, 0.6  # side in cells of the UNet's first pictures, and the share of steps that take them
+MAX_SNR = 5.0  # up to which a noise level's weight in the UNet's loss grows
+ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph of the object
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Latents ``n c h w`` and image embeddings ``n d`` of a training set's frames, and embeddings of its views."""
+
+    latents: Tensor
+    embeds: Tensor
+    views: Tensor
+
+
+def snr_weight(alphas: Tensor) -> Tensor:
+    """Return loss weights of mean 1 for velocity at the levels ``alphas`` ``T``, each as often.
+
+    An error of the velocity counts snr + 1 times as an error of the clean latents does; beyond ``MAX_SNR`` that factor
+    stays, as in min-SNR weighting (Hang et al. 2023), so that almost clean latents don't outweigh the others.
+    """
+    snr = alphas / (1 - alphas)
+    weight = (MAX_SNR + 1) / (snr + 1).clamp(min=MAX_SNR + 1)
+    return weight / weight.mean()
+
+
+def windows(latents: Tensor, boxes: np.ndarray, side: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
+    """Cut a square of ``side`` cells out of each of ``n c h w``, with the middle of its box ``n 4`` (cells) inside.
+
+    Returns ``n c side side`` and the boxes as they lie in the squares.
+    """
+    high, wide = latents.shape[-2:]
+    middles = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], 1)
+    corners = np.floor(middles - side * rng.uniform(0.2, 0.8, size=middles.shape)).astype(int)
+    corners = corners.clip(0, (wide - side, high - side))
+    cut = [one[:, y : y + side, x : x + side] for one, (x, y) in zip(latents, corners, strict=True)]
+    return torch.stack(cut), boxes - np.tile(corners, 2)
+
+
+class UNetTraining(Training):
+    """v-prediction on cached latents, conditioned on a caption of any length and a noised image embedding.
+
+    As in SD-unCLIP the image vector is that of the picture itself; for half of them it is that of a photograph of the
+    object from another side, in another light and place, so that the model takes from it the object alone. One picture
+    in ten has neither caption nor vector, for the unconditional branch of guidance; others lack one of the two.
+
+    The first ``WINDOWED`` of the steps take windows of the latents, which cost a third; their vectors are all those of
+    photographs, since that of a whole frame also says where in it the object is.
+    """
+
+    def __init__(
+        self, network: nn.Module, data: Encoded, pictures: list[Picture], text: EncodeText, cell: int, **settings: Any
+    ):
+        super().__init__(network, **settings)
+        self.data, self.pictures, self.text, self.cell = data, pictures, text, cell
+        denoising, self.noising = schedulers()
+        self.alphas = denoising.alphas_cumprod
+        self.weights = snr_weight(self.alphas)
+        self.mean, self.std = data.embeds.mean(0), data.embeds.std(0)
+
+    def on_fit_start(self) -> None:
+        self.data = Encoded(*(part.to(self.device) for part in vars(self.data).values()))  # small, read at each step
+        self.alphas, self.weights = self.alphas.to(self.device), self.weights.to(self.device)
+
+    def _image(self, embeds: Tensor, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+        # Most levels are low: edits use level 0.
+        top = np.where(rng.random(self.batch) < 0.6, 60, 1000)
+        levels = torch.from_numpy((rng.random(self.batch) * top).astype(np.int64)).to(self.device)
+        drawn = torch.randn(embeds.shape, generator=noise, device=self.device)
+        noised = noise_levels(self.noising, embeds, levels, drawn, self.mean, self.std)
+        return torch.cat([noised, level_embedding(levels, embeds.shape[1])], 1)
+
+    def _caption(self, picture: Picture, rng: np.random.Generator) -> str:
+        place, motion, hour, pattern = rng.random(4) < (0.8, 0.8, 0.7, 0.3)
+        return picture.caption(place=place, motion=motion, hour=hour, pattern=pattern)
+
+    def loss(self) -> Tensor:
+        rng, noise = self.rng(), self.noise()
+        indices = rng.integers(len(self.pictures), size=self.batch)
+        described = [self.pictures[int(i)] for i in indices]
+        shown = torch.from_numpy(indices).to(self.device)
+        clean, boxes = self.data.latents[shown].float(), np.array([p.box for p in described]) / self.cell
+        windowed = self.global_step < WINDOWED * self.steps and clean.shape[-1] > WINDOW
+        if windowed:
+            clean, boxes = windows(clean, boxes, WINDOW, rng)
+        weight = object_weight(boxes, clean.shape[-1]).to(self.device)
+        elsewhere = torch.from_numpy(rng.random(self.batch) < (1.0 if windowed else ELSEWHERE))[:, None].to(self.device)
+        image = self._image(torch.where(elsewhere, self.data.views[shown], self.data.embeds[shown]), rng, noise)
+        lot = rng.random(self.batch)  # below NEITHER both are dropped, then the picture, then the words
+        with_image = torch.from_numpy(lot >= NEITHER + NO_PICTURE)[:, None].to(self.device)
+        wordless = (lot < NEITHER) | ((lot >= NEITHER + NO_PICTURE) & (lot < NEITHER + NO_PICTURE + NO_WORDS))
+        t = torch.from_numpy(rng.integers(0, 1000, size=self.batch)).to(self.device)
+        eps = torch.randn(clean.shape, generator=noise, device=self.device)
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        captions = [self._caption(picture, rng) for picture in described]
+        text = self.text(["" if dropped else each for each, dropped in zip(captions, wordless, strict=True)])
+        output = self.network(
+            a.sqrt() * clean + (1 - a).sqrt() * eps,
+            t,
+            encoder_hidden_states=text.to(self.device),
+            class_labels=image * with_image,
+        ).sample
+        weight = weight * self.weights[t].view(-1, 1, 1, 1)
+        return (weight * (output.float() - (a.sqrt() * eps - (1 - a).sqrt() * clean)).square()).mean()
