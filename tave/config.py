@@ -864,7 +864,7 @@ class PretrainOptions(Options):
     stages: list[str] = option(list(STAGES), "stages to run, in this order", choices=STAGES)
     seed: int = option(0, "seed of all random numbers", low=0, high=2**31 - 1)
     size: int = option(96, "side of the frames in px", low=32, high=1024)
-    count: int = option(24_000, "pictures to draw", low=1)
+    count: int = option(24_000, "pictures to draw, and half as many others for the judge", low=2)
     crop: int = option(48, "side in px of the crops that the autoencoder trains on", low=8, high=1024)
     threads: int = option(0, "torch threads; 0: its default", low=0, high=1024)
     precision: str = option("32-true", "Lightning's precision; bf16-mixed is fast on few CPUs", choices=PRECISIONS)

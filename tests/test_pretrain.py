@@ -325,7 +325,8 @@ def test_pictures_are_drawn_once_and_again_for_another_seed(tmp_path: Path, monk
 
     def drawn(seed: int) -> tuple[int, np.ndarray]:
         data._draw_file(tmp_path, 32, 24, seed, 0)
-        return path.stat().st_mtime_ns, np.load(path)["frames"]
+        with np.load(path) as stored:
+            return path.stat().st_mtime_ns, stored["frames"]
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert first[0] == again[0] and not np.array_equal(again[1], other[1])

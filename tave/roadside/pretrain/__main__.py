@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 TEXT_PROJECTION = "text_projection.safetensors"  # the only weight of the CLIP that a backbone's folder doesn't hold
 WEIGHTS, START = "weights.safetensors", "start.safetensors"
+JUDGE_SEED, JUDGE_DATA = 17, "judge_data"  # other pictures, weights and batches than the conditioning CLIP's
 PARTS = ("autoencoder", "clip", "judge", "unet")
 
 
@@ -147,8 +148,9 @@ def clip_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> 
     return contrastive.ClipTraining(network, data, embed, networks.VISION_SIZE, readout, **settings)
 
 
-def judge_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
-    seed = options.seed + 17  # other weights and batches than the conditioning CLIP's
+def judge_training(folder: Path, _: TrainingSet, options: PretrainOptions) -> training.Training:
+    seed = options.seed + JUDGE_SEED
+    data = load_training_set(folder / JUDGE_DATA, options.count // 2)
     torch.manual_seed(seed)
     network = _started(networks.judge(folder / "judge"), folder / "judge")
     embed, settings = networks.judge_embedder(network), asdict(options.judge) | {"seed": seed}
@@ -294,18 +296,23 @@ STAGES: dict[str, Callable[[Path, TrainingSet, PretrainOptions], training.Traini
 }
 
 
+def draw_pictures(folder: Path, count: int, seed: int, options: PretrainOptions) -> None:
+    """Draw a training set with a bar of progress."""
+    drawn = draw_training_set(folder, count, options.size, networks.VISION_SIZE, seed, options.workers)
+    for _ in track(drawn, total=-(-count // CHUNK), description=f"drawing {count} training pictures"):
+        pass
+
+
 def pretrain(options: PretrainOptions) -> None:
     """Run the stages of ``options`` whose results don't exist yet."""
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = Path(options.folder)
     prepare(folder, *([Path(options.target)] if "ship" in options.stages else []))
-    pictures = (folder / "data", options.count)
     if "data" in options.stages:
-        drawn = draw_training_set(*pictures, options.size, networks.VISION_SIZE, options.seed, options.workers)
-        for _ in track(drawn, total=-(-options.count // CHUNK), description="drawing the training pictures"):
-            pass
-    data = load_training_set(*pictures)
+        draw_pictures(folder / "data", options.count, options.seed, options)
+        draw_pictures(folder / JUDGE_DATA, options.count // 2, options.seed + JUDGE_SEED, options)
+    data = load_training_set(folder / "data", options.count)
     if options.start:
         take_over(read_shipped(Path(options.start)), folder, options.stages)
     for stage in options.stages:
