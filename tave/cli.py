@@ -24,13 +24,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-import tave.roadside.resolver  # noqa: F401 - registers ${drawn:NAME}
 from tave import __version__, config
 from tave.config import CONF, MISSING, PACKAGE, OptionError, nearest, slug
 from tave.files import REFUSED, FileError, naming, refusal
 from tave.findings import printable
 from tave.interrupts import Interrupted, handled
 from tave.keys import ROOTS, Root, allowed, choices_of, option_at, options_of, prepared, quoted, shown, unknown
+from tave.roadside.resolver import drawing
 from tave.sweep import Jobs, NewFolders, job_folder
 
 # Groups of overrides that are not part of a W&B run's name: its tags hold them, or they don't change the result.
@@ -129,17 +129,18 @@ def typed(cfg: DictConfig) -> Any:
     Raises :class:`OptionError` with one line that names the key and the remedy.
     """
     root = Root(OmegaConf.get_type(cfg) or dict)
-    try:
-        if absent := sorted(OmegaConf.missing_keys(cfg)):
-            clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
-            about = option_at(root.kind, absent[0])
-            meaning = f" ({about.entry.metadata['help']})" if about else ""
-            raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
-        options = OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        raise OptionError(one_line(error, root)) from error
-    if type(options) is config.TrainOptions and not options.backbone.chosen:
-        raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
+    with drawing():
+        try:
+            if absent := sorted(OmegaConf.missing_keys(cfg)):
+                clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
+                about = option_at(root.kind, absent[0])
+                meaning = f" ({about.entry.metadata['help']})" if about else ""
+                raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
+            options = OmegaConf.to_object(cfg)
+        except OmegaConfBaseException as error:
+            raise OptionError(one_line(error, root)) from error
+        if type(options) is config.TrainOptions and not options.backbone.chosen:
+            raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
     return options
 
 

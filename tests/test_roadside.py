@@ -498,8 +498,9 @@ def test_the_truth_has_what_it_says() -> None:
 
 def test_a_case_is_drawn_at_its_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = Path(OmegaConf.create({"path": "${drawn:smaller_0}"}).path)
-    assert folder == tmp_path / "outputs/drawn/smaller_0"
+    with resolver.drawing():
+        folder = Path(OmegaConf.create({"path": "${drawn:smaller_0}"}).path)
+        assert folder == tmp_path / "outputs/drawn/smaller_0" and not folder.exists()
     stamp = (folder / "source.mp4").stat().st_mtime_ns
     assert resolver.drawn("smaller_0") == str(folder) and (folder / "source.mp4").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="choose one of"):
