@@ -91,10 +91,10 @@ def _of_values() -> dict[str, Rule]:
             "Size of the mask", 1.6, 2.5,
             "Area of the mask over that of the true old and new object. It doesn't say where the mask lies.", _NARROW,
         ),
-        "residue": Rule(
+        "residue_old": Rule(
             "Residue of the old object", 0.05, 0.3,
             "Share of the pixels that the old object should have left, but which are nearer to the source than to the "
-            "ideal clip. 1: the source unchanged.",
+            "ideal clip and to any colour of the target.",
             "raise mask.dilate or sampler.fresh_noise; reference.height_scale where the target is to be larger",
         ),
         "object_presence": Rule(

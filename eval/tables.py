@@ -33,7 +33,7 @@ GAINS = {f"gain_over_{control}": control for control in ("pasted", "pasted_true_
 # The figures that matter, in this order: identity, nearness to the ideal, likeness by CLIP, residue, steadiness and
 # background. Of one metric's names a clip has that of its truth, of an annotation, or of the edit mask.
 HEADLINE = ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", NEARNESS)
-HEADLINE += ("clip_image_crop", "clip_image_in_annotation", "clip_image_in_mask", "residue", "warp_error_object")
+HEADLINE += ("clip_image_crop", "clip_image_in_annotation", "clip_image_in_mask", "residue_old", "warp_error_object")
 HEADLINE += ("warp_error_in_annotation", "warp_error_in_mask", "background_psnr", "background_psnr_outside_annotation")
 HEADLINE += ("background_psnr_outside_mask",)
 ARROWS = {True: " ↑", False: " ↓", None: ""}

@@ -57,7 +57,7 @@ LOGGERS: dict[str, tuple[str, ...] | None] = {
 }
 # Those of their arguments that become folders.
 LOGGER_NAMES = dict.fromkeys(("csv", "tensorboard"), ("name", "version", "sub_dir")) | {"wandb": ("id", "version")}
-STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue", "object_presence")
+STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue_old", "object_presence")
 STUDY_METRICS += ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object")
 STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds")
 

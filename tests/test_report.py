@@ -174,12 +174,12 @@ def level(**figures: float) -> dict[str, str]:
 
 
 def test_a_figure_reads_as_its_thresholds_say() -> None:
-    assert level(residue=0.05) == {"residue": GOOD} and level(residue=0.06) == {"residue": DOUBTFUL}
-    assert level(residue=0.3) == {"residue": POOR}
+    assert level(residue_old=0.05) == {"residue_old": GOOD} and level(residue_old=0.06) == {"residue_old": DOUBTFUL}
+    assert level(residue_old=0.3) == {"residue_old": POOR}
     assert level(background_psnr=40) == {"background_psnr": GOOD} and level(background_psnr=30) == {
         "background_psnr": POOR
     }
-    assert level(residue=float("nan")) == {} and verdicts({"residue": None, "unknown": 1.0}) == []
+    assert level(residue_old=float("nan")) == {} and verdicts({"residue_old": None, "unknown": 1.0}) == []
 
 
 def test_a_relative_figure_needs_what_it_is_relative_to() -> None:

@@ -63,7 +63,7 @@ def test_a_run_leaves_all_that_it_promises(run: Path) -> None:
     assert {path.name for path in (run / "edits" / "suv").iterdir()} == EDIT
     assert not list(run.rglob(".*"))
     figures = figures_of(run)["suv"]
-    promised = {"background_psnr_outside_mask", "mask_recall", "object_presence", "residue", "ideal_psnr_aligned"}
+    promised = {"background_psnr_outside_mask", "mask_recall", "object_presence", "residue_old", "ideal_psnr_aligned"}
     assert promised | {"warp_error_object", "object_gradient_energy"} <= figures.keys()
     metrics = read_json(run / "metrics.json")
     assert metrics["metrics"].keys() == figures.keys()

@@ -83,7 +83,7 @@ def test_an_error_is_a_json_line_too(
 
 def test_the_table_has_the_figures_that_matter_and_those_that_are_not_good() -> None:
     figures = {
-        "residue": 0.4,
+        "residue_old": 0.4,
         "mask_recall": 0.99,
         "mask_area_ratio": 2.0,
         "ideal_psnr_aligned": 13.0,

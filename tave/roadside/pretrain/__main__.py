@@ -164,7 +164,7 @@ def unet_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> 
     torch.manual_seed(options.seed)
     latents = encoded.latents * scaling_factor(encoded.latents)
     network = _started(networks.unet(latents.shape[-1]), folder / "unet")
-    if working_device().type == "cpu":  # for at most 144 cells the fused kernel's backward is slower
+    if working_device().type == "cpu":  # for at most 576 cells the fused kernel's backward is slower
         network.set_attn_processor(AttnProcessor())
     encoded = denoising.Encoded(latents, encoded.embeds, encoded.views)
     settings = asdict(options.unet) | {"seed": options.seed}
