@@ -57,9 +57,10 @@ LOGGERS: dict[str, tuple[str, ...] | None] = {
 }
 # Those of their arguments that become folders.
 LOGGER_NAMES = dict.fromkeys(("csv", "tensorboard"), ("name", "version", "sub_dir")) | {"wandb": ("id", "version")}
-STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue_old", "object_presence")
-STUDY_METRICS += ("judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy", "warp_error_object")
-STUDY_METRICS += ("object_gradient_energy", "background_psnr", "reconstruction_psnr", "edit_seconds")
+STUDY_METRICS = ("ideal_psnr_aligned", "mask_iou_union", "mask_iou_final", "mask_recall", "residue_old")
+STUDY_METRICS += ("object_presence", "judge_vehicle_accuracy", "judge_color_accuracy", "judge_pattern_accuracy")
+STUDY_METRICS += ("warp_error_object", "object_gradient_energy", "background_psnr")
+STUDY_METRICS += ("reconstruction_psnr", "edit_seconds")
 
 IMAGE = "picture of the target, or [several] of one object"
 MATTE = "silhouette in the picture, white inside, or [several]; null: none"
