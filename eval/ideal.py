@@ -31,7 +31,7 @@ ALL = slice(None)
 class IdealLayers:
     """The layers of the ideal clip, bottom to top. Colours in [-1, 1], straight alpha in [0, 1], float32."""
 
-    background: Tensor  # f 3 H W, without vehicle and occluder
+    background: Tensor  # f 3 H W, without object and occluder
     target: Tensor  # f 4 H+2*my W+2*mx, with margins my = H // 16 and mx = W // 8 around the picture
     occluder: Tensor  # f 4 H W
 
@@ -116,7 +116,7 @@ def _palette(pixels: Tensor) -> Tensor:
 def object_presence(edited: Tensor, layers: IdealLayers) -> float | None:
     """Share of frames with any object about where the target should stand, in [0, 1]; the old object counts as well.
 
-    A frame is empty if it differs from the scene without vehicles by less than half of what the ideal frame does: root
+    A frame is empty if it differs from the scene without objects by less than half of what the ideal frame does: root
     of the squares summed over the target's pixels, moved for each frame to where the edit differs most. Frames whose
     ideal shows no target don't count.
     """

@@ -84,7 +84,7 @@ class Toolbox:
         except ValueError as error:
             raise EvalError(f"{case.name}: {error}") from error
         if self.clip == JUDGE and tools.clip and not case.truth:
-            report.notes.append(f"the judge's encoder has only seen drawn vehicles: for footage {FOOTAGE}")
+            report.notes.append(f"the judge's encoder has only seen drawn vehicles and shoes: for footage {FOOTAGE}")
         return report
 
     def _tools(self, drawn: bool) -> Tools:

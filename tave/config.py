@@ -68,7 +68,7 @@ MASK = "where to edit: a clip, pictures in a folder, or one, white inside; null:
 OBJECT = "number of the mask's object to edit; null: all"
 INVERTED = "the mask is black where to edit"
 AGREEMENT = "largest forward-backward error of a match, share of the grid's shorter side; null: no check"
-JUDGE_HELP = "classifier of drawn vehicles, for drawn clips alone: shipped, FOLDER; null: none"
+JUDGE_HELP = "classifier of drawn objects, for drawn clips alone: shipped, FOLDER; null: none"
 CLIP_HELP = "CLIP: vit-l-14, FOLDER, hf-hub:OWNER/NAME, judge; null: the judge's for drawn clips, none for footage"
 
 

@@ -207,10 +207,15 @@ def video(clip: Path | None = None) -> Iterator[Finding]:
     """Whether each reader decodes ``clip``, by default the example's, which is drawn at the first use."""
     import av
 
-    from tave.roadside.resolver import drawn
+    from tave.roadside.resolver import VARIABLE, drawn
     from tave.video import read_clip
 
-    clip = clip or Path(drawn(EXAMPLE)) / "source.mp4"
+    try:
+        clip = clip or Path(drawn(EXAMPLE)) / "source.mp4"
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        remedy = f"{VARIABLE}=FOLDER chooses where clips are drawn; else pip install --force-reinstall av"
+        yield Finding("video", "the example clip", f"can't be drawn: {_line(error)}", False, True, remedy)
+        return
     try:
         with av.open(str(clip)) as container:
             count = sum(1 for _ in container.decode(video=0))
@@ -228,9 +233,7 @@ def video(clip: Path | None = None) -> Iterator[Finding]:
         shape = tuple(read_clip(clip, ReadOptions(multiple=1)).frames.shape)
         yield Finding("video", "the example clip", f"read as {shape}", True, True)
     except ValueError as error:
-        yield Finding(
-            "video", "the example clip", _line(error), False, True, f"delete {clip.parent}: it is drawn again"
-        )
+        yield Finding("video", "the example clip", _line(error), False, True, "pip install --force-reinstall av")
 
 
 def logging_() -> Iterator[Finding]:

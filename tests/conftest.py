@@ -12,6 +12,7 @@ from typing import cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TAVE_DRAWN", str(Path(__file__).parents[1] / "outputs/drawn"))  # tests work in many folders
 
 import pytest
 import torch

@@ -156,8 +156,10 @@ def test_another_edit_takes_the_target_of_the_earlier_one() -> None:
 
 
 def test_nothing_of_the_server_leaves() -> None:
-    line = public(f"/srv/app/spaces/ab-cd/jobs/1/inputs/video/a.mp4: damaged (see {PACKAGE}/roadside/clips and ~/x/y)")
-    assert line == "a.mp4: damaged (see tave/roadside/clips and y)"
+    line = public(
+        f"/srv/app/spaces/ab-cd/jobs/1/inputs/video/a.mp4: damaged (see {PACKAGE}/roadside/weights and ~/x/y)"
+    )
+    assert line == "a.mp4: damaged (see tave/roadside/weights and y)"
     assert public("inputs/target_image/suv.png: no", {"inputs/target_image/suv.png": "my suv.png"}) == "my suv.png: no"
     assert public("a red/blue suv at 1/2 size; video.mask=FILE") == "a red/blue suv at 1/2 size; video.mask=FILE"
     assert public(f"{CLIP_IN_A_PAGE}<td>/srv/weights/sd21</td>") == f"{CLIP_IN_A_PAGE}<td>sd21</td>"

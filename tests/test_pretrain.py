@@ -112,14 +112,14 @@ def test_place_hour_yaw_and_box_are_read_from_whole_frames_alone(drawn: Training
     right = torch.stack([(x0 + x1) / 2, y1, x1 - x0, y1 - y0], 1)
     whole = np.log(6) + np.log(4) + np.log(SECTORS)  # place, hour and range of yaw
     indifferent = 0.5 * float(np.log(4) + np.log(9) + whole)
-    frames, portraits = [True] * 6, [False] * 6
+    frames, photographs = [True] * 6, [False] * 6
     striped = any(p.subject.pattern != "plain" for p in drawn.pictures)
     assert striped and float(readout(right, drawn.pictures, frames, 48).detach()) == pytest.approx(
         indifferent, abs=1e-4
     )
     assert float(readout(right + 0.2, drawn.pictures, frames, 48).detach()) > indifferent + 5
-    of_portraits = float(readout(right + 0.2, drawn.pictures, portraits, 48).detach())
-    assert of_portraits == pytest.approx(0.5 * float(np.log(4) + np.log(9)), abs=1e-4)
+    of_photographs = float(readout(right + 0.2, drawn.pictures, photographs, 48).detach())
+    assert of_photographs == pytest.approx(0.5 * float(np.log(4) + np.log(9)), abs=1e-4)
 
 
 def test_what_is_inside_the_box_counts_more_and_the_scale_of_the_loss_stays() -> None:

@@ -498,6 +498,7 @@ def test_the_truth_has_what_it_says() -> None:
 
 def test_a_case_is_drawn_at_its_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(resolver.VARIABLE)
     with resolver.drawing():
         folder = Path(OmegaConf.create({"path": "${drawn:smaller_0}"}).path)
         assert folder == tmp_path / "outputs/drawn/smaller_0" and not folder.exists()
@@ -505,6 +506,9 @@ def test_a_case_is_drawn_at_its_first_use(tmp_path: Path, monkeypatch: pytest.Mo
     assert resolver.drawn("smaller_0") == str(folder) and (folder / "source.mp4").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="choose one of"):
         resolver.drawn("bus_to_moon")
+    resolver.keep_folder("elsewhere")
+    monkeypatch.chdir("/")
+    assert resolver.folder() == tmp_path / "elsewhere"
 
 
 def test_the_resolver_costs_no_library_until_it_is_used() -> None:

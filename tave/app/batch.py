@@ -26,6 +26,7 @@ from tave.cli import Context, entry_point, one_line
 from tave.config import BatchOptions, OptionError
 from tave.files import check_writable
 from tave.keys import ROOTS, choices_of
+from tave.roadside.resolver import VARIABLE, keep_folder
 
 FAILED, REFUSED = 1, 2
 
@@ -92,6 +93,8 @@ class Batch:
         self.items = read_list(Path(options.jobs), choices_of("backbone"))
         self.out, self.cache = Path(options.out).absolute(), Path(options.cache).absolute()
         self.scratch = ""  # folder of a dry run, which leaves nothing
+        if not options.dry_run:
+            keep_folder()  # jobs have folders of their own
         check_writable(self.out)
 
     def prepare(self, item: Item, *, look: bool = False) -> Prepared:
@@ -112,8 +115,14 @@ class Batch:
 
     def dry(self) -> int:
         """Print the plan of each job; the exit code."""
+        kept = os.environ.get(VARIABLE)
         with tempfile.TemporaryDirectory() as self.scratch:
-            return self._dry()
+            try:
+                keep_folder(self.scratch)
+                return self._dry()
+            finally:
+                if kept is None:
+                    del os.environ[VARIABLE]
 
     def _dry(self) -> int:
         wrong, total, unknown = 0, 0.0, False

@@ -36,7 +36,7 @@ CLIP_HEADS += ((0, b"\x1aE\xdf\xa3"), (0, b"RIFF"), (0, b"GIF8"), (0, b"\x00\x00
 class Setting:
     """Where a job is prepared. ``folder``: the worker's working directory, all paths are relative to it.
 
-    ``run``: the run folder of the tuned clip, for another edit of it; ``example``: the shipped clip that is tuned.
+    ``run``: the run folder of the tuned clip, for another edit of it; ``example``: the named clip that is tuned.
     ``maps``: its target was compared before. ``weights``: backbone -> further words of tave.train; ``rates``: the
     folder of :func:`tave.app.plan.learn`.
     """
@@ -205,10 +205,9 @@ def draw_examples(names: Sequence[str], folder: str) -> None:
 
     for name in names:
         case, made = find_case(name), Path(folder) / name
-        if not (made / "source.mp4").is_file():
-            made.mkdir(parents=True, exist_ok=True)
-            target_image(case).save(made / "target.png")
-            write_video(made / "source.mp4", from_pixels(frames_of(case.source)), FPS, crf=12, chroma="420")
+        made.mkdir(parents=True, exist_ok=True)
+        target_image(case).save(made / "target.png")
+        write_video(made / "source.mp4", from_pixels(frames_of(case.source)), FPS, crf=12, chroma="420")
 
 
 def offered(backbones: Sequence[str]) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def failure(error: Exception) -> str:
 
 def shown_example(name: str) -> str:
     """An example's clip, target and descriptions as HTML."""
-    from tave.cli import compose_options
+    from tave.cli import compose_config
 
-    video = compose_options("train", [f"video={name}"]).video
+    video = compose_config("train", [f"video={name}"]).video
     target = next(iter(video.edits.values())).target_prompt
     at = f"/api/examples/{name}"
     return (

@@ -49,7 +49,7 @@ class Job:
     """
 
     name: str = option("edit", "name of the job, and of its folder in a batch")
-    example: str | None = option(None, "a shipped clip with its target, instead of video.*", choices=EXAMPLES)
+    example: str | None = option(None, "a named clip with its target, instead of video.*", choices=EXAMPLES)
     tuned: str | None = option(None, "an earlier job (its id; in a batch its name) whose tuned clip is edited again")
     backbone: str | None = option(None, "pretrained model by name; null: roadside, or that of the tuned clip")
     memory: str | None = option(None, "memory preset by name; null: auto, or that of the tuned clip", choices=PRESETS)
@@ -199,7 +199,7 @@ def model_words(backbones: Mapping[str, str], adapters: Mapping[str, str]) -> di
 def words_of(job: Job, files: Mapping[str, str], example: str | None = None) -> list[str]:
     """The job as words of tave.train, or, with ``job.tuned``, of tave.edit; ``files``: the paths of its files.
 
-    ``example``: the shipped clip that was tuned, if the job names no target of its own.
+    ``example``: the named clip that was tuned, if the job names no target of its own.
     """
     words = [f"memory={job.memory}"] if job.memory else []
     if not job.tuned:
@@ -214,7 +214,7 @@ def words_of(job: Job, files: Mapping[str, str], example: str | None = None) -> 
 
 
 def _example_words(example: str) -> list[str]:
-    """The edits of a shipped clip as words of tave.edit."""
+    """The edits of a named clip as words of tave.edit."""
     from tave.cli import compose_options
 
     found = []

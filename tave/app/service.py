@@ -25,6 +25,7 @@ from tave.app.spaces import RefusedError, Spaces, now
 from tave.app.worker import WEB, Child
 from tave.config import AppOptions, OptionError
 from tave.record import REPORT, view_note
+from tave.roadside.resolver import keep_folder
 
 # The results of a job by name: in its edit's folder, and those for browsers.
 RESULTS = ("edited.mp4", "network.mp4", "mask.mp4", "side_by_side.mp4", "side_by_side.png", "soft_mask.npz")
@@ -38,6 +39,7 @@ class Desk:
 
     def __init__(self, options: AppOptions, spaces: Spaces, begin: Any = Child) -> None:
         self.options, self.spaces, self.checker = options, spaces, spaces.checker
+        keep_folder(Path(options.folder) / "drawn")  # jobs have folders of their own
         weights = model_words(options.backbones, options.adapters)
         self.choices = self.checker.offered(list(weights))
         self.queue = Queue(Path(options.folder).absolute(), spaces, weights, begin)
@@ -197,7 +199,7 @@ def build(desk: Desk) -> FastAPI:
 
     @app.get("/api/examples/{name}/{file}")
     def example(name: str, file: str) -> FileResponse:
-        """``source.mp4`` or ``target.png`` of a shipped example."""
+        """``source.mp4`` or ``target.png`` of a example."""
         if name not in EXAMPLES or file not in EXAMPLE_FILES:
             raise HTTPException(404, "no such example")
         return FileResponse(desk.examples / name / file)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tave.roadside.draw import (
     LIGHTS,
+    VERSION,
     draw,
     legs_layer,
     object_layer,
@@ -414,7 +415,7 @@ def find_case(name: str) -> Case:
 
 def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
     """Draw a case into ``folder/NAME``, atomically, unless it is there at this ``size`` (px); return that folder."""
-    description = {"size": size, **asdict(case)}
+    description = {"drawing": VERSION, "size": size, **asdict(case)}
     return drawn_folder(folder, case.name, description, lambda place: write_case(case, place, size))
 
 

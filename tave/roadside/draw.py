@@ -17,6 +17,7 @@ import numpy as np
 from tave.roadside.scene import GAIT, SIDES, UNITS, Placement, Scene, Subject
 from tave.roadside.shapes import HUB, SKIN, TYRE, Color, Shape, Wheel, circle, shape_of
 
+VERSION = 2  # of the pictures: with another number, those that were kept are drawn again
 SUPERSAMPLE = 4
 _BITS = 4  # fractional bits of a corner's position
 

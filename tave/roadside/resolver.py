@@ -1,40 +1,58 @@
-"""The OmegaConf resolver ``${drawn:NAME}``: the folder of a drawn case, which is drawn when the options have passed."""
+"""The OmegaConf resolver ``${drawn:NAME}``: the folder of a drawn case, drawn once the options are validated."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-FOLDER = Path("outputs") / "drawn"  # relative to the working folder
-_wanted: set[str] = set()  # cases whose folders have been resolved and not drawn yet
+VARIABLE = "TAVE_DRAWN"  # the environment variable with the folder of drawn clips
+_wanted: ContextVar[set[str]] = ContextVar("wanted")  # cases whose folders were resolved in a block of drawing()
+
+
+def folder() -> Path:
+    """Return the absolute folder of drawn clips: that of ``TAVE_DRAWN``, or outputs/drawn in the working folder."""
+    return Path(os.environ.get(VARIABLE) or Path("outputs") / "drawn").absolute()
 
 
 def place(name: str) -> str:
     """Return the absolute folder of a case, which :func:`drawing` draws."""
-    _wanted.add(name)
-    return str((FOLDER / name).resolve())
+    _wanted.get(set()).add(name)
+    return str(folder() / name)
+
+
+def keep_folder(path: str | Path | None = None) -> None:
+    """Have this process and those that it starts draw into ``path``, by default :func:`folder`, wherever they work.
+
+    ``TAVE_DRAWN`` has priority.
+    """
+    os.environ.setdefault(VARIABLE, str(Path(path).absolute() if path else folder()))
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
     """Draw the cases whose folders were resolved in the block, unless that raised an error. See :func:`drawn`."""
-    _wanted.clear()
-    yield
-    while _wanted:
-        drawn(_wanted.pop())
+    token = _wanted.set(set())
+    try:
+        yield
+        for name in sorted(_wanted.get()):
+            drawn(name)
+    finally:
+        _wanted.reset(token)
 
 
 def drawn(name: str) -> str:
     """Return the absolute folder of a named, study or benchmark case: source.mp4, target.png and truth/.
 
-    It is drawn unless it is there. Raises ValueError if no case has this name.
+    It is drawn unless it is there. Raises ValueError if no case has this name, OSError if the folder can't be written.
     """
     from tave.roadside.cases import draw_case, find_case  # numpy; torch as well if the case is not drawn yet
 
-    return str(draw_case(find_case(name), FOLDER).resolve())
+    return str(draw_case(find_case(name), folder()))
 
 
 OmegaConf.register_new_resolver("drawn", place, replace=True)

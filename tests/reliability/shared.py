@@ -29,10 +29,10 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 MODULES = {name: f"tave.{name}" for name in ("train", "edit", "verify", "benchmark", "doctor")}
 MODULES |= {name: f"tave.eval.{name}" for name in ("score", "leaderboard", "study")}
 MODULES |= {"cache": "tave.stored", "batch": "tave.app.batch"}
-TINY = ["video=custom", "video.path=clip/source.mp4", "video.source_prompt=a white bus driving right", "backbone=tiny"]
+TINY = ["video=custom", "video.path=clip/source.mp4", "video.source_prompt=a white bus", "backbone=tiny"]
 TINY += ["tuning.steps=2", "inversion.steps=2", "inversion.refine=0", "metrics.judge=null", "logger=none"]
-SUV = ["video.target_image=clip/target.png", "video.target_prompt=a red suv driving right", "video.edit=suv"]
-VAN = ["video.target_image=other.png", "video.target_prompt=a blue van driving right", "video.edit=van"]
+SUV = ["video.target_image=clip/target.png", "video.target_prompt=a red suv", "video.edit=suv"]
+VAN = ["video.target_image=other.png", "video.target_prompt=a blue van", "video.edit=van"]
 TRAIN = [*TINY, *SUV, "cache=cache", "hydra.run.dir=run"]
 EDIT = ["run=run", "inputs=clip", *VAN]
 # A line that only a programmer can read: the name of an exception, or the words of one that nobody caught.

@@ -266,7 +266,8 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
         exam.picture_sheet(pictures).save(waiting, "PNG")
     steps = ", ".join(f"{name} {steps_of(folder / name)}" for name in PARTS)
     facts = {
-        "pictures": f"{options.count} of {options.size} px, seed {options.seed}",
+        "pictures": f"{options.count} of {options.size} px, seed {options.seed}; for the judge {options.count // 2} "
+        f"others, seed {options.seed + JUDGE_SEED}",
         "steps": steps + (f" on top of {options.start}" if options.start else ""),
         "exam": f"{len(many.scenes)} held-out frames; {len(few.scenes)} samples of {exam.STEPS} steps, "
         f"guidance {exam.GUIDANCE:g}",
@@ -311,7 +312,8 @@ def pretrain(options: PretrainOptions) -> None:
     prepare(folder, *([Path(options.target)] if "ship" in options.stages else []))
     if "data" in options.stages:
         draw_pictures(folder / "data", options.count, options.seed, options)
-        draw_pictures(folder / JUDGE_DATA, options.count // 2, options.seed + JUDGE_SEED, options)
+        if "judge" in options.stages:
+            draw_pictures(folder / JUDGE_DATA, options.count // 2, options.seed + JUDGE_SEED, options)
     data = load_training_set(folder / "data", options.count)
     if options.start:
         take_over(read_shipped(Path(options.start)), folder, options.stages)

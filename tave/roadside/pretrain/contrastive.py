@@ -15,7 +15,7 @@ from tave.roadside.pretrain.training import Training
 from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS, Subject, caption, sector
 
 SHORT = [caption(Subject(kind, color)) for kind in KINDS for color in COLORS]
-LOOKED_AT, IN_PART = 48, 0.6  # patches of each of CLIP's first pictures, and the share of steps that look at no others
+LOOKED_AT, IN_PART = 48, 0.6  # patches per picture in CLIP's first steps, and the share of steps that use only these
 
 
 def same(left: list[str], right: list[str]) -> Tensor:
@@ -76,7 +76,7 @@ def _attribute(picture: Picture, kind: str) -> Any:
 def patches_near(boxes: np.ndarray, size: int, count: int, rng: np.random.Generator) -> Tensor:
     """Choose ``count`` patches, ``n count``, of each picture of ``size`` px: those in and near its box ``n 4`` (px).
 
-    The order of their distance to the box is blurred, so that an object that has more patches shows some of them.
+    Distances to the box are jittered, so that of a larger object a random part is shown.
     """
     grid = size // PATCH
     at = (np.arange(grid) + 0.5) * PATCH
@@ -91,7 +91,7 @@ class ClipTraining(Training):
     """Contrastive training on frames and target images, against their captions and against all short captions.
 
     The first ``IN_PART`` of the steps look at a third of the patches, which costs a third (after FLIP, Li et al. 2023):
-    in frames at those near the object, in photographs, which it fills, at any.
+    sampled near the object in frames, uniformly in photographs.
 
     readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the object.
     """

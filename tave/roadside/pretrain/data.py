@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tave.files import whole_file
+from tave.files import FileError, whole_file
 from tave.interrupts import follow_parent
-from tave.roadside.draw import draw, object_layer, over, silhouette, to_bytes
+from tave.roadside.draw import VERSION, draw, object_layer, over, silhouette, to_bytes
 from tave.roadside.sample import sample_photograph, sample_scene
 from tave.roadside.scene import Scene, Subject, caption, motion_of
 
@@ -133,7 +133,7 @@ def draw_training_set(folder: Path, count: int, size: int, view_size: int, seed:
 
 
 def _draw_file(folder: Path, size: int, view_size: int, seed: int, index: int) -> int:
-    path, origin = folder / f"{index:04d}.npz", json.dumps([size, view_size, seed])
+    path, origin = folder / f"{index:04d}.npz", json.dumps([VERSION, size, view_size, seed])
     if path.exists():
         with np.load(path) as stored:
             if "origin" in stored and str(stored["origin"]) == origin:
@@ -146,9 +146,11 @@ def _draw_file(folder: Path, size: int, view_size: int, seed: int, index: int) -
 
 
 def load_training_set(folder: Path, count: int) -> TrainingSet:
-    """Read the drawn chunks. Raises FileNotFoundError for the first one that is missing."""
+    """Read the drawn chunks. Raises FileError if one is missing."""
     frames, views, pictures = [], [], []
     for index in range(-(-count // CHUNK)):
+        if not (folder / f"{index:04d}.npz").is_file():
+            raise FileError(f"{folder} lacks {index:04d}.npz of {count} pictures: add data to stages, which draws it")
         with np.load(folder / f"{index:04d}.npz") as stored:
             frames.append(stored["frames"])
             views.append(stored["views"])

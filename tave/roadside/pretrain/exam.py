@@ -21,7 +21,7 @@ from tave.regions import without_specks
 from tave.roadside.draw import draw, legs_layer, outline_box, silhouette, to_bytes, without_object
 from tave.roadside.pretrain.data import box_of, photograph_picture, square_crop, to_signed
 from tave.roadside.pretrain.networks import JUDGE_SIZE, VISION_SIZE, Embed
-from tave.roadside.sample import photograph, places_of, sample_scene
+from tave.roadside.sample import patterns_of, photograph, places_of, sample_scene
 from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, UNITS, Scene, Subject, caption, scene_caption
 from tave.roadside.scene import held_out as never_trained
 from tave.sampling import sample
@@ -112,7 +112,8 @@ def captions_by_class() -> dict[str, dict[str, list[str]]]:
     short = {(kind, color): caption(Subject(kind, color)) for kind in KINDS for color in COLORS}
     patterned: dict[str, list[str]] = {}
     for pattern in PATTERNS:
-        subjects = [Subject(k, c, pattern, a) for k in KINDS for c in COLORS for a in COLORS if a != c]
+        kinds = [kind for kind in KINDS if pattern in patterns_of(kind)]
+        subjects = [Subject(k, c, pattern, a) for k in kinds for c in COLORS for a in COLORS if a != c]
         patterned[pattern] = list(dict.fromkeys(caption(subject, pattern=True) for subject in subjects))
     return {
         "vehicle": {kind: [short[kind, color] for color in COLORS] for kind in KINDS},
