@@ -152,18 +152,18 @@ def test_five_files_from_run_folders_alone(runs: Path, tmp_path: Path) -> None:
 
 
 def test_figures_that_matter_come_first_and_what_is_missing_is_folded_below_the_cases(tmp_path: Path) -> None:
-    names = ("mask_recall", "background_psnr", "residue", "judge_vehicle_accuracy", "clip_text")
-    facts = {name: {"id": f"{name}/v1", "higher_is_better": name != "residue", "unit": "share"} for name in names}
+    names = ("mask_recall", "background_psnr", "residue_old", "judge_vehicle_accuracy", "clip_text")
+    facts = {name: {"id": f"{name}/v1", "higher_is_better": name != "residue_old", "unit": "share"} for name in names}
     figures: dict[str, float] = dict.fromkeys(names, 0.5)
     make_run(tmp_path / "a", "a", {"tave": figures, "patent": figures}, facts)
     make_run(tmp_path / "b", "b", {"tave": figures}, facts)
     page, board = show(tmp_path, tmp_path / "out")
-    first = ["judge_vehicle_accuracy", "residue", "background_psnr"]
+    first = ["judge_vehicle_accuracy", "residue_old", "background_psnr"]
     assert board["headline"] == first and list(board["metrics"]) == [*first, "mask_recall", "clip_text"]
     text = page.read_text()
     assert 0 < text.index('id="every"') < text.index('class="cases"') < text.index("<summary>Missing (1)</summary>")
-    _, chosen = show(tmp_path, tmp_path / "again", metrics=["clip_text", "residue"])
-    assert chosen["headline"] == ["clip_text", "residue"]
+    _, chosen = show(tmp_path, tmp_path / "again", metrics=["clip_text", "residue_old"])
+    assert chosen["headline"] == ["clip_text", "residue_old"]
 
 
 def test_values_to_compare_with_stand_beside_their_metric(tmp_path: Path) -> None:
