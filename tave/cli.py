@@ -128,19 +128,23 @@ def typed(cfg: DictConfig) -> Any:
 
     Raises :class:`OptionError` with one line that names the key and the remedy.
     """
-    root = Root(OmegaConf.get_type(cfg) or dict)
     with drawing():
-        try:
-            if absent := sorted(OmegaConf.missing_keys(cfg)):
-                clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
-                about = option_at(root.kind, absent[0])
-                meaning = f" ({about.entry.metadata['help']})" if about else ""
-                raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
-            options = OmegaConf.to_object(cfg)
-        except OmegaConfBaseException as error:
-            raise OptionError(one_line(error, root)) from error
-        if type(options) is config.TrainOptions and not options.backbone.chosen:
-            raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
+        return _checked(cfg)
+
+
+def _checked(cfg: DictConfig) -> Any:
+    root = Root(OmegaConf.get_type(cfg) or dict)
+    try:
+        if absent := sorted(OmegaConf.missing_keys(cfg)):
+            clip = "choose a clip, for example video=bus_to_suv, or " if absent[0] == "video.path" else ""
+            about = option_at(root.kind, absent[0])
+            meaning = f" ({about.entry.metadata['help']})" if about else ""
+            raise OptionError(f"{', '.join(absent)} not set: {clip}give {absent[0]}=...{meaning}")
+        options = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise OptionError(one_line(error, root)) from error
+    if type(options) is config.TrainOptions and not options.backbone.chosen:
+        raise OptionError("backbone.path not set: give backbone.path=FOLDER, which holds the weights")
     return options
 
 

@@ -26,7 +26,7 @@ from tave.cli import Context, entry_point, one_line
 from tave.config import BatchOptions, OptionError
 from tave.files import check_writable
 from tave.keys import ROOTS, choices_of
-from tave.roadside.resolver import VARIABLE, keep_folder
+from tave.roadside.resolver import drawing_into, keep_folder
 
 FAILED, REFUSED = 1, 2
 
@@ -115,14 +115,8 @@ class Batch:
 
     def dry(self) -> int:
         """Print the plan of each job; the exit code."""
-        kept = os.environ.get(VARIABLE)
-        with tempfile.TemporaryDirectory() as self.scratch:
-            try:
-                keep_folder(self.scratch)
-                return self._dry()
-            finally:
-                if kept is None:
-                    del os.environ[VARIABLE]
+        with tempfile.TemporaryDirectory() as self.scratch, drawing_into(self.scratch):
+            return self._dry()
 
     def _dry(self) -> int:
         wrong, total, unknown = 0, 0.0, False

@@ -199,7 +199,7 @@ def build(desk: Desk) -> FastAPI:
 
     @app.get("/api/examples/{name}/{file}")
     def example(name: str, file: str) -> FileResponse:
-        """``source.mp4`` or ``target.png`` of a example."""
+        """``source.mp4`` or ``target.png`` of an example."""
         if name not in EXAMPLES or file not in EXAMPLE_FILES:
             raise HTTPException(404, "no such example")
         return FileResponse(desk.examples / name / file)

@@ -56,9 +56,14 @@ def clips_of(run: Path) -> dict[str, list[Image.Image]]:
     if file_digest(record["target_image"]) != record.get("sha256"):
         raise FileError(f"{record['target_image']} has changed since the edit {edit}: make the edit again")
     with Image.open(record["target_image"]) as opened:
-        picture = opened.convert("RGBA")
-    opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return {"target image": [opaque.resize(shown["source"][0].size, Image.Resampling.LANCZOS)], **shown}
+        return {"target image": [on_white(opened, shown["source"][0].size)], **shown}
+
+
+def on_white(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the picture in another size, on white where it is transparent."""
+    layer = picture.convert("RGBA")
+    opaque = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return opaque.resize(size, Image.Resampling.LANCZOS)
 
 
 def labelled(picture: Image.Image, label: str) -> Image.Image:

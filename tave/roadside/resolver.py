@@ -34,6 +34,18 @@ def keep_folder(path: str | Path | None = None) -> None:
 
 
 @contextmanager
+def drawing_into(path: str | Path) -> Iterator[None]:
+    """Keep the folder of drawn clips for a block, as :func:`keep_folder` does for good."""
+    before = os.environ.get(VARIABLE)
+    keep_folder(path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+
+
+@contextmanager
 def drawing() -> Iterator[None]:
     """Draw the cases whose folders were resolved in the block, unless that raised an error. See :func:`drawn`."""
     token = _wanted.set(set())

@@ -15,7 +15,7 @@ from PIL import Image
 from tave.regions import box_of
 from tave.roadside.cases import NAMED, SIZE, Case, benchmark, small_benchmark, target_image
 from tave.roadside.draw import draw, object_layer, occluder_layer, over, silhouette, to_bytes, without_object
-from tave.roadside.edit_sheet import joined, labelled
+from tave.roadside.edit_sheet import joined, labelled, on_white
 from tave.roadside.sample import photograph, places_of
 from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, Scene, Subject
 
@@ -32,9 +32,7 @@ def frame_of(scene: Scene, frame: int) -> Image.Image:
 
 def photo_of(case: Case) -> Image.Image:
     """Return the target image at the clips' size, on white if it is cut out."""
-    picture = target_image(case).convert("RGBA")
-    opaque = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return opaque.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return on_white(target_image(case), (SIZE, SIZE))
 
 
 def case_sheet(cases: list[Case]) -> Image.Image:

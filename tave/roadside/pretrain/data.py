@@ -149,9 +149,10 @@ def load_training_set(folder: Path, count: int) -> TrainingSet:
     """Read the drawn chunks. Raises FileError if one is missing."""
     frames, views, pictures = [], [], []
     for index in range(-(-count // CHUNK)):
-        if not (folder / f"{index:04d}.npz").is_file():
-            raise FileError(f"{folder} lacks {index:04d}.npz of {count} pictures: add data to stages, which draws it")
-        with np.load(folder / f"{index:04d}.npz") as stored:
+        path = folder / f"{index:04d}.npz"
+        if not path.is_file():
+            raise FileError(f"{folder} lacks {path.name} of {count} pictures: add data to stages, which draws it")
+        with np.load(path) as stored:
             frames.append(stored["frames"])
             views.append(stored["views"])
             for each in json.loads(str(stored["pictures"])):
