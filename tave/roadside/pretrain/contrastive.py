@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tave.roadside.pretrain.data import Picture, TrainingSet, square_crop, to_signed
 from tave.roadside.pretrain.networks import PATCH, Embed, PatchEmbed
 from tave.roadside.pretrain.training import Training
+from tave.roadside.sample import patterns_of
 from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, PLACES, SECTORS, Subject, caption, sector
 
 SHORT = [caption(Subject(kind, color)) for kind in KINDS for color in COLORS]
@@ -73,6 +75,12 @@ def _attribute(picture: Picture, kind: str) -> Any:
     return getattr(picture.subject if kind in ("pattern", "accent") else picture, kind)
 
 
+def other_patterns(subject: Subject) -> list[str]:
+    """Return the captions of the object in the patterns that it could have and doesn't."""
+    others = [pattern for pattern in patterns_of(subject.kind) if pattern != subject.pattern]
+    return [caption(replace(subject, pattern=pattern), pattern=True) for pattern in others]
+
+
 def patches_near(boxes: np.ndarray, size: int, count: int, rng: np.random.Generator) -> Tensor:
     """Choose ``count`` patches, ``n count``, of each picture of ``size`` px: those in and near its box ``n 4`` (px).
 
@@ -93,7 +101,8 @@ class ClipTraining(Training):
     The first ``IN_PART`` of the steps look at a third of the patches, which costs a third (after FLIP, Li et al. 2023):
     sampled near the object in frames, uniformly in photographs.
 
-    readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the object.
+    readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the object, and
+    is given each object's captions in other patterns as negatives: few captions of a batch differ in the pattern alone.
     """
 
     def __init__(
@@ -143,13 +152,14 @@ class ClipTraining(Training):
         for picture, whole in zip(described, framed, strict=True):
             place, motion, hour, pattern = rng.random(4) < (0.5, 0.6, 0.5, 0.6)
             texts.append(picture.caption(place=whole and place, motion=motion, hour=hour, pattern=pattern))
-        short = [caption(picture.subject) for picture in described]
+        negatives = [] if self.readout else [text for each in described for text in other_patterns(each.subject)]
+        short, long = [caption(picture.subject) for picture in described], texts + negatives
         patches = self._patches(described, framed, rng)
         seen = to_signed(pictures, self.device)
-        images, words = self.embed(seen, SHORT + texts, *([] if patches is None else [patches]))
+        images, words = self.embed(seen, SHORT + long, *([] if patches is None else [patches]))
         scale = self.log_scale.exp().clamp(max=100)
         loss = contrastive(images, words[: len(SHORT)], same(short, SHORT).to(self.device), scale)
-        loss = loss + contrastive(images, words[len(SHORT) :], same(texts, texts).to(self.device), scale)
+        loss = loss + contrastive(images, words[len(SHORT) :], same(texts, long).to(self.device), scale)
         if self.readout is None:
             return loss
         with torch.autocast(self.device.type, enabled=False):
