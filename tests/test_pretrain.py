@@ -295,6 +295,22 @@ def test_loss_weights_grow_with_the_noise_up_to_a_limit() -> None:
     assert torch.allclose(as_clean[0], as_clean[1]) and as_clean[2] < as_clean[1] and weight[2] == weight[3]
 
 
+def test_timesteps_are_drawn_as_often_as_their_losses_weigh() -> None:
+    weights, rng = torch.tensor([0.0, 1.0, 3.0, 0.0, 4.0]), np.random.default_rng(0)
+    for _ in range(5):  # each batch alone: one from each eighth of the distribution
+        assert torch.bincount(denoising.timesteps(weights, 8, rng), minlength=5).tolist() == [0, 1, 3, 0, 4]
+    every = torch.cat([denoising.timesteps(weights, 3, rng) for _ in range(4000)])
+    shares = torch.bincount(every, minlength=5) / len(every)
+    assert torch.allclose(shares, weights / weights.sum(), atol=0.01)
+
+
+def test_the_judges_negatives_differ_in_the_pattern_alone() -> None:
+    subject = Subject("car", "red", "striped", "blue")
+    wrong = contrastive.other_patterns(subject)
+    assert wrong == ["a plain red car", "a red and blue dotted car", "a red and blue two-tone car"]
+    assert contrastive.other_patterns(Subject("bike", "red", "plain", "blue")) == []  # too thin for any other pattern
+
+
 def test_a_network_of_another_size_starts_from_what_fits(tmp_path: Path) -> None:
     words = networks.tokenizer()
     larger, network = networks.clip(words), networks.clip(words)
