@@ -16,10 +16,11 @@ from torch import Tensor
 
 from tave.backbone import Backbone, load_backbone
 from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
+from tave.files import FileError
 from tave.roadside.cases import NAMED, STUDY, benchmark
 from tave.roadside.pretrain import contrastive, data, denoising, exam, networks, training
 from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, encode_data, pretrain, save, take_over
-from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, load_training_set, square_crop, to_signed
+from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
 from tave.roadside.sample import sample_scene
 from tave.roadside.scene import (
     COLORS,
@@ -340,12 +341,16 @@ def test_pictures_are_drawn_once_and_again_for_another_seed(tmp_path: Path, monk
     path = tmp_path / "0000.npz"
 
     def drawn(seed: int) -> tuple[int, np.ndarray]:
-        data._draw_file(tmp_path, 32, 24, seed, 0)
+        data.Drawing(tmp_path, 3, 32, 24, seed).draw_file(0)
         with np.load(path) as stored:
             return path.stat().st_mtime_ns, stored["frames"]
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert first[0] == again[0] and not np.array_equal(again[1], other[1])
+    assert len(data.Drawing(tmp_path, 3, 32, 24, 2).load()) == 3
+    for drawing in (data.Drawing(tmp_path, 3, 32, 24, 1), data.Drawing(tmp_path, 6, 32, 24, 2)):
+        with pytest.raises(FileError, match="add data to stages"):
+            drawing.load()
 
 
 @pytest.mark.slow
@@ -362,10 +367,10 @@ def test_every_stage_from_drawing_to_the_card(tmp_path: Path, monkeypatch: pytes
     assert len(stamps) == 4 and "| UNet, image only: vehicle |" in (tmp_path / "weights/README.md").read_text()
     pretrain(replace(options, stages=list(options.stages[:-1])))
     assert stamps == [path.stat().st_mtime_ns for path in sorted((tmp_path / "work").rglob("weights.safetensors"))]
-    latents = encode_data(tmp_path / "work", load_training_set(tmp_path / "work/data", 20), options).latents
+    latents = encode_data(tmp_path / "work", options).latents
     weights = tmp_path / "work/autoencoder" / WEIGHTS
     save({name: 0.5 * tensor for name, tensor in load_file(weights).items()}, weights)
-    changed = encode_data(tmp_path / "work", load_training_set(tmp_path / "work/data", 20), options).latents
+    changed = encode_data(tmp_path / "work", options).latents
     assert not torch.equal(latents, changed)  # those of other weights aren't read again
 
 

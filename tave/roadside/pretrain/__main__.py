@@ -33,13 +33,13 @@ from tave.config import BackboneOptions, PretrainOptions
 from tave.files import file_digest, prepare, whole_file, writing
 from tave.interrupts import check, deferred
 from tave.roadside.pretrain import contrastive, denoising, exam, networks, training
-from tave.roadside.pretrain.data import CHUNK, TrainingSet, draw_training_set, load_training_set, to_signed
+from tave.roadside.pretrain.data import Drawing, to_signed
 
 log = logging.getLogger(__name__)
 
 TEXT_PROJECTION = "text_projection.safetensors"  # the only weight of the CLIP that a backbone's folder doesn't hold
 WEIGHTS, START = "weights.safetensors", "start.safetensors"
-JUDGE_SEED, JUDGE_DATA = 17, "judge_data"  # other pictures, weights and batches than the conditioning CLIP's
+JUDGE_SEED = 17  # other pictures, weights and batches than the conditioning CLIP's
 PARTS = ("autoencoder", "clip", "judge", "unet")
 
 
@@ -123,6 +123,17 @@ def fit(part: training.Training, folder: Path, precision: Any, *, average: bool 
     save(state, folder / WEIGHTS, steps=str(part.steps))
 
 
+def pictures_of(folder: Path, options: PretrainOptions) -> Drawing:
+    """Return the training set of all parts but the judge."""
+    return Drawing(folder / "data", options.count, options.size, networks.VISION_SIZE, options.seed)
+
+
+def judge_pictures_of(folder: Path, options: PretrainOptions) -> Drawing:
+    """Return the judge's own training set, half as large."""
+    seed = options.seed + JUDGE_SEED
+    return Drawing(folder / "judge_data", options.count // 2, options.size, networks.VISION_SIZE, seed)
+
+
 def _started(network: nn.Module, folder: Path) -> Any:
     """Load the start of a training, of which a network of another size takes what fits by name and shape."""
     if (folder / START).exists():
@@ -134,31 +145,32 @@ def _started(network: nn.Module, folder: Path) -> Any:
     return network
 
 
-def autoencoder_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
+def autoencoder_training(folder: Path, options: PretrainOptions) -> training.Training:
     network = _started(networks.autoencoder(options.size), folder / "autoencoder")
     settings = asdict(options.autoencoder) | {"seed": options.seed}
-    return training.AutoencoderTraining(network, data, options.crop, **settings)
+    return training.AutoencoderTraining(network, pictures_of(folder, options).load(), options.crop, **settings)
 
 
-def clip_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
+def clip_training(folder: Path, options: PretrainOptions) -> training.Training:
     words = networks.tokenizer()
     network = _started(networks.clip(words), folder / "clip")
     readout, embed = contrastive.AttributeReadout(networks.PROJECTION), networks.clip_embedder(network, words)
     settings = asdict(options.clip) | {"seed": options.seed}
+    data = pictures_of(folder, options).load()
     return contrastive.ClipTraining(network, data, embed, networks.VISION_SIZE, readout, **settings)
 
 
-def judge_training(folder: Path, _: TrainingSet, options: PretrainOptions) -> training.Training:
+def judge_training(folder: Path, options: PretrainOptions) -> training.Training:
     seed = options.seed + JUDGE_SEED
-    data = load_training_set(folder / JUDGE_DATA, options.count // 2)
     torch.manual_seed(seed)
     network = _started(networks.judge(folder / "judge"), folder / "judge")
     embed, settings = networks.judge_embedder(network), asdict(options.judge) | {"seed": seed}
+    data = judge_pictures_of(folder, options).load()
     return contrastive.ClipTraining(network, data, embed, networks.JUDGE_SIZE, None, **settings)
 
 
-def unet_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> training.Training:
-    encoded, words = encode_data(folder, data, options), networks.tokenizer()
+def unet_training(folder: Path, options: PretrainOptions) -> training.Training:
+    encoded, words = encode_data(folder, options), networks.tokenizer()
     text_model = load(networks.clip(words), folder / "clip").text_model
     text = networks.cached(lambda texts: networks.text_model_output(text_model, words, texts).last_hidden_state)
     torch.manual_seed(options.seed)
@@ -168,8 +180,8 @@ def unet_training(folder: Path, data: TrainingSet, options: PretrainOptions) -> 
         network.set_attn_processor(AttnProcessor())
     encoded = denoising.Encoded(latents, encoded.embeds, encoded.views)
     settings = asdict(options.unet) | {"seed": options.seed}
-    cell = options.size // latents.shape[-1]
-    return denoising.UNetTraining(network, encoded, data.pictures, text, cell, **settings)
+    cell, pictures = options.size // latents.shape[-1], pictures_of(folder, options).load().pictures
+    return denoising.UNetTraining(network, encoded, pictures, text, cell, **settings)
 
 
 def scaling_factor(latents: Tensor) -> float:
@@ -178,14 +190,15 @@ def scaling_factor(latents: Tensor) -> float:
 
 
 @torch.no_grad()
-def encode_data(folder: Path, data: TrainingSet, options: PretrainOptions) -> denoising.Encoded:
+def encode_data(folder: Path, options: PretrainOptions) -> denoising.Encoded:
     """Return latents (unscaled, fp16) and CLIP embeddings of the training set, which are stored in ``folder``."""
     stored = folder / "encoded.safetensors"
     parts = [file_digest(folder / name / WEIGHTS) for name in ("autoencoder", "clip")]
-    origin = json.dumps([*parts, options.count, options.size, options.seed])
+    drawing = pictures_of(folder, options)
+    origin = json.dumps([*parts, options.count, drawing.origin])
     if stored.exists() and metadata_of(stored).get("origin") == origin:
         return denoising.Encoded(**load_file(stored))
-    device, words = working_device(), networks.tokenizer()
+    device, words, data = working_device(), networks.tokenizer(), drawing.load()
     vae = load(networks.autoencoder(options.size), folder / "autoencoder")
     vae = vae.to(device, memory_format=torch.channels_last)
     embed = networks.clip_embedder(load(networks.clip(words), folder / "clip").to(device), words)
@@ -206,9 +219,9 @@ def encode_data(folder: Path, data: TrainingSet, options: PretrainOptions) -> de
 # ---- shipping --------------------------------------------------------------------------------------------------------
 
 
-def ship(folder: Path, data: TrainingSet, options: PretrainOptions) -> None:
+def ship(folder: Path, options: PretrainOptions) -> None:
     """Write ``backbone`` (diffusers' layout) and ``judge`` (open_clip's) in half precision, and examine them."""
-    target, encoded, words = Path(options.target), encode_data(folder, data, options), networks.tokenizer()
+    target, encoded, words = Path(options.target), encode_data(folder, options), networks.tokenizer()
     clip = load(networks.clip(words), folder / "clip")
     vae = load(networks.autoencoder(options.size), folder / "autoencoder")
     vae.register_to_config(scaling_factor=scaling_factor(encoded.latents))
@@ -289,7 +302,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         return stored.metadata() or {}
 
 
-STAGES: dict[str, Callable[[Path, TrainingSet, PretrainOptions], training.Training]] = {
+STAGES: dict[str, Callable[[Path, PretrainOptions], training.Training]] = {
     "autoencoder": autoencoder_training,
     "clip": clip_training,
     "judge": judge_training,
@@ -297,10 +310,10 @@ STAGES: dict[str, Callable[[Path, TrainingSet, PretrainOptions], training.Traini
 }
 
 
-def draw_pictures(folder: Path, count: int, seed: int, options: PretrainOptions) -> None:
+def draw_pictures(drawing: Drawing, workers: int) -> None:
     """Draw a training set with a bar of progress."""
-    drawn = draw_training_set(folder, count, options.size, networks.VISION_SIZE, seed, options.workers)
-    for _ in track(drawn, total=-(-count // CHUNK), description=f"drawing {count} training pictures"):
+    title = f"drawing {drawing.count} training pictures"
+    for _ in track(drawing.draw(workers), total=drawing.chunks, description=title):
         pass
 
 
@@ -311,18 +324,17 @@ def pretrain(options: PretrainOptions) -> None:
     folder = Path(options.folder)
     prepare(folder, *([Path(options.target)] if "ship" in options.stages else []))
     if "data" in options.stages:
-        draw_pictures(folder / "data", options.count, options.seed, options)
+        draw_pictures(pictures_of(folder, options), options.workers)
         if "judge" in options.stages:
-            draw_pictures(folder / JUDGE_DATA, options.count // 2, options.seed + JUDGE_SEED, options)
-    data = load_training_set(folder / "data", options.count)
+            draw_pictures(judge_pictures_of(folder, options), options.workers)
     if options.start:
         take_over(read_shipped(Path(options.start)), folder, options.stages)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         if stage == "ship":
-            ship(folder, data, options)
+            ship(folder, options)
         elif stage in STAGES and not (folder / stage / WEIGHTS).exists():
-            fit(STAGES[stage](folder, data, options), folder / stage, options.precision, average=stage == "unet")
+            fit(STAGES[stage](folder, options), folder / stage, options.precision, average=stage == "unet")
 
 
 def _work(options: PretrainOptions, _: Context) -> None:

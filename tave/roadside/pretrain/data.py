@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import av
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tave import regions
 from tave.files import FileError, whole_file
 from tave.interrupts import follow_parent
 from tave.roadside.draw import VERSION, draw, object_layer, over, silhouette, to_bytes
@@ -71,8 +71,8 @@ def to_signed(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tenso
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Return the bounding box of a mask ``H W``, which must not be empty: x0, y0, x1, y1."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    top, bottom, left, right = regions.box_of(mask)
+    return left, top, right, bottom
 
 
 def square_crop(frame: np.ndarray, box: tuple[float, ...], size: int, wider: float = 0.25) -> np.ndarray:
@@ -126,35 +126,62 @@ def _through_codec(frames: np.ndarray, crf: int) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for f in coded.decode(video=0)])
 
 
-def draw_training_set(folder: Path, count: int, size: int, view_size: int, seed: int, workers: int) -> Iterator[int]:
-    """Draw ``count`` pictures into ``folder``, but not again what was drawn alike; yields after each chunk."""
-    with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
-        yield from pool.map(partial(_draw_file, folder, size, view_size, seed), range(-(-count // CHUNK)))
+@dataclass(frozen=True)
+class Drawing:
+    """A training set in a folder: ``count`` frames and photographs with sides of ``size`` and ``view_size`` px."""
 
+    folder: Path
+    count: int
+    size: int
+    view_size: int
+    seed: int
 
-def _draw_file(folder: Path, size: int, view_size: int, seed: int, index: int) -> int:
-    path, origin = folder / f"{index:04d}.npz", json.dumps([VERSION, size, view_size, seed])
-    if path.exists():
-        with np.load(path) as stored:
-            if "origin" in stored and str(stored["origin"]) == origin:
-                return index
-    frames, views, pictures = draw_chunk(index, size, view_size, seed)
-    described = json.dumps([asdict(each) for each in pictures])
-    with whole_file(path) as temporary, temporary.open("wb") as sink:
-        np.savez(sink, frames=frames, views=views, pictures=described, origin=origin)
-    return index
+    def draw(self, workers: int) -> Iterator[int]:
+        """Draw what isn't there yet; yields after each chunk."""
+        with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
+            yield from pool.map(self.draw_file, range(self.chunks))
 
+    def load(self) -> TrainingSet:
+        """Read what was drawn. Raises FileError if a chunk is missing or was drawn with other options."""
+        frames, views, pictures = [], [], []
+        for index in range(self.chunks):
+            path = self._path(index)
+            if not self._drawn(path):
+                raise FileError(
+                    f"{path} is missing or was drawn with other options: add data to stages, which draws it"
+                )
+            with np.load(path) as stored:
+                frames.append(stored["frames"])
+                views.append(stored["views"])
+                for each in json.loads(str(stored["pictures"])):
+                    pictures.append(
+                        Picture(**each | {"subject": Subject(**each["subject"]), "box": tuple(each["box"])})
+                    )
+        return TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)
 
-def load_training_set(folder: Path, count: int) -> TrainingSet:
-    """Read the drawn chunks. Raises FileError if one is missing."""
-    frames, views, pictures = [], [], []
-    for index in range(-(-count // CHUNK)):
-        path = folder / f"{index:04d}.npz"
+    def draw_file(self, index: int) -> int:
+        path = self._path(index)
+        if not self._drawn(path):
+            frames, views, pictures = draw_chunk(index, self.size, self.view_size, self.seed)
+            described = json.dumps([asdict(each) for each in pictures])
+            with whole_file(path) as temporary, temporary.open("wb") as sink:
+                np.savez(sink, frames=frames, views=views, pictures=described, origin=self.origin)
+        return index
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.count // CHUNK)
+
+    @property
+    def origin(self) -> str:
+        """What identifies a drawn chunk, but for its number."""
+        return json.dumps([VERSION, self.size, self.view_size, self.seed])
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:04d}.npz"
+
+    def _drawn(self, path: Path) -> bool:
         if not path.is_file():
-            raise FileError(f"{folder} lacks {path.name} of {count} pictures: add data to stages, which draws it")
+            return False
         with np.load(path) as stored:
-            frames.append(stored["frames"])
-            views.append(stored["views"])
-            for each in json.loads(str(stored["pictures"])):
-                pictures.append(Picture(**each | {"subject": Subject(**each["subject"]), "box": tuple(each["box"])}))
-    return TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)
+            return "origin" in stored and str(stored["origin"]) == self.origin
