@@ -242,10 +242,15 @@ def conditions_for(backbone: Backbone, sheet: HeldOut, *, text: bool, image: boo
 
 
 def examine_unet(backbone: Backbone, judge: Embed, sheet: HeldOut) -> tuple[list[Mark], dict[str, np.ndarray]]:
-    """Measure what is sampled for text, for text and image, and for the image alone; with the pictures."""
+    """Measure what is sampled for text, for text and image, and for the image alone.
+
+    Also returns the pictures of each row of a sheet, which begin with one of each kind of object.
+    """
     classes, into = captions_by_class(), holes(backbone, sheet)
     pictures, marks = {"held-out frames": sheet.frames}, []
     photos = [square_crop(photo, (0, 0, *photo.shape[:2]), sheet.frames.shape[1], 0.0) for photo in sheet.photos]
+    kinds = sheet.truth("vehicle")
+    first = sorted(range(len(kinds)), key=lambda i: kinds[:i].count(kinds[i]))  # one of each kind, then another of each
     for name in ("text only", "text and image", "image only"):
         condition = conditions_for(backbone, sheet, text="text" in name, image="image" in name)
         pictures[name] = sample_into(backbone, condition, into)
@@ -253,7 +258,7 @@ def examine_unet(backbone: Backbone, judge: Embed, sheet: HeldOut) -> tuple[list
         for kind in ATTRIBUTES:
             right = share(recognised(shown, into, judge, classes[kind]), sheet.truth(kind))
             marks.append(Mark(f"UNet, {name}: {kind}", right, TARGETS[name].get(kind)))
-    return marks, {"photographs": np.stack(photos)} | pictures
+    return marks, {name: each[first] for name, each in ({"photographs": np.stack(photos)} | pictures).items()}
 
 
 def picture_sheet(pictures: Mapping[str, np.ndarray], columns: int = 10) -> Image.Image:
