@@ -94,12 +94,12 @@ def test_curl_makes_a_real_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         text = text.replace("127.0.0.1:7860", at).replace('{"video.path":', few)
         run(["bash", "-euc", text], tmp_path)
         (ticket,) = desk.queue.tickets.values()
-        told = described(desk, ticket)
-    assert told["state"] == "done" and told["error"] is None
+        record = described(desk, ticket)
+    assert record["state"] == "done" and record["error"] is None
     edited, source = (frames_of(tmp_path / name) for name in ("edited.mp4", "clip.mp4"))
     assert edited.shape == source.shape == (8, 3, 96, 96) and (edited - source).abs().max() > 0.1
-    assert [each["name"] for each in told["stages"]][:2] == ["locating", "encoding"]
-    assert all(each["state"] == "done" and each["done"] == each["total"] for each in told["stages"])
-    assert "network.mp4" in told["files"] and told["shown"].endswith("edited.mp4 has the whole frames.")
+    assert [each["name"] for each in record["stages"]][:2] == ["locating", "encoding"]
+    assert all(each["state"] == "done" and each["done"] == each["total"] for each in record["stages"])
+    assert "network.mp4" in record["files"] and record["shown"].endswith("edited.mp4 has the whole frames.")
     rates = measured(tmp_path / "app", ticket.prepared.plan.model)
-    assert set(rates) == {each["name"] for each in told["stages"]}  # so that the next job is told its seconds
+    assert set(rates) == {each["name"] for each in record["stages"]}  # so that the next job's seconds are known

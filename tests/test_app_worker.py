@@ -30,24 +30,24 @@ QUICK = [*TINY, "metrics.enabled=false", "logger=none"]
 
 @pytest.fixture(scope="module")
 def run(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Mapping[str, Any]]]:
-    """A finished job's folder, and what it told. Not to be changed by a test that does not restore it."""
-    folder, told = tmp_path_factory.mktemp("job"), list[Mapping[str, Any]]()
+    """A finished job's folder, and its events. Not to be changed by a test that does not restore it."""
+    folder, events = tmp_path_factory.mktemp("job"), list[Mapping[str, Any]]()
     words = [*of_clip(clip), *QUICK, f"cache={folder / 'cache'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert perform({"words": words, "run": "run", "tuned": False}, told.append) == ["suv"]
-    return folder, told
+        assert perform({"words": words, "run": "run", "tuned": False}, events.append) == ["suv"]
+    return folder, events
 
 
 def test_a_job_tells_its_stages_and_shows_the_soft_map_before_sampling(
     run: tuple[Path, list[Mapping[str, Any]]],
 ) -> None:
-    folder, told = run
-    ends = list(dict.fromkeys(event["stage"] for event in told if event.get("over")))
+    folder, events = run
+    ends = list(dict.fromkeys(event["stage"] for event in events if event.get("over")))
     assert ends == ["encoding", "tuning", "inversion", "reconstruction", "masking", "sampling", "decoding", "writing"]
-    soft = told.index({"file": "soft"})
-    assert not any(event.get("stage") == "sampling" for event in told[:soft])
-    last = {event["stage"]: event for event in told if event.get("over")}
+    soft = events.index({"file": "soft"})
+    assert not any(event.get("stage") == "sampling" for event in events[:soft])
+    last = {event["stage"]: event for event in events if event.get("over")}
     assert last["tuning"]["done"] == last["tuning"]["total"] == 2 and last["sampling"]["peak_mb"] > 0
     shape = frames_of(folder / "run/source.mp4").shape
     for name in ("source", "edited", "mask", "soft"):
@@ -74,14 +74,14 @@ def test_only_what_depends_on_a_change_runs_again(
     """Another threshold costs no evaluation of the network before sampling, also with the target shown in its place."""
     folder, _ = run
     monkeypatch.chdir(folder)
-    told: list[Mapping[str, Any]] = []
+    events: list[Mapping[str, Any]] = []
     target = [f"video.edits.suv.target_image={clip / 'target.png'}"]
     target += [] if "prompt" in changed[0] else ["video.edits.suv.target_prompt=a red suv on a mountain road"]
     words = [*target, *changed, "logger=none", f"cache={folder / 'cache'}"]
     with evaluations() as seen:
-        perform({"words": words, "run": "run", "tuned": True}, told.append)
+        perform({"words": words, "run": "run", "tuned": True}, events.append)
     steps = {"tuning", "inversion", "reconstruction", "masking", "sampling"}
-    assert {event["stage"] for event in told if event.get("stage") in steps} == again
+    assert {event["stage"] for event in events if event.get("stage") in steps} == again
     if again == {"sampling"}:
         assert len(seen) == 2  # the steps of sampling, both branches in a batch
 
@@ -93,7 +93,7 @@ def test_cancelling_ends_within_a_step_and_the_same_job_goes_on(clip: Path, tmp_
 
     def tell(event: Mapping[str, Any]) -> None:
         if event.get("stage") == "tuning" and event["done"] > 0 and not cancelled:
-            cancelled.append(True)  # not at the first step: a fast one is too soon after the start to be told
+            cancelled.append(True)  # not at the first step: a fast one is too soon after the start to be reported
             child.cancel()
         seen.append(event)
 
@@ -107,9 +107,11 @@ def test_cancelling_ends_within_a_step_and_the_same_job_goes_on(clip: Path, tmp_
 @pytest.mark.slow
 def test_a_job_ends_with_its_parent_and_tells_a_mistake_in_one_line(clip: Path, tmp_path: Path) -> None:
     child = Child(tmp_path, [*of_clip(clip), *QUICK, "video.start=999"], "run", tuned=False)
-    told: list[Mapping[str, Any]] = []
-    assert child.wait(told.append) == 1
-    assert "so video.start=999 is past its end; set it below 8" in told[-1]["error"] and "\n" not in told[-1]["error"]
+    events: list[Mapping[str, Any]] = []
+    assert child.wait(events.append) == 1
+    assert (
+        "so video.start=999 is past its end; set it below 8" in events[-1]["error"] and "\n" not in events[-1]["error"]
+    )
     child = Child(tmp_path, [*of_clip(clip), *QUICK, "tuning.steps=5000", f"cache={tmp_path}"], "run", tuned=False)
     assert child._process.stdin is not None and child._process.stdout is not None
     with child._process.stdout:
@@ -215,11 +217,13 @@ def test_a_first_look_runs_as_it_was_planned_and_is_learnt(
     learn(tmp_path, made.plan, seen)
     assert set(measured(tmp_path, made.plan.model)) == set(plan)
     edit = tmp_path / "run/edits" / name
-    told = view_note(edit, read_json(edit / "edit.json"))
+    shown = view_note(edit, read_json(edit / "edit.json"))
     assert (
-        told is not None and "of frames of 96x96, as the network's " in told and told.endswith("has the whole frames.")
+        shown is not None
+        and "of frames of 96x96, as the network's " in shown
+        and shown.endswith("has the whole frames.")
     )
-    assert told in (tmp_path / "run/report.html").read_text()
+    assert shown in (tmp_path / "run/report.html").read_text()
     again = prepare(Job(tuned="a", values={"mask.fixed": 0.4}), {}, Setting(".", "cache", ".", run="run"))
     assert "locating" not in {stage.name for stage in again.plan.stages}
 
@@ -270,18 +274,24 @@ def test_a_dry_run_checks_every_input_and_makes_nothing(
     jobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(batch.main, str(jobs), "--dry-run", "out=out", "cache=cache") == 2
-    told = capsys.readouterr().out
-    assert "suv: ok\n" in told and "tighter: ok, a further edit of suv\n" in told and "tuning" in told
-    assert "lost: would fail: missing.mp4: no such file" in told and "3 jobs, 1 would fail" in told
+    printed = capsys.readouterr().out
+    assert "suv: ok\n" in printed and "tighter: ok, a further edit of suv\n" in printed and "tuning" in printed
+    assert "lost: would fail: missing.mp4: no such file" in printed and "3 jobs, 1 would fail" in printed
     assert not Path("out").exists() and not Path("cache").exists()
 
 
 @pytest.mark.slow
 def test_a_batch_runs_what_can_run_and_makes_nothing_twice(jobs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(batch.main, str(jobs), "out=out", "cache=cache") == 1
-    told = capsys.readouterr().out
-    assert "done: suv: out/suv/run/edits/target\n" in told and "done: tighter: out/suv/run/edits/target-2\n" in told
-    assert "failed: lost: " in told and "missing.mp4: no such file" in told and told.endswith("3 jobs, 1 failed\n")
+    printed = capsys.readouterr().out
+    assert (
+        "done: suv: out/suv/run/edits/target\n" in printed and "done: tighter: out/suv/run/edits/target-2\n" in printed
+    )
+    assert (
+        "failed: lost: " in printed
+        and "missing.mp4: no such file" in printed
+        and printed.endswith("3 jobs, 1 failed\n")
+    )
     assert call(batch.main, str(jobs), "--dry-run", "out=out", "cache=cache") == 2
     assert capsys.readouterr().out.count("remembered") >= 5  # tuning and inversion of both
     made = Path("out/suv/run/edits/target/edited.mp4").stat().st_mtime_ns

@@ -96,7 +96,7 @@ def test_no_code_runs_from_one_even_with_a_right_digest(last: Path, tmp_path: Pa
     assert resumable(last) is None and not (tmp_path / "ran").exists()
 
 
-# ---- the story of a tuning -------------------------------------------------------------------------------------------
+# ---- a tuning that is stopped and resumed ----------------------------------------------------------------------------
 
 
 class Command:

@@ -38,10 +38,12 @@ def _lines(description: Mapping[str, Any]) -> Iterator[str]:
 
 def _values(about: Mapping[str, Any]) -> str:
     kinds = about["type"] if isinstance(about["type"], list) else [about["type"]]
-    told = ", ".join(str(each) for each in about["enum"] if each is not None) if "enum" in about else " or ".join(kinds)
+    values = (
+        ", ".join(str(each) for each in about["enum"] if each is not None) if "enum" in about else " or ".join(kinds)
+    )
     low, high = about.get("minimum"), about.get("maximum")
     bounds = f"{low} to {high}" if high is not None else f"{low} or more" if low is not None else ""
-    return f"{told}{f', {bounds}' if bounds else ''}"
+    return f"{values}{f', {bounds}' if bounds else ''}"
 
 
 def _text(value: str) -> str:

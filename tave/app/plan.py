@@ -63,8 +63,8 @@ class Plan:
     def lines(self) -> Iterable[str]:
         """For people: a line for each stage, then what is to be expected."""
         for stage in self.stages:
-            told = "remembered" if stage.remembered else "unknown" if stage.seconds is None else _about(stage.seconds)
-            yield f"  {LABELS.get(stage.name, stage.name):<18} {stage.steps:>5} {_plural(stage.steps)}  {told}"
+            shown = "remembered" if stage.remembered else "unknown" if stage.seconds is None else _about(stage.seconds)
+            yield f"  {LABELS.get(stage.name, stage.name):<18} {stage.steps:>5} {_plural(stage.steps)}  {shown}"
         memory = "unknown" if self.megabytes is None else f"{self.megabytes / 1000:.1f} GB"
         time = "unknown until a job of this model has run here" if self.seconds is None else _about(self.seconds)
         yield f"  expected: {time}, memory {memory}; {self.frames} frames of {self.size[0]}x{self.size[1]}"

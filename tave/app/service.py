@@ -174,7 +174,7 @@ def build(desk: Desk) -> FastAPI:
         return JSONResponse({"error": cut(public(str(error)))}, 422)
 
     @app.exception_handler(HTTPException)
-    async def told(request: Request, error: HTTPException) -> JSONResponse:
+    async def failed(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code)
 
     def found(request: Request, key: str) -> Ticket:

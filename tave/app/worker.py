@@ -29,14 +29,14 @@ LOG = "log.txt"
 WEB = "web"  # clips for browsers, in a job's folder
 INTERVAL = 0.5  # s between two events of a stage's steps
 PATIENCE = 60.0  # s from SIGTERM to SIGKILL
-Tell = Callable[[Mapping[str, Any]], None]
+Send = Callable[[Mapping[str, Any]], None]
 
 
 # ---- the parent's side -----------------------------------------------------------------------------------------------
 
 
 class Child:
-    """A running job. ``wait`` calls ``tell`` with each event and returns the exit code."""
+    """A running job. ``wait`` calls ``send`` with each event and returns the exit code."""
 
     def __init__(self, folder: Path, words: Sequence[str], run: str, *, tuned: bool) -> None:
         write_json(folder / REQUEST, {"words": list(words), "run": run, "tuned": tuned})
@@ -47,12 +47,12 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self, tell: Tell) -> int:
+    def wait(self, send: Send) -> int:
         """Until it has ended."""
         assert self._process.stdout is not None and self._process.stdin is not None
         with self._process.stdin, self._process.stdout:  # the end of its input would tell it that its parent is gone
             for line in self._process.stdout:
-                tell(json.loads(line))
+                send(json.loads(line))
             return self._process.wait()
 
     def stop(self) -> None:
@@ -78,7 +78,7 @@ def reason(code: int) -> str:
 # ---- the child's side ------------------------------------------------------------------------------------------------
 
 
-def perform(request: Mapping[str, Any], tell: Tell) -> list[str]:
+def perform(request: Mapping[str, Any], send: Send) -> list[str]:
     """Make the edits of a request in the working directory; returns their names. Raises what the entry points raise."""
     from tave.cli import compose_options, typed
     from tave.edit import edit, options_of
@@ -86,7 +86,7 @@ def perform(request: Mapping[str, Any], tell: Tell) -> list[str]:
     from tave.train import train
 
     words, run = list(request["words"]), Path(request["run"])
-    with followed(run, tell):
+    with followed(run, send):
         if request["tuned"]:
             options = typed(options_of(run, words))
             made = edit(run, options, overrides=words, footage=footage_of(run, options.video), show=False)
@@ -102,8 +102,8 @@ def perform(request: Mapping[str, Any], tell: Tell) -> list[str]:
 
 
 @contextmanager
-def followed(run: Path, tell: Tell) -> Iterator[None]:
-    """Tell the stages, warnings and the soft map of what happens in the block."""
+def followed(run: Path, send: Send) -> Iterator[None]:
+    """Report the stages, warnings and the soft map of what happens in the block."""
     from tave import progress
 
     last = [0.0]
@@ -113,16 +113,16 @@ def followed(run: Path, tell: Tell) -> Iterator[None]:
             from tave.app.preview import write_soft
 
             write_soft(run / "source.mp4", event.value, Path(WEB))
-            tell({"file": "soft"})
+            send({"file": "soft"})
             return
         now = time.monotonic()
         if 0 < event.done < (event.total or 0) and now - last[0] < INTERVAL:
             return
         last[0] = now
         about = {"done": event.done, "total": event.total, "seconds": round(event.seconds, 2), "over": event.over}
-        tell({"stage": event.stage, "label": event.label, "peak_mb": event.peak_mb, **about})
+        send({"stage": event.stage, "label": event.label, "peak_mb": event.peak_mb, **about})
 
-    handler = _Warnings(tell)
+    handler = _Warnings(send)
     root = logging.getLogger()
     root.addHandler(handler)
     progress.listeners.append(on_event)
@@ -134,13 +134,13 @@ def followed(run: Path, tell: Tell) -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, send: Send) -> None:
         super().__init__(logging.WARNING)
-        self._tell = tell
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("tave"):
-            self._tell({"warning": cut(record.getMessage())})
+            self._send({"warning": cut(record.getMessage())})
 
 
 def main() -> None:
@@ -150,7 +150,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no event
     lock = threading.Lock()
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def send(event: Mapping[str, Any]) -> None:
         with lock:
             print(json.dumps(event), file=out, flush=True)
 
@@ -158,12 +158,12 @@ def main() -> None:
     code = 0
     try:
         with handled():
-            tell({"edits": perform(read_json(Path(REQUEST)), tell)})
+            send({"edits": perform(read_json(Path(REQUEST)), send)})
     except Interrupted as stop:
         code = stop.code
     except Exception as error:
         logging.getLogger(__name__).exception("the job failed")
-        tell({"error": cut(_line(error))})
+        send({"error": cut(_line(error))})
         code = 1
     out.close()
     raise SystemExit(code)

@@ -65,7 +65,7 @@ def _silent(world: World, home: Path, done: Outcome) -> str:
 
 
 def stranger(world: World, home: Path, draw: random.Random) -> Seen:
-    """A stranger's run folder: nothing of it runs, nothing is written or told outside."""
+    """A stranger's run folder: nothing of it runs, nothing is written or named outside."""
     shutil.copytree(world.done, home)
     about = strangers.plant(home, draw)
     entry = draw.choice(["edit", "edit", "edit", "score", "verify", "leaderboard"])

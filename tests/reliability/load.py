@@ -115,7 +115,7 @@ def children(pid: int) -> list[str]:
 
 
 def measured(server: int, users: int, bad: int, say: Callable[[str], None]) -> list[str]:
-    """The whole story; returns what went wrong."""
+    """The whole load test; returns what went wrong."""
     crowd = [User(number, cancels=number % 2 == 1) for number in range(users)]
     faults: list[str] = []
     requests.get(f"{URL}/options", timeout=60)
