@@ -94,7 +94,7 @@ def _listing(options: BenchmarkOptions) -> Path:
     chosen = options.set
     if chosen.kind == "folder":
         return listing_of(str(chosen.folder))
-    from tave.roadside.cases import draw_set
+    from tave.roadside.files import draw_set
 
     return draw_set(chosen.folder or Path(options.folder) / "cases", chosen.size, chosen.which, options.only)
 

@@ -28,7 +28,8 @@ from torch import nn
 from tave.backbone import Backbone, load_backbone, tiny_backbone
 from tave.config import BackboneOptions
 from tave.encoders import Condition, Encoders
-from tave.roadside.cases import NAMED, write_case
+from tave.roadside.cases import NAMED
+from tave.roadside.files import write_case
 
 
 def random_picture() -> torch.Tensor:

@@ -27,7 +27,8 @@ import numpy as np
 from tave.config import ReadOptions
 from tave.files import read_json
 from tave.roadside.cases import NAMED, target_image
-from tave.roadside.draw import background, object_layer, over, shadow_layer, to_bytes
+from tave.roadside.draw import object_layer, over, shadow_layer, to_bytes
+from tave.roadside.places import background
 from tave.roadside.sample import centred
 from tave.roadside.scene import UNITS
 

@@ -21,7 +21,8 @@ from tave.config import BenchmarkOptions, MethodOptions, OptionError
 from tave.files import read_json
 from tave.keys import quoted
 from tave.record import changed_metrics
-from tave.roadside.cases import NAMED, write_case
+from tave.roadside.cases import NAMED
+from tave.roadside.files import write_case
 from tave.video import write_image
 
 METHODS = ["tave", "no_correction", "source_unchanged", "frozen_first_frame"]

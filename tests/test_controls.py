@@ -16,8 +16,10 @@ from tave.controls import _emptied, make, possible, true_region
 from tave.files import file_digest, read_json, write_json
 from tave.listing import ListedCase, read_listing
 from tave.regions import box_of, grown
-from tave.roadside.cases import NAMED, SIZE, Case, frames_of, target_image, truth_of, write_case
+from tave.roadside.cases import NAMED, SIZE, Case, frames_of, target_image
 from tave.roadside.draw import object_layer
+from tave.roadside.files import write_case
+from tave.roadside.truth import truth_of
 from tave.video import read_clip, write_video
 from tave.video.frames import from_pixels
 

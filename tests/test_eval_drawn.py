@@ -20,8 +20,9 @@ from eval.ideal import IdealLayers, instances_shown, light_left, residue, residu
 from eval.measure import Tools, measure
 from eval.motion import still, warp_error
 from eval.regions import psnr
-from tave.roadside.cases import NAMED, STUDY, frames_of, truth_of
+from tave.roadside.cases import NAMED, STUDY, frames_of
 from tave.roadside.scene import Scene
+from tave.roadside.truth import truth_of
 from tave.video import write_video
 from tave.video.frames import from_pixels
 

@@ -19,9 +19,12 @@ from PIL import Image
 from tave.files import file_digest, write_json
 from tave.listing import read_listing
 from tave.record import read_sums
-from tave.roadside import cases, draw, edit_sheet, resolver, sheet, truth
-from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, groups_of, small_benchmark, truth_of
-from tave.roadside.draw import Camera, background, legs_layer, object_layer, occluder_layer, over, shadow_layer
+from tave.roadside import cases, draw, edit_sheet, places, resolver, sheet, truth
+from tave.roadside.camera import LIGHTS, SUPERSAMPLE, Camera, placed, turned
+from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, groups_of, small_benchmark
+from tave.roadside.draw import legs_layer, object_layer, occluder_layer, over, shadow_layer
+from tave.roadside.files import draw_case, draw_set
+from tave.roadside.places import background
 from tave.roadside.sample import photograph, places_of, sample_photograph, sample_scene
 from tave.roadside.scene import (
     COLORS,
@@ -44,6 +47,7 @@ from tave.roadside.scene import (
     vocabulary,
 )
 from tave.roadside.shapes import shape_of
+from tave.roadside.truth import truth_of
 from tave.video import read_clip
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -81,7 +85,7 @@ def test_the_ideal_clip_is_composed_of_the_truth(name: str) -> None:
     error = np.abs(composed - arrays["ideal"] / np.float32(255)).max(-1)[inside]
     legs = np.stack([legs_layer(NAMED[name].ideal, i, 48)[..., 3] for i in inside])
     assert error[(legs == 0) | (legs == 1)].max() < 3 / 255  # each layer is rounded once
-    assert error.max() <= 0.25 * draw.LIGHTS[NAMED[name].source.hour].strength  # of legs' edges a shadow knows nothing
+    assert error.max() <= 0.25 * LIGHTS[NAMED[name].source.hour].strength  # of legs' edges a shadow knows nothing
 
 
 @pytest.mark.parametrize("scene", [BUS, WALK], ids=["vehicle", "shoes"])
@@ -120,9 +124,9 @@ def test_the_ideal_stands_where_the_source_stood(name: str) -> None:
 def test_nothing_sinks_into_the_ground_and_something_stands_on_it(kind: str) -> None:
     scene = Scene(Subject(kind, "red"), "city", 1, speed=STRIDE / 40 if kind in SHOES else 1.0, frames=40)
     shape = shape_of(scene.subject)
-    points = [shape.corners, *(draw._tyre(wheel, 1.0) for wheel in shape.wheels)]
+    points = [shape.corners, *(draw.tyre(wheel, 1.0) for wheel in shape.wheels)]
     for frame in range(scene.frames):
-        each = [draw.placed(p, at, draw.turned(at))[:, 1].min() for p in points for at in scene.placements(frame)]
+        each = [placed(p, at, turned(at))[:, 1].min() for p in points for at in scene.placements(frame)]
         assert min(each) == pytest.approx(0, abs=0.05)  # a tyre is drawn with corners
 
 
@@ -134,8 +138,8 @@ def _nearest(scene: Scene, frame: int, size: int) -> np.ndarray:
     rays = np.stack([across, -down, np.ones_like(across)], 1)
     depth, found = np.full(len(rays), np.inf), np.full(len(rays), -1, np.int16)
     for number, placement in enumerate(scene.placements(frame)):
-        rotation = draw.turned(placement)
-        world = draw.placed(shape.corners, placement, rotation)
+        rotation = turned(placement)
+        world = placed(shape.corners, placement, rotation)
         for face in shape.faces:
             normal, outline = rotation @ face.normal, world[face.patches[0].first : face.patches[0].last]
             towards = np.minimum(rays @ normal, -1e-6)
@@ -167,7 +171,7 @@ def test_patterns_change_colours_and_never_the_silhouette(kind: str) -> None:
     scenes = [replace(BUS, subject=Subject(kind, "red", pattern)) for pattern in PATTERNS]
     layers = [object_layer(scene, 1, 96) for scene in scenes]
     for layer in layers[1:]:  # but for an edge's rounding by one of the pixels that are drawn on
-        assert np.abs(layers[0][..., 3] - layer[..., 3]).max() <= 1 / draw.SUPERSAMPLE + 1 / 255
+        assert np.abs(layers[0][..., 3] - layer[..., 3]).max() <= 1 / SUPERSAMPLE + 1 / 255
     assert all(np.abs(a - b)[..., :3].max() > 0.3 for i, a in enumerate(layers) for b in layers[:i])
 
 
@@ -177,7 +181,7 @@ def test_patterns_change_colours_and_never_the_silhouette(kind: str) -> None:
 def _brightness(scene: Scene, point: tuple[float, float, float]) -> float:
     """Return the mean of R, G, B where the picture shows a ``point`` of the object, in its own coordinates."""
     (placement,) = scene.placements(0)
-    world = draw.placed(np.array([point]), placement, draw.turned(placement))
+    world = placed(np.array([point]), placement, turned(placement))
     x, y = (Camera.of(scene, 0).project(world)[0] * 192 / UNITS).astype(int)
     return float(draw.draw(scene, 0, 192)[y, x].mean())
 
@@ -199,7 +203,7 @@ def test_the_shadow_falls_away_from_the_sun_and_farther_at_dusk() -> None:
     def reach(hour: str, sun: float) -> tuple[float, float]:
         """How far the shadow reaches to the left and to the right of the middle, in pixels."""
         dark = shadow_layer(replace(van, hour=hour, sun=sun), 0, 96)
-        columns = np.flatnonzero((dark >= 0.5 * draw.LIGHTS[hour].strength).any(0))
+        columns = np.flatnonzero((dark >= 0.5 * LIGHTS[hour].strength).any(0))
         return 47.5 - columns[0], columns[-1] - 47.5
 
     for hour in HOURS:
@@ -219,7 +223,7 @@ def test_instances_are_disjoint_parts_of_the_object_and_the_near_one_hides_the_f
         whole = draw.silhouette(walk, frame, 96)
         each = [draw.silhouette(walk, frame, 96, number) for number in range(2)]
         assert np.allclose(sum(each), whole, atol=2 / 255)  # each is rounded
-        left, right = cases.instance_masks(walk, frame, 96)
+        left, right = truth.instance_masks(walk, frame, 96)
         assert not (left & right).any() and np.array_equal(left | right, whole >= 0.5)
         shares.append(left.sum() / right.sum())
     assert min(shares) < 0.5  # the left shoe is behind when it walks to the right
@@ -317,7 +321,7 @@ def test_true_motion_of_a_still_scene_is_zero_and_counts_wherever_a_face_is_seen
 def test_flows_that_do_not_count_are_zero_and_the_rest_points_into_the_picture() -> None:
     """An object that comes so near that it reaches beyond the picture and behind the camera."""
     near = Scene(Subject("bus", "red"), "city", 1, z=36.0, yaw=255.0, speed=7.0, layout="ahead")
-    assert min(draw.placed(shape_of(near.subject).corners, *_standing(near, 3))[:, 2]) < 0
+    assert min(placed(shape_of(near.subject).corners, *_standing(near, 3))[:, 2]) < 0
     for frame in range(1, 4):
         flow, counts = truth.true_motion(near, frame, 64)
         assert not flow[:, ~counts].any()
@@ -328,7 +332,7 @@ def test_flows_that_do_not_count_are_zero_and_the_rest_points_into_the_picture()
 
 def _standing(scene: Scene, frame: int) -> tuple:
     (placement,) = scene.placements(frame)
-    return placement, draw.turned(placement)
+    return placement, turned(placement)
 
 
 @pytest.mark.parametrize("name", list(MOVES))
@@ -471,7 +475,7 @@ def test_named_clips_are_those_that_the_patent_and_the_method_ask_for() -> None:
 def test_a_case_is_always_drawn_alike_and_the_benchmark_is_always_the_same() -> None:
     case = NAMED["sneakers_to_boots"]
     first, facts = truth_of(case, 48)
-    for cache in (draw._painted, draw._cut_out, shape_of):
+    for cache in (places._painted, places._cut_out, shape_of):
         cache.cache_clear()
     np.random.seed(5)
     random.seed(5)
@@ -519,20 +523,20 @@ def test_the_resolver_costs_no_library_until_it_is_used() -> None:
 @pytest.mark.parametrize("damage", ["truth/truth.npz", "source.mp4", "scene.json", "SHA256SUMS"])
 def test_a_drawn_case_that_has_changed_is_drawn_again(damage: str, tmp_path: Path) -> None:
     case = cases.find_case("bus_to_dotted_bus")
-    place = cases.draw_case(case, tmp_path, 32)
+    place = draw_case(case, tmp_path, 32)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     stamp = (place / "source.mp4").stat().st_mtime_ns
-    assert cases.draw_case(case, tmp_path, 32) == place and read_sums(place)
+    assert draw_case(case, tmp_path, 32) == place and read_sums(place)
     assert (place / "source.mp4").stat().st_mtime_ns == stamp
     (place / damage).write_bytes(b"")
-    cases.draw_case(case, tmp_path, 32)
+    draw_case(case, tmp_path, 32)
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
 def test_a_case_is_drawn_again_in_another_size(tmp_path: Path) -> None:
     case = cases.find_case("bus_to_dotted_bus")
-    cases.draw_case(case, tmp_path, 32)
-    place = cases.draw_case(case, tmp_path, 48)
+    draw_case(case, tmp_path, 32)
+    place = draw_case(case, tmp_path, 48)
     assert read_clip(place / "source.mp4").frames.shape == (8, 3, 48, 48)
     with Image.open(place / "target.png") as picture:
         assert picture.size == (96, 96)
@@ -550,7 +554,7 @@ def test_files_of_named_and_study_clips_have_the_cases_prompts(group: str, name:
 
 @pytest.mark.parametrize(("which", "name"), [("full", "turning_3"), ("small", "occluder_0"), ("study", "van_to_bike")])
 def test_a_drawn_set_is_read_like_any_other(which: str, name: str, tmp_path: Path) -> None:
-    (case,) = read_listing(cases.draw_set(tmp_path, 32, which, only=[name]))
+    (case,) = read_listing(draw_set(tmp_path, 32, which, only=[name]))
     assert case.name == name and case.truth and set(case.groups) == set(groups_of(cases.find_case(name)))
     assert read_clip(case.path).frames.shape == (8, 3, 32, 32)
 
@@ -574,7 +578,7 @@ def test_sheets_of_pictures(
 def test_pictures_and_table_of_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two clips, of which one lacks a metric."""
     for name in ("bus_to_suv", "car_to_truck"):
-        drawn = cases.draw_case(NAMED[name], tmp_path / "drawn", 32)
+        drawn = draw_case(NAMED[name], tmp_path / "drawn", 32)
         edit = tmp_path / "runs" / name / "edits/suv"
         edit.mkdir(parents=True)
         for path in (edit / "edited.mp4", edit / "mask.mp4", edit.parents[1] / "source.mp4"):

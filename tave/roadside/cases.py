@@ -1,35 +1,18 @@
-"""Edits with a known answer: the named clips, the study clips and the benchmark, and the files of a case.
-
-Editing never reads a case's ``truth/``.
-"""
+"""Edits with a known answer: the named clips, the study clips and the benchmark."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tave.roadside.draw import (
-    LIGHTS,
-    VERSION,
-    draw,
-    legs_layer,
-    object_layer,
-    occluder_layer,
-    shadow_layer,
-    silhouette,
-    straight,
-    to_bytes,
-    without_object,
-)
-from tave.roadside.files import drawn_folder, listing_entry, write_files, write_listing
+from tave.roadside.draw import draw, object_layer, straight, to_bytes
 from tave.roadside.sample import centred, layout_of, patterns_of, photograph, places_of
 from tave.roadside.scene import (
     COLORS,
@@ -46,7 +29,6 @@ from tave.roadside.scene import (
     scene_caption,
 )
 from tave.roadside.shapes import SIZES
-from tave.roadside.truth import other_yaws, true_motion
 
 SIZE, FPS = 96, 8.0
 # Degrees between the yaws of the photograph and of the object in any frame, at least; and with the photograph mirrored.
@@ -302,18 +284,18 @@ def _visible(case: Case) -> bool:
     """Whether both objects stay in the picture."""
     for scene in (case.source, case.ideal):
         for frame in range(scene.frames):
-            if _share_inside(scene, frame, 32) < INSIDE:
+            if share_inside(scene, frame, 32) < INSIDE:
                 return False
     return True
 
 
-def _share_inside(scene: Scene, frame: int, size: int) -> float:
+def share_inside(scene: Scene, frame: int, size: int) -> float:
     """Return the share of the object's silhouette that lies inside the picture; 0 far beyond it."""
     inside, whole = (float(object_layer(scene, frame, size, each)[..., 3].sum()) for each in ((0, 0), (size, size)))
     return inside / whole if whole else 0.0
 
 
-# ---- pictures and truth ----------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
@@ -321,86 +303,11 @@ def frames_of(scene: Scene, size: int = SIZE) -> np.ndarray:
     return np.stack([to_bytes(draw(scene, i, size)) for i in range(scene.frames)])
 
 
-def _with_shadow(scene: Scene, frame: int, size: int, margin: tuple[int, int]) -> np.ndarray:
-    """Return the object over its shadow, where legs don't hide that, as premultiplied RGBA."""
-    layer, shade = object_layer(scene, frame, size, margin), shadow_layer(scene, frame, size, margin)
-    shade = shade * (1 - legs_layer(scene, frame, size, margin)[..., 3])
-    alpha = layer[..., 3] + shade * (1 - layer[..., 3])
-    return np.dstack([layer[..., :3], alpha])
-
-
-def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """Return where the object's shadow is seen on the ground, at least half as dark as it gets: ``H W`` bool."""
-    free = (1 - silhouette(scene, frame, size)) * (1 - legs_layer(scene, frame, size)[..., 3])
-    if scene.occluder:
-        free = free * (1 - occluder_layer(scene, frame, size)[..., 3])
-    return (shadow_layer(scene, frame, size) >= 0.5 * LIGHTS[scene.hour].strength) & (free >= 0.5)
-
-
-def instance_masks(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """Return the visible mask of each instance, ``k H W`` bool: a pixel of the object is that one's with most of it."""
-    shares = np.stack([silhouette(scene, frame, size, number) for number in range(len(scene.placements(frame)))])
-    owner = shares.argmax(0) == np.arange(len(shares))[:, None, None]
-    return owner & (silhouette(scene, frame, size) >= 0.5)
-
-
-def truth_of(case: Case, size: int = SIZE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays and facts of ``truth/``, from which an edit is measured.
-
-    ``source``, ``ideal``, ``background`` (of the ideal clip, without object, shadow and occluder) ``f H W 3`` uint8;
-    visible ``source_mask``, ``target_mask``, ``source_shadow``, ``target_shadow`` ``f H W`` bool; ``source_instances``,
-    ``target_instances`` ``k f H W`` bool; ``target_layer`` RGBA, object and shadow, with margins of H/16 and W/8, to
-    compose the ideal clip at small shifts; ``occluder`` RGBA; ``source_motion``, ``target_motion`` ``f-1 2 H W``
-    float16 and ``source_counted``, ``target_counted`` ``f-1 H W`` bool, see :func:`true_motion`; ``target_yaws``
-    ``f 24 H W`` bool, see :func:`other_yaws`; ``photo_mask`` ``2H 2W`` uint8, alpha of the object in the target image.
-    ``target_inside``: share of the target's silhouette inside the picture, per frame; ``still_camera``: whether the
-    background stands still.
-    """
-    ideal, moments = case.ideal, range(case.source.frames)
-    margin = size // 8, size // 16
-    arrays = {
-        "background": np.stack([to_bytes(without_object(ideal, i, size)) for i in moments]),
-        "target_layer": np.stack([straight(_with_shadow(ideal, i, size, margin)) for i in moments]),
-        "occluder": np.stack([straight(occluder_layer(case.source, i, size)) for i in moments]),
-        "target_yaws": np.stack([other_yaws(ideal, i, size) for i in moments]),
-        "photo_mask": to_bytes(object_layer(case.photo, 0, 2 * size)[..., 3]),
-        "source": frames_of(case.source, size),
-        "ideal": frames_of(ideal, size),
-    }
-    for name, scene in (("source", case.source), ("target", ideal)):
-        arrays[f"{name}_mask"] = np.stack([silhouette(scene, i, size) >= 0.5 for i in moments])
-        arrays[f"{name}_shadow"] = np.stack([shadow_mask(scene, i, size) for i in moments])
-        arrays[f"{name}_instances"] = np.stack([instance_masks(scene, i, size) for i in moments], 1)
-        flows, counted = zip(*(true_motion(scene, i, size) for i in moments[1:]), strict=True)
-        arrays[f"{name}_motion"] = np.stack(flows).astype(np.float16)
-        arrays[f"{name}_counted"] = np.stack(counted)
-    described = {
-        "source": {**asdict(case.source.subject), "place": case.source.place},
-        "target": {**asdict(case.target), "place": case.source.place},
-        "target_inside": [round(_share_inside(ideal, i, size), 4) for i in moments],
-        "yaw": [round(case.source.heading(i), 3) for i in moments],
-        "hour": case.source.hour,
-        "photograph": {"yaw": case.photo.yaw, "hour": case.photo.hour, "place": case.photo.place},
-        "still_camera": (case.source.pan, case.source.tilt) == (0, 0),
-    }
-    for part in (described["source"], described["target"]):
-        part["vehicle"] = part.pop("kind")
-    return arrays, described
-
-
 def target_image(case: Case, size: int = 2 * SIZE) -> Image.Image:
     """Return the target image: cut out with an alpha channel, or with its own background."""
     if case.alpha:
         return Image.fromarray(straight(object_layer(case.photo, 0, size)), "RGBA")
     return Image.fromarray(to_bytes(draw(case.photo, 0, size)))
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def write_case(case: Case, folder: Path, size: int = SIZE) -> None:
-    """Write ``folder/source.mp4``, ``target.png``, ``truth/truth.npz`` and ``truth/truth.json``."""
-    write_files(folder, frames_of(case.source, size), target_image(case, 2 * size), truth_of(case, size), FPS)
 
 
 def find_case(name: str) -> Case:
@@ -411,25 +318,3 @@ def find_case(name: str) -> Case:
     if name not in known:
         raise ValueError(f"there is no drawn case {name}: choose one of {', '.join(known)}")
     return known[name]
-
-
-def draw_case(case: Case, folder: Path, size: int = SIZE) -> Path:
-    """Draw a case into ``folder/NAME``, atomically, unless it is there at this ``size`` (px); return that folder."""
-    description = {"drawing": VERSION, "size": size, **asdict(case)}
-    return drawn_folder(folder, case.name, description, lambda place: write_case(case, place, size))
-
-
-def draw_set(folder: str | Path, size: int = SIZE, which: str = "full", only: Collection[str] = ()) -> Path:
-    """Draw a set of cases into ``folder`` and return its ``cases.json``.
-
-    which: full (the benchmark), small (twelve of its cases) or study; only: some of these, by name.
-    """
-    place, cases = Path(folder), {"full": benchmark, "small": small_benchmark, "study": STUDY.values}[which]()
-    chosen = [case for case in cases if not only or case.name in only]
-    for case in chosen:
-        draw_case(case, place, size)
-    entries = [
-        listing_entry(case.name, groups_of(case), (case.source_prompt, case.target_prompt), case.source.frames)
-        for case in chosen
-    ]
-    return write_listing(place, entries)

@@ -6,167 +6,20 @@ is linear, so compositing the small layers equals filtering the large composite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, radians, sin
 
 import cv2
 import numpy as np
 
-from tave.roadside.scene import GAIT, SIDES, UNITS, Placement, Scene, Subject
+from tave.roadside.camera import LIGHTS, Camera, Canvas, lit, placed, turned
+from tave.roadside.places import background
+from tave.roadside.scene import GAIT, SIDES, UNITS, Placement, Scene
 from tave.roadside.shapes import HUB, SKIN, TYRE, Color, Shape, Wheel, circle, shape_of
 
 VERSION = 2  # of the pictures: with another number, those that were kept are drawn again
-SUPERSAMPLE = 4
-_BITS = 4  # fractional bits of a corner's position
-
-Point = tuple[float, float]
-
-
-# ---- light -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Light:
-    """The light of an hour: gains of R, G, B from everywhere and from the sun, and the shadow that it casts.
-
-    elevation in degrees; ``strength``: share of the light that a shadow takes; ``reach``: of a shadow in heights of
-    the object; ``soft``: its blur in units; ``dark``: whether lamps and windows are lit.
-    """
-
-    ambient: tuple[float, float, float]
-    direct: tuple[float, float, float]
-    elevation: float
-    strength: float
-    reach: float
-    soft: float
-    dark: bool = False
-
-    def direction(self, sun: float) -> tuple[float, float, float]:
-        """Return the unit vector to the light, X Y Z."""
-        across, up = cos(radians(self.elevation)), sin(radians(self.elevation))
-        return across * cos(radians(sun)), up, across * sin(radians(sun))
-
-
-LIGHTS = {
-    "noon": Light((0.50, 0.52, 0.56), (0.66, 0.63, 0.58), 50, 0.42, 0.5, 0.5),
-    "dusk": Light((0.38, 0.33, 0.42), (0.92, 0.56, 0.28), 22, 0.40, 1.5, 0.8, True),
-    "night": Light((0.36, 0.39, 0.55), (0.18, 0.20, 0.27), 50, 0.34, 0.25, 1.2, True),
-    "overcast": Light((0.68, 0.72, 0.78), (0.08, 0.08, 0.08), 70, 0.30, 0.12, 1.4),
-}
-_TINT = {  # of the light by place
-    "mountain": (0.97, 1.0, 1.04),
-    "desert": (1.08, 1.0, 0.9),
-    "city": (1.0, 0.99, 0.98),
-    "forest": (0.93, 1.02, 0.92),
-    "beach": (1.04, 1.03, 1.02),
-    "park": (0.98, 1.02, 0.96),
-}
-
-
-_UP = (0.0, 1.0, 0.0)
-
-
-def _lit(color: Sequence[float], normal: Sequence[float] | np.ndarray, scene: Scene) -> tuple[int, int, int, int]:
-    """Return the colour of a surface with this outward unit ``normal`` in the scene's light, opaque RGBA."""
-    light = LIGHTS[scene.hour]
-    x, y, z = light.direction(scene.sun)
-    facing = max(0.0, normal[0] * x + normal[1] * y + normal[2] * z)
-    parts = zip(color, light.ambient, light.direct, _TINT[scene.place], strict=True)
-    r, g, b = (min(255, int(c * (ambient + direct * facing) * tint)) for c, ambient, direct, tint in parts)
-    return r, g, b, 255
-
-
-def _on_ground(color: Sequence[float], scene: Scene, factor: float = 1.0) -> Color:
-    shade = _lit((color[0] * factor, color[1] * factor, color[2] * factor), _UP, scene)
-    return shade[:3]
-
-
-# ---- camera and canvas -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera that looks along Z; ``shift``: of the picture, in units, as it pans and tilts."""
-
-    lens: float
-    eye: float
-    horizon: float
-    shift: Point
-
-    @classmethod
-    def of(cls, scene: Scene, frame: int) -> Camera:
-        # In steps of a quarter of a pixel at 96 px, so that the background moves by whole supersampled pixels.
-        step = UNITS / (96 * SUPERSAMPLE)
-        dx, dy = (round(shift / step) * step for shift in scene.shift(frame))
-        return cls(scene.lens, scene.eye, scene.horizon, (dx, dy))
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """Return the picture positions ``n 2`` of world points ``n 3``, in units."""
-        scale = self.lens / np.maximum(points[:, 2], 1.0)
-        found = np.empty((len(points), 2))
-        found[:, 0] = points[:, 0] * scale + (UNITS / 2 + self.shift[0])
-        found[:, 1] = (self.eye - points[:, 1]) * scale + (self.horizon + self.shift[1])
-        return found
-
-    def sees(self, normal: np.ndarray, point: np.ndarray) -> bool:
-        """Whether the camera is in front of the plane."""
-        x, y, z = point
-        return normal[1] * (self.eye - y) - normal[0] * x - normal[2] * z > 1e-6
-
-
-class Canvas:
-    """A picture of ``size`` px and ``margin`` px (x, y) around it, ``sharp`` times as fine, drawn on in units."""
-
-    def __init__(
-        self,
-        size: int,
-        margin: tuple[int, int] = (0, 0),
-        channels: int = 4,
-        sharp: int = SUPERSAMPLE,
-        dtype: type = np.uint8,
-    ):
-        self.margin, self.unit, self.sharp = margin, size * sharp / UNITS, sharp
-        high, wide = ((size + 2 * m) * sharp for m in (margin[1], margin[0]))
-        self.pixels = np.zeros((high, wide, channels), dtype)
-
-    def polygon(self, points: np.ndarray | Sequence[Point], color: Sequence[int]) -> None:
-        """Fill a polygon ``n 2`` given in units."""
-        self.fill(self.corners(np.asarray(points, float)), color)
-
-    def corners(self, points: np.ndarray) -> np.ndarray:
-        """Return positions ``n 2`` in units as those of :meth:`fill`."""
-        shift = np.array(self.margin) * self.sharp - 0.5
-        return np.rint((points * self.unit + shift) * (1 << _BITS)).astype(np.int32)
-
-    def fill(self, corners: np.ndarray, color: Sequence[int]) -> None:
-        """Fill a polygon given by :meth:`corners`."""
-        cv2.fillPoly(self.pixels, [corners], color, shift=_BITS)
-
-    def box(self, x0: float, y0: float, x1: float, y1: float, color: Sequence[int]) -> None:
-        self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
-
-    def disc(self, x: float, y: float, radius: float, color: Sequence[int], squash: float = 1.0) -> None:
-        self.polygon(circle(24, radius) * (1, squash) + np.array([x, y]), color)
-
-    def small(self) -> np.ndarray:
-        """Return the picture box-filtered to its size, ``H W c`` float32 in [0, 1]."""
-        high, wide = (side // self.sharp for side in self.pixels.shape[:2])
-        found = cv2.resize(self.pixels, (wide, high), interpolation=cv2.INTER_AREA)
-        return found.reshape(high, wide, -1).astype(np.float32) / 255
-
-
-def turned(placement: Placement) -> np.ndarray:
-    """Return the rotation ``3 3`` from an object's axes (forward, up, to its far side) to the world's."""
-    yaw, pitch = radians(placement.yaw), radians(placement.pitch)
-    rise = np.array([[cos(pitch), -sin(pitch), 0], [sin(pitch), cos(pitch), 0], [0, 0, 1]])
-    return np.array([[cos(yaw), 0, -sin(yaw)], [0, 1, 0], [sin(yaw), 0, cos(yaw)]]) @ rise
-
-
-def placed(points: np.ndarray, placement: Placement, rotation: np.ndarray) -> np.ndarray:
-    """Return points ``n 3`` of an object in the world."""
-    return points @ rotation.T + (placement.x, placement.y, placement.z)
 
 
 # ---- objects ---------------------------------------------------------------------------------------------------------
@@ -216,7 +69,7 @@ def _ring(wheel: Wheel, across: float, radius: float, count: int = 18) -> np.nda
 
 
 @lru_cache
-def _tyre(wheel: Wheel, side: float) -> np.ndarray:
+def tyre(wheel: Wheel, side: float) -> np.ndarray:
     """Return the edges ``n 3`` of the tyre on the side -1 or 1."""
     rings = [_ring(wheel, side * across, wheel.radius) for across in (wheel.outside - wheel.thickness, wheel.outside)]
     return np.concatenate(rings)
@@ -230,7 +83,7 @@ def _outer_face(wheel: Wheel, side: float) -> np.ndarray:
 
 
 def _tread(view: View, wheel: Wheel, side: float) -> Surface:
-    outline = cv2.convexHull(view.corners(_tyre(wheel, side)))[:, 0]
+    outline = cv2.convexHull(view.corners(tyre(wheel, side)))[:, 0]
     return Surface(-1, _TREAD, [(outline, TYRE, False)])
 
 
@@ -281,9 +134,9 @@ def surfaces(view: View, shape: Shape) -> Iterator[Surface]:
 def _paint_shape(canvas: Canvas, shape: Shape, placement: Placement, scene: Scene, camera: Camera) -> None:
     dark = LIGHTS[scene.hour].dark
     for surface in surfaces(View.of(canvas, camera, placement), shape):
-        lit = {color: _lit(color, surface.normal, scene) for color in {color for _, color, _ in surface.patches}}
+        shades = {color: lit(color, surface.normal, scene) for color in {color for _, color, _ in surface.patches}}
         for corners, color, glows in surface.patches:
-            canvas.fill(corners, (*color, 255) if dark and glows else lit[color])
+            canvas.fill(corners, (*color, 255) if dark and glows else shades[color])
 
 
 # ---- legs ------------------------------------------------------------------------------------------------------------
@@ -340,7 +193,7 @@ def legs_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = (0
     if scene.subject.walks:
         for number, _ in far_to_near(scene, frame):
             for polygon, color in leg(scene, frame, number, camera):
-                canvas.polygon(polygon, _lit(color, front, scene))
+                canvas.polygon(polygon, lit(color, front, scene))
     return canvas.small()
 
 
@@ -369,7 +222,7 @@ def object_layer(
 def outline_box(scene: Scene, frame: int) -> tuple[float, float, float, float]:
     """Return the object's bounding box in units, x0 y0 x1 y1, which may lie beyond the picture."""
     camera, shape = Camera.of(scene, frame), shape_of(scene.subject)
-    corners = np.concatenate([shape.corners, *(_tyre(wheel, side) for wheel in shape.wheels for side in SIDES)])
+    corners = np.concatenate([shape.corners, *(tyre(wheel, side) for wheel in shape.wheels for side in SIDES)])
     points = np.concatenate([camera.project(placed(corners, p, turned(p))) for p in scene.placements(frame)])
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
     return float(x0), float(y0), float(x1), float(y1)
@@ -385,7 +238,7 @@ def shadow_layer(scene: Scene, frame: int, size: int, margin: tuple[int, int] = 
     reach = int(np.ceil(3 * blur))  # what the blur brings in from beyond the edges
     canvas = Canvas(size, (margin[0] + reach, margin[1] + reach), 1)
     slope = -np.array([cos(radians(scene.sun)), sin(radians(scene.sun))]) * light.reach
-    bodies = [solid.corners for solid in shape.solids] + [_tyre(wheel, 1.0) for wheel in shape.single_wheels]
+    bodies = [solid.corners for solid in shape.solids] + [tyre(wheel, 1.0) for wheel in shape.single_wheels]
     for placement in scene.placements(frame):
         rotation = turned(placement)
         for corners in bodies:
@@ -410,226 +263,16 @@ def occluder_layer(scene: Scene, frame: int, size: int) -> np.ndarray:
     dx, dy = Camera.of(scene, frame).shift
     x, front = scene.occluder_x + dx, np.array([0.0, 0.2, -0.98])
     if scene.occluder == "lamp":
-        pole = _lit((84, 84, 90), front, scene)
-        lamp = (250, 236, 170, 255) if LIGHTS[scene.hour].dark else _lit((250, 236, 170), front, scene)
+        pole = lit((84, 84, 90), front, scene)
+        lamp = (250, 236, 170, 255) if LIGHTS[scene.hour].dark else lit((250, 236, 170), front, scene)
         canvas.box(x - 0.9, 16 + dy, x + 0.9, 64 + abs(dy), pole)
         canvas.box(x - 0.9, 16 + dy, x + 5, 17.4 + dy, pole)
         canvas.disc(x + 4.6, 18.2 + dy, 1.5, lamp)
     else:
-        canvas.box(x - 1.4, 24 + dy, x + 1.4, 64 + abs(dy), _lit((96, 66, 40), front, scene))
-        canvas.disc(x, 18 + dy, 9, _lit((44, 104, 46), front, scene))
-        canvas.disc(x - 2, 16 + dy, 6, _lit((58, 122, 56), front, scene))
+        canvas.box(x - 1.4, 24 + dy, x + 1.4, 64 + abs(dy), lit((96, 66, 40), front, scene))
+        canvas.disc(x, 18 + dy, 9, lit((44, 104, 46), front, scene))
+        canvas.disc(x - 2, 16 + dy, 6, lit((58, 122, 56), front, scene))
     return canvas.small()
-
-
-# ---- places ----------------------------------------------------------------------------------------------------------
-
-_SKY = {
-    "mountain": ((112, 160, 226), (206, 224, 244)),
-    "desert": ((226, 190, 136), (250, 226, 178)),
-    "city": ((148, 156, 176), (200, 200, 206)),
-    "forest": ((146, 196, 226), (214, 234, 232)),
-    "beach": ((82, 172, 236), (192, 228, 250)),
-    "park": ((128, 184, 236), (216, 234, 246)),
-}
-_SKY_OF_HOUR: dict[str, tuple[Color, Color, float]] = {  # colours at the top and the horizon, and their share
-    "noon": ((255, 255, 255), (255, 255, 255), 0.0),
-    "dusk": ((72, 62, 116), (250, 150, 84), 0.85),
-    "night": ((12, 16, 40), (34, 40, 74), 0.95),
-    "overcast": ((166, 170, 176), (206, 208, 210), 0.85),
-}
-_GROUND = {
-    "mountain": (110, 126, 94),
-    "desert": (214, 172, 108),
-    "city": (132, 132, 134),
-    "forest": (74, 132, 58),
-    "beach": (232, 208, 156),
-    "park": (96, 158, 74),
-}
-_ROAD_COLOR = {"park": (188, 170, 140)}
-_ASPHALT, _EDGE, _MARK = (96, 96, 102), (128, 128, 132), (236, 230, 206)
-_FAR, _NEAR = 250.0, 62.0  # Z of the edges of a road across
-
-
-class _Place:
-    """Draws the static parts of a scene at frame 0, ``margin`` px beyond the frame on each side."""
-
-    def __init__(self, scene: Scene, size: int, margin: tuple[int, int]):
-        self.scene, self.canvas = scene, Canvas(size, margin, 3)
-        self.camera = Camera(scene.lens, scene.eye, scene.horizon, (0.0, 0.0))
-        self.rng, self.foot = np.random.default_rng(scene.seed), scene.horizon
-        across = margin[0] / size * UNITS
-        self.span = (-across - 32.0, UNITS + across + 32.0)
-
-    def paint(self) -> np.ndarray:
-        self._sky()
-        _SKYLINES[self.scene.place](self)
-        self._road()
-        return self.canvas.pixels
-
-    def lit(self, color: Sequence[float], factor: float = 1.0) -> Color:
-        return _on_ground(color, self.scene, factor)
-
-    def _sky(self) -> None:
-        canvas = self.canvas
-        top, low = (np.array(c, float) for c in _SKY[self.scene.place])
-        hour_top, hour_low, share = _SKY_OF_HOUR[self.scene.hour]
-        top, low = top * (1 - share) + np.array(hour_top) * share, low * (1 - share) + np.array(hour_low) * share
-        foot = round((self.foot * canvas.unit) + canvas.margin[1] * SUPERSAMPLE)
-        ramp = np.linspace(0, 1, foot)[:, None] if foot > 0 else np.zeros((0, 1))
-        canvas.pixels[:foot] = (top * (1 - ramp) + low * ramp).astype(np.uint8)[:, None]
-        canvas.pixels[foot:] = self.lit(_GROUND[self.scene.place])
-
-    def plane(self, points: Sequence[tuple[float, float]], color: Color) -> None:
-        """Fill a polygon on the ground, given by X and Z."""
-        self.canvas.polygon(self.camera.project(np.array([(x, 0.0, z) for x, z in points])), color)
-
-    def _road(self) -> None:
-        scene = self.scene
-        asphalt, edge, mark = (self.lit(_ROAD_COLOR.get(scene.place, c)) for c in (_ASPHALT, _EDGE, _MARK))
-        scale = scene.eye / 14.0  # the road's edges stay where they are in the picture
-        far, near = _FAR * scale * scene.lens / 90, _NEAR * scale * scene.lens / 90
-        wide = 6 * far
-        if scene.layout == "square":
-            self.plane([(-wide, far * 1.6), (wide, far * 1.6), (wide, 20), (-wide, 20)], asphalt)
-            return
-        if scene.layout == "across":
-            self.plane([(-wide, far * 1.06), (wide, far * 1.06), (wide, near), (-wide, near)], edge)
-            self.plane([(-wide, far), (wide, far), (wide, near * 1.01), (-wide, near * 1.01)], asphalt)
-            middle, phase = 0.5 * (far + near) * 0.72, float(scene.seed % 12)
-            if scene.place != "park":
-                for x in np.arange(-240, 240, 12.0) + phase:
-                    self.plane(
-                        [(x, middle * 1.03), (x + 6, middle * 1.03), (x + 6, middle * 0.97), (x, middle * 0.97)], mark
-                    )
-            return
-        half, z1 = 26.0, 9000.0
-        self.plane([(-half * 1.06, z1), (half * 1.06, z1), (half * 1.06, 20), (-half * 1.06, 20)], edge)
-        self.plane([(-half, z1), (half, z1), (half, 20), (-half, 20)], asphalt)
-        if scene.place != "park":
-            for z in np.arange(24, 600, 24.0) + scene.seed % 24:
-                self.plane([(-0.8, z + 12), (0.8, z + 12), (0.8, z), (-0.8, z)], mark)
-
-
-def _mountains(place: _Place) -> None:
-    rng, foot = place.rng, place.foot
-    for base in ((134, 134, 154), (98, 98, 114)):
-        x = place.span[0]
-        while x < place.span[1]:
-            wide, high = float(rng.uniform(16, 30)), float(rng.uniform(9, 25))
-            peak, y = x + wide * float(rng.uniform(0.4, 0.6)), foot - high
-            color = place.lit(base, float(rng.uniform(0.9, 1.1)))
-            place.canvas.polygon([(x - 4, foot), (peak, y), (x + wide + 4, foot)], color)
-            if high > 15:
-                left, right = (peak - x + 4) / high, (x + wide + 4 - peak) / high
-                snow = [(peak - 4 * left, y + 4), (peak, y), (peak + 4 * right, y + 4), (peak, y + 2.6)]
-                place.canvas.polygon(snow, place.lit((244, 246, 250)))
-            x += wide * 0.72
-
-
-def _dunes(place: _Place) -> None:
-    rng, canvas, foot = place.rng, place.canvas, place.foot
-    x = place.span[0]
-    while x < place.span[1]:
-        r = float(rng.uniform(9, 17))
-        canvas.disc(x, foot + 1, r, place.lit((214, 166, 104), float(rng.uniform(0.92, 1.08))), squash=0.6)
-        x += r * 1.3
-    canvas.box(place.span[0], foot, place.span[1], foot + 6, place.lit(_GROUND["desert"]))
-    green = place.lit((62, 122, 66))
-    for x in rng.uniform(*place.span, size=10):
-        high, y = float(rng.uniform(5, 9)), foot + 2.4
-        canvas.box(x - 0.7, y - high, x + 0.7, y, green)
-        canvas.box(x - 2.6, y - high * 0.6, x, y + 1.2 - high * 0.6, green)
-        canvas.box(x - 2.6, y - 1 - high * 0.8, x - 1.5, y + 0.4 - high * 0.6, green)
-        canvas.box(x, y - high * 0.45, x + 2.6, y + 1.2 - high * 0.45, green)
-        canvas.box(x + 1.5, y - 1 - high * 0.7, x + 2.6, y + 0.4 - high * 0.45, green)
-
-
-def _towers(place: _Place) -> None:
-    rng, canvas, foot = place.rng, place.canvas, place.foot
-    x = place.span[0]
-    dark = LIGHTS[place.scene.hour].dark
-    while x < place.span[1]:
-        wide, high = float(rng.uniform(7, 13)), float(rng.uniform(11, 32))
-        canvas.box(x, foot - high, x + wide, foot, place.lit((100, 100, 114), float(rng.uniform(0.8, 1.2))))
-        for wy in np.arange(foot - high + 1.6, foot - 2, 3.2):
-            for wx in np.arange(x + 1.3, x + wide - 2, 2.8):
-                if rng.random() < 0.55:
-                    glass = (240, 214, 120) if dark else place.lit((178, 196, 208))
-                    canvas.box(float(wx), float(wy), float(wx) + 1.3, float(wy) + 1.6, glass)
-        x += wide + float(rng.uniform(0, 2.4))
-
-
-def _firs(place: _Place) -> None:
-    rng, foot = place.rng, place.foot
-    for base, count in (((66, 120, 72), 30), ((34, 92, 48), 24)):
-        for x in rng.uniform(*place.span, size=count):
-            high, half = float(rng.uniform(9, 20)), float(rng.uniform(2.6, 4.4))
-            color = place.lit(base, float(rng.uniform(0.85, 1.15)))
-            place.canvas.box(x - 0.5, foot - 1, x + 0.5, foot + 1.4, place.lit((92, 66, 44)))
-            for part in range(3):
-                y = foot - high * 0.3 * part
-                place.canvas.polygon([(x - half + part, y), (x, y - high * 0.42), (x + half - part, y)], color)
-
-
-def _palms(place: _Place) -> None:
-    rng, canvas, foot = place.rng, place.canvas, place.foot
-    low, high = place.span
-    canvas.box(low, foot - 11, high, foot - 2.5, place.lit((34, 112, 182)))
-    canvas.box(low, foot - 2.5, high, foot + 6, place.lit(_GROUND["beach"]))
-    for x in rng.uniform(low, high, size=12):
-        canvas.box(x - 2.2, foot - 9 + x % 5, x + 2.2, foot - 8.4 + x % 5, place.lit((110, 170, 216)))
-    for x in rng.uniform(low, high, size=9):
-        tall, lean = float(rng.uniform(12, 20)), float(rng.uniform(-3, 3))
-        top, y = (float(x) + lean, foot + 3 - tall), foot + 3
-        canvas.polygon([(x - 0.7, y), top, (top[0] + 1, top[1]), (x + 0.8, y)], place.lit((124, 90, 54)))
-        for dx, dy in ((-5, 2), (-4.4, -1.6), (0.4, -3.2), (4.8, -1.6), (5.2, 2)):
-            tip = (top[0] + dx, top[1] + dy)
-            canvas.polygon([top, (top[0] + dx / 2, top[1] + dy / 2 - 1.5), tip], place.lit((38, 130, 62)))
-
-
-def _hedges(place: _Place) -> None:
-    rng, canvas, foot = place.rng, place.canvas, place.foot
-    for x in rng.uniform(*place.span, size=16):
-        high, r = float(rng.uniform(9, 17)), float(rng.uniform(4, 7))
-        canvas.box(x - 0.8, foot - high, x + 0.8, foot + 1, place.lit((104, 76, 50)))
-        canvas.disc(x, foot - high, r, place.lit((70, 140, 66), float(rng.uniform(0.8, 1.15))))
-    x = place.span[0]
-    while x < place.span[1]:
-        wide = float(rng.uniform(8, 20))
-        canvas.box(x, foot - 3.2, x + wide, foot + 1.2, place.lit((52, 112, 54), float(rng.uniform(0.85, 1.1))))
-        x += wide + float(rng.uniform(1, 7))
-
-
-_SKYLINES = {
-    "mountain": _mountains, "desert": _dunes, "city": _towers, "forest": _firs, "beach": _palms, "park": _hedges,
-}  # fmt: skip
-
-
-@lru_cache(maxsize=4)
-def _painted(scene: Scene, size: int, margin: tuple[int, int]) -> np.ndarray:
-    return _Place(scene, size, margin).paint()
-
-
-@lru_cache(maxsize=4)
-def _cut_out(scene: Scene, size: int, margin: tuple[int, int], x: int, y: int) -> np.ndarray:
-    """Return the part of the picture from ``x`` and ``y`` on, in supersampled pixels, at its size."""
-    side = size * SUPERSAMPLE
-    cut = np.ascontiguousarray(_painted(scene, size, margin)[y : y + side, x : x + side])
-    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-
-
-def background(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """Return sky, skyline, ground and road, without object, shadow, legs and occluder: ``H W 3`` float32 in [0, 1]."""
-    last = Camera.of(scene, scene.frames - 1).shift
-    margin = tuple(int(np.ceil(abs(shift) * size / UNITS)) + 1 if shift else 0 for shift in last)
-    still = replace(  # what the place doesn't depend on, so that its picture is drawn once
-        scene, subject=Subject("car", "red"), x=0, z=0, yaw=0, speed=0, turn=0, bob=0, step=0, occluder=None, pan=0,
-        tilt=0, occluder_x=0, frames=1, sun=0,
-    )  # fmt: skip
-    unit = size * SUPERSAMPLE / UNITS
-    dx, dy = (round(shift * unit) for shift in Camera.of(scene, frame).shift)
-    return _cut_out(still, size, margin, margin[0] * SUPERSAMPLE - dx, margin[1] * SUPERSAMPLE - dy).copy()
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------

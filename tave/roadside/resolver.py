@@ -62,7 +62,8 @@ def drawn(name: str) -> str:
 
     It is drawn unless it is there. Raises ValueError if no case has this name, OSError if the folder can't be written.
     """
-    from tave.roadside.cases import draw_case, find_case  # numpy; torch as well if the case is not drawn yet
+    from tave.roadside.cases import find_case  # numpy; torch as well if the case is not drawn yet
+    from tave.roadside.files import draw_case
 
     return str(draw_case(find_case(name), folder()))
 

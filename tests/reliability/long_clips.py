@@ -29,7 +29,8 @@ FIELDS = ("RssAnon", "RssFile", "RssShmem")
 
 def drawn(folder: Path, frames: int) -> Path:
     """A drawn clip of ``frames`` frames, in which a bus crosses the picture at whatever speed that takes."""
-    from tave.roadside.cases import draw_case, find_case
+    from tave.roadside.cases import find_case
+    from tave.roadside.files import draw_case
     from tave.roadside.sample import centred
 
     case = find_case("bus_to_suv")

@@ -233,7 +233,8 @@ def make_world(folder: Path) -> Path:
     """A folder with ``clip/`` (8 frames of 32 px, target.png, truth), and another target, ``other.png``."""
     from PIL import Image
 
-    from tave.roadside.cases import NAMED, write_case
+    from tave.roadside.cases import NAMED
+    from tave.roadside.files import write_case
 
     folder.mkdir(parents=True)
     write_case(NAMED["bus_to_suv"], folder / "clip", 32)
