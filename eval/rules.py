@@ -93,8 +93,8 @@ def _of_values() -> dict[str, Rule]:
         ),
         "residue_old": Rule(
             "Residue of the old object", 0.05, 0.3,
-            "Share of the pixels that the old object should have left, but which are nearer to the source than to the "
-            "ideal clip and to any colour of the target.",
+            "Share of the pixels vacated by the old object that still look more like the source than like the ideal "
+            "clip or any colour of the target.",
             "raise mask.dilate or sampler.fresh_noise; reference.height_scale where the target is to be larger",
         ),
         "object_presence": Rule(

@@ -867,9 +867,9 @@ class PretrainOptions(Options):
     size: int = option(96, "side of the frames in px", low=32, high=1024)
     count: int = option(24_000, "pictures to draw, and half as many others for the judge", low=2)
     crop: int = option(48, "side in px of the crops that the autoencoder trains on", low=8, high=1024)
-    threads: int = option(0, "torch threads; 0: its default", low=0, high=1024)
+    threads: int = option(0, "number of torch threads; 0: PyTorch's default", low=0, high=1024)
     precision: str = option("32-true", "Lightning's precision; bf16-mixed is fast on few CPUs", choices=PRECISIONS)
-    start: str = option("", "shipped folder whose weights train on; empty: random weights", text=True)
+    start: str = option("", "folder of shipped weights to continue training from; empty: random weights", text=True)
     workers: int = option(2, "processes that draw", low=1, high=1024)
     target: str = option("tave/roadside/weights", "where the stage ship writes", text=True)
     exam_frames: int = option(300, "held-out frames for the exam of autoencoder, CLIP and judge", low=1)
@@ -878,3 +878,10 @@ class PretrainOptions(Options):
     clip: PartOptions = option(PartOptions(2500, 64, 8e-4), "training of the conditioning CLIP")
     judge: PartOptions = option(PartOptions(2000, 64, 1e-3), "training of the judge")
     unet: PartOptions = option(PartOptions(9000, 24, 6e-4), "training of the UNet")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % 16:
+            raise OptionError(f"size={self.size}: give a multiple of 16")
+        if self.crop % 4 or self.crop > self.size:
+            raise OptionError(f"crop={self.crop}: give a multiple of 4, at most size={self.size}")

@@ -1,4 +1,4 @@
-"""Controls: trivial edits made from files. A metric that ranks one of them first is not to be trusted.
+"""Controls: trivial edits. A metric that ranks one of them first is not to be trusted.
 
 A control shares the masks of the method ``tave``, so that metrics of a region measure the same pixels.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tave.config import OURS, WHOLE, OptionError, ReadOptions
-from tave.files import file_digest, whole_folder, write_json
+from tave.files import file_digest, read_json, whole_folder, write_json
 from tave.listing import ListedCase
 from tave.record import check_record, network_clip, read_edit, recorded, rewriting, write_record
 from tave.reference.cutout import matte
@@ -118,11 +118,11 @@ def _truth(case: ListedCase, name: str) -> Tensor:
 
 def _pasted(run: Path, source: Clip, case: ListedCase) -> Tensor:
     cut = ReadOptions.recorded(recorded(run)["video"])
-    return _paste(_emptied(source.frames, _source_mask(source, case, cut)), *_photograph(case))
+    return _paste(_emptied(source.frames, _source_mask(source, case, cut), _still(case)), *_photograph(case))
 
 
 def _pasted_true_pose(run: Path, source: Clip, case: ListedCase) -> Tensor:
-    empty = _emptied(source.frames, _truth(case, "source_mask")).frames
+    empty = _emptied(source.frames, _truth(case, "source_mask"), _still(case)).frames
     target, layer, occluder = (_truth(case, name) for name in ("target_mask", "target_layer", "occluder"))
     down, right = ((outer - inner) // 2 for outer, inner in zip(layer.shape[1:3], target.shape[1:], strict=True))
     boxes = torch.tensor([box_of(plane > 127) for plane in layer[..., 3].numpy()]).double()
@@ -150,11 +150,21 @@ def _overlap(first: Tensor, second: Tensor) -> float:
     return float((first & second).sum() / (first | second).sum())
 
 
-def _emptied(frames: Tensor, mask: Tensor) -> Place:
-    """The old object's boxes, and the frames with the median of the visible background in its place."""
+def _still(case: ListedCase) -> bool:
+    """Whether the camera is known to stand still."""
+    return bool(case.truth) and bool(read_json(Path(case.truth or "") / "truth.json").get("still_camera"))
+
+
+def _emptied(frames: Tensor, mask: Tensor, still: bool) -> Place:
+    """The old object's boxes, and the frames without it: inpainted, or by the visible background if that is ``still``.
+
+    What other frames show at a pixel is then their median. Under a moving camera it is another part of the background.
+    """
     place = find_place(frames, mask[:, None].float())
     if place is None:
         raise OptionError("no frame shows the old object: leave out pasted and pasted_true_pose")
+    if not still:
+        return place
     hidden = torch.from_numpy(grown(mask.numpy(), max(1, round(RIM * mask.shape[1]))))[:, None]
     median = frames.masked_fill(hidden, torch.nan).nanmedian(0).values
     known = torch.where(median.isnan(), place.frames, median)  # inpainted where no frame shows the background

@@ -85,7 +85,7 @@ def test_pasted_puts_the_photograph_at_the_old_objects_height_and_ground_line(ma
     run, _ = made
     truth, _ = truth_of(NAMED["bus_to_suv"])
     source = read_clip(run / "source.mp4", WHOLE).frames
-    empty = _emptied(source, torch.from_numpy(truth["source_mask"])).frames
+    empty = _emptied(source, torch.from_numpy(truth["source_mask"]), still=True).frames
     for frame, bare, bus in zip(shown(run, "pasted"), empty, truth["source_mask"], strict=True):
         pasted = ((frame - bare).abs().amax(0) > 0.2).numpy()
         rows, columns = (np.flatnonzero(pasted.any(axis)) for axis in (1, 0))
@@ -109,6 +109,18 @@ def test_a_paste_from_the_same_side_comes_near_the_ideal(name: str, occluder: st
     ideal = from_pixels(frames_of(case.ideal))
     assert psnr(shown(run, "pasted_true_pose"), ideal, union) > 15
     assert psnr(shown(run, "pasted_true_pose"), ideal, ~union) > 30
+
+
+@pytest.mark.parametrize("name", ["bus_to_suv", "car_to_van"])
+def test_the_background_behind_the_old_object_is_that_of_the_frame(name: str) -> None:
+    """Under a still camera other frames show it; under a moving one they show another part at the same pixel."""
+    case = NAMED[name]
+    truth, facts = truth_of(case)
+    frames, mask = from_pixels(truth["source"]), torch.from_numpy(truth["source_mask"])
+    near = torch.from_numpy(grown(truth["source_mask"], 4)) & ~mask & ~torch.from_numpy(truth["source_shadow"])
+    error = {still: psnr(_emptied(frames, mask, still).frames, from_pixels(truth["background"]), mask | near)
+             for still in (True, False)}  # fmt: skip
+    assert error[facts["still_camera"]] > error[not facts["still_camera"]]
 
 
 def test_a_photograph_from_another_side_is_pasted_by_its_true_silhouette(tmp_path: Path) -> None:

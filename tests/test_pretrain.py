@@ -364,7 +364,7 @@ def test_every_stage_from_drawing_to_the_card(tmp_path: Path, monkeypatch: pytes
     )  # fmt: skip
     pretrain(options)
     stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "work").rglob("weights.safetensors"))]
-    assert len(stamps) == 4 and "| UNet, image only: vehicle |" in (tmp_path / "weights/README.md").read_text()
+    assert len(stamps) == 4 and "| UNet, image only: shape |" in (tmp_path / "weights/README.md").read_text()
     pretrain(replace(options, stages=list(options.stages[:-1])))
     assert stamps == [path.stat().st_mtime_ns for path in sorted((tmp_path / "work").rglob("weights.safetensors"))]
     latents = encode_data(tmp_path / "work", options).latents

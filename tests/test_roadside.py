@@ -25,7 +25,7 @@ from tave.roadside.cases import GROUPS, NAMED, STUDY, Case, benchmark, groups_of
 from tave.roadside.draw import legs_layer, object_layer, occluder_layer, over, shadow_layer
 from tave.roadside.files import draw_case, draw_set
 from tave.roadside.places import background
-from tave.roadside.sample import photograph, places_of, sample_photograph, sample_scene
+from tave.roadside.sample import patterns_of, photograph, places_of, sample_photograph, sample_scene
 from tave.roadside.scene import (
     COLORS,
     FIRST_HELD_OUT_SEED,
@@ -46,7 +46,7 @@ from tave.roadside.scene import (
     scene_caption,
     vocabulary,
 )
-from tave.roadside.shapes import shape_of
+from tave.roadside.shapes import RGB, _area, shape_of
 from tave.roadside.truth import truth_of
 from tave.video import read_clip
 
@@ -118,6 +118,31 @@ def test_the_ideal_stands_where_the_source_stood(name: str) -> None:
         for scene in (case.source, case.ideal):
             x0, y0, x1, y1 = draw.outline_box(scene, i)
             assert x0 < x < x1 and y0 < y and abs(y1 - y) < 0.5 * (y1 - y0)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[1:])
+@pytest.mark.parametrize("kind", KINDS)
+def test_most_of_a_side_has_the_colour_that_captions_name(kind: str, pattern: str) -> None:
+    if pattern not in patterns_of(kind):
+        return
+    subject = Subject(kind, "red", pattern, "blue")
+    shape, covered = shape_of(subject), {"red": 0.0, "blue": 0.0}
+    for face in shape.faces:
+        if face.normal[2] == 1:
+            for patch in face.patches:
+                for name in covered:
+                    if patch.color == RGB[name]:
+                        covered[name] += abs(_area(shape.corners[patch.first : patch.last, :2]))
+    assert 0.1 < covered["blue"] / covered["red"] < 0.5  # the accent is painted over the colour
+
+
+def test_no_leg_ends_inside_the_picture() -> None:
+    """Neither from afar nor from above, nor as the camera tilts."""
+    far = replace(WALK, z=112.5, eye=15.5, tilt=-0.6, frames=8)
+    for frame in (0, 7):
+        tops = [min(polygon[:, 1].min() for polygon, _ in draw.leg(far, frame, number, Camera.of(far, frame)))
+                for number in range(2)]  # fmt: skip
+        assert max(tops) < 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -114,13 +114,13 @@ STUDY: dict[str, Case] = {
     case.name: case
     for case in (
         _case("truck_to_plain_suv", 51, Subject("truck", "blue"), Subject("suv", "white"), "desert",
-              ("mountain", "noon", 290.0), yaw=25, turn=5, speed=2.0, layout="square", sun=230),
+              ("mountain", "overcast", 290.0), yaw=25, turn=5, speed=2.0, layout="square", sun=230),
         _case("suv_to_dotted_suv", 52, Subject("suv", "white"), Subject("suv", "purple", "dotted", "white"), "beach",
-              ("city", "overcast", 75.0), yaw=184, speed=2.2, scale=1.2, sun=300),
+              ("city", "overcast", 75.0), yaw=184, speed=2.2, scale=1.2, sun=300, crop=0.15),
         _case("van_to_bike", 53, Subject("van", "black"), Subject("bike", "gray"), "city",
               ("forest", "noon", 110.0), hour="night", yaw=0, speed=2.0, scale=1.25, sun=250),
         _case("boots_to_sandals", 54, Subject("boot", "blue"), Subject("sandal", "black"), "park",
-              ("beach", "noon", 60.0), yaw=180, speed=3.0, scale=1.15, step=0.4, sun=200),
+              ("beach", "dusk", 60.0), yaw=180, speed=3.0, scale=1.15, step=0.4, sun=200),
     )
 }  # fmt: skip
 
@@ -239,7 +239,7 @@ def _proposed(
         replace(subject, accent=str(rng.choice([color for color in COLORS if color != subject.color])))
         for subject in pair[:2]
     )
-    frames = 16 if group == "long_clip" else 8
+    frames = 24 if group == "long_clip" else 8  # more than one window of the default length
     turn = float(rng.choice((-1, 1)) * rng.uniform(8, 14)) if group == "turning" else 0.0
     side = group != "turning" and rng.random() < 0.6
     yaw = float(rng.choice((0, 180)) + rng.uniform(-20, 20)) % 360 if side else float(rng.uniform(0, 360))

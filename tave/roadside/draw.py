@@ -19,7 +19,7 @@ from tave.roadside.places import background
 from tave.roadside.scene import GAIT, SIDES, UNITS, Placement, Scene
 from tave.roadside.shapes import HUB, SKIN, TYRE, Color, Shape, Wheel, circle, shape_of
 
-VERSION = 2  # of the pictures: with another number, those that were kept are drawn again
+VERSION = 3  # of the pictures: with another number, those that were kept are drawn again
 
 
 # ---- objects ---------------------------------------------------------------------------------------------------------
@@ -143,13 +143,13 @@ def _paint_shape(canvas: Canvas, shape: Shape, placement: Placement, scene: Scen
 
 _TROUSERS = ((58, 70, 104), (64, 62, 66), (140, 124, 96), (92, 96, 84))
 _HEEL, _ANKLE, _HEM, _CALF = -6.2, 2.0, 10.5, 13.0  # of a leg on a shoe: its place along it, and heights
-_HIP = 62.0  # height, above the upper edge of the frame
+_HIP, _WAIST = 62.0, 100.0  # heights; a hip is seen from afar, a waist never is
 
 
 def leg(
     scene: Scene, frame: int, number: int, camera: Camera, above: float = 0.0
 ) -> Iterator[tuple[np.ndarray, Color]]:
-    """Yield the polygons ``n 2`` in units of a leg, from its ankle to the hip, and their colours.
+    """Yield the polygons ``n 2`` in units of a leg, from its ankle to the waist, and their colours.
 
     It doesn't depend on the kind of shoe. above: height on the shoe from which the leg is asked for.
     """
@@ -164,6 +164,7 @@ def leg(
         ((low, hem), (2.3, 2.5), SKIN),
         ((hem, knee), (3.7, 4.3), cloth),
         ((knee, hip), (4.3, 5.4), cloth),
+        ((hip, np.array([hip[0], _WAIST, hip[2]])), (5.4, 5.4), cloth),
     ):
         start, end = (float(rotation[:, 1] @ (point - placed(np.zeros(3), placement, rotation))) for point in ends)
         if end <= above:

@@ -26,7 +26,7 @@ def place(name: str) -> str:
 
 
 def keep_folder(path: str | Path | None = None) -> None:
-    """Have this process and those that it starts draw into ``path``, by default :func:`folder`, wherever they work.
+    """Set the folder of drawn clips for this process and its children: ``path``, by default :func:`folder`.
 
     ``TAVE_DRAWN`` has priority.
     """

@@ -230,6 +230,7 @@ _WHEELS: dict[str, tuple[Wheel, ...]] = {
     "van": (Wheel(-7.2, 2.5, 4.9), Wheel(7.0, 2.5, 4.9)),
     "bike": (Wheel(-4.9, 2.9, 0.7, 1.4, single=True), Wheel(4.9, 2.9, 0.7, 1.4, single=True)),
 }
+_WAISTS = {"boot": 5.0, "sandal": 1.1}  # height of a two-tone object's accent colour; of others a share of their height
 _COLLARS = {"sneaker": 8.3, "boot": 16.0, "sandal": 5.3}
 # Length and height at scale 1; they differ widely, so that edits change size and shape.
 SIZES = {
@@ -361,7 +362,7 @@ def _faces(body: _Body, subject: Subject, waist: float) -> Iterator[tuple[np.nda
 @lru_cache(maxsize=512)
 def shape_of(subject: Subject) -> Shape:
     """Return the object's polygons."""
-    waist = 0.45 * SIZES[subject.kind][1]
+    waist = _WAISTS.get(subject.kind, 0.45 * SIZES[subject.kind][1])
     corners: list[np.ndarray] = []
     solids, count, number = [], 0, 0
     for body in _BODIES[subject.kind]:

@@ -16,13 +16,12 @@ from tave.regions import box_of
 from tave.roadside.cases import NAMED, SIZE, Case, benchmark, small_benchmark, target_image
 from tave.roadside.draw import draw, object_layer, occluder_layer, over, silhouette, to_bytes, without_object
 from tave.roadside.edit_sheet import joined, labelled, on_white
-from tave.roadside.sample import photograph, places_of
-from tave.roadside.scene import COLORS, HOURS, KINDS, PATTERNS, Scene, Subject
+from tave.roadside.sample import patterns_of, photograph, places_of
+from tave.roadside.scene import COLORS, HOURS, KINDS, Scene, Subject
 
 GAP = 4  # px
 SHOWN = 4  # frames of a clip
 LABELS = {"source": SHOWN, "photograph": 1, "ideal": SHOWN}  # and how many pictures each has
-PASTED = 4  # cases of each group
 
 
 def frame_of(scene: Scene, frame: int) -> Image.Image:
@@ -54,7 +53,8 @@ def kind_sheet(yaws: int = 8, size: int = 2 * SIZE) -> Image.Image:
     for row, kind in enumerate(KINDS):
         for column in range(yaws):
             color, accent = (COLORS[(row + shift) % len(COLORS)] for shift in (0, 4))
-            subject = Subject(kind, color, PATTERNS[(row + column) % len(PATTERNS)], accent)
+            patterns = patterns_of(kind)
+            subject = Subject(kind, color, patterns[(row + column) % len(patterns)], accent)
             places, hour, yaw = places_of(subject), HOURS[column // 2 % len(HOURS)], column * 360 / yaws
             scene = photograph(subject, places[row % len(places)], row, yaw=yaw, hour=hour, sun=250.0)
             label = f"{kind}, {subject.pattern}, {hour}, {yaw:.0f} degrees"
@@ -84,7 +84,7 @@ def paste_sheet(cases: list[Case]) -> Image.Image:
         middle = case.source.frames // 2
         pictures = [photo_of(case), frame_of(case.ideal, middle), pasted(case, middle)]
         blocks.append(labelled(joined([picture.resize((2 * SIZE, 2 * SIZE)) for picture in pictures], 3), case.name))
-    return joined(blocks, 2, 4 * GAP)
+    return joined(blocks, 3, 4 * GAP)
 
 
 def frame_cost(rounds: int = 3) -> float:
@@ -106,12 +106,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     groups = [case for case in small_benchmark() if case.name.endswith("_0")]
     turned = [case for group in ("turning", "other_light") for case in benchmark() if case.name.startswith(group)]
-    some = [case for case in turned if int(case.name.rsplit("_", 1)[1]) < PASTED]
     sheets = {
         "named": case_sheet(list(NAMED.values())),
         "groups": case_sheet(groups),
         "kinds": kind_sheet(),
-        "pasted": paste_sheet(some),
+        "pasted": paste_sheet(turned),
     }
     for name, picture in sheets.items():
         picture.save(folder / f"{name}.png", optimize=True)

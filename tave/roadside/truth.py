@@ -125,7 +125,7 @@ def shadow_mask(scene: Scene, frame: int, size: int) -> np.ndarray:
 
 
 def instance_masks(scene: Scene, frame: int, size: int) -> np.ndarray:
-    """Return the visible mask of each instance, ``k H W`` bool: a pixel of the object is that one's with most of it."""
+    """Return the visible mask of each instance, ``k H W`` bool; a pixel belongs to the one that covers most of it."""
     shares = np.stack([silhouette(scene, frame, size, number) for number in range(len(scene.placements(frame)))])
     owner = shares.argmax(0) == np.arange(len(shares))[:, None, None]
     return owner & (silhouette(scene, frame, size) >= 0.5)

@@ -1,6 +1,6 @@
 """Train the drawn world's backbone and judge: ``python -m tave.roadside.pretrain``.
 
-Each stage resumes where it was stopped, and is skipped if its weights exist.
+Drawing and training resume where they were stopped. A part whose weights exist in the folder isn't trained again.
 """
 
 from __future__ import annotations
@@ -318,22 +318,24 @@ def draw_pictures(drawing: Drawing, workers: int) -> None:
 
 
 def pretrain(options: PretrainOptions) -> None:
-    """Run the stages of ``options`` whose results don't exist yet."""
+    """Run the stages of ``options``, without the trainings whose weights exist; the stage ship always runs."""
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = Path(options.folder)
     prepare(folder, *([Path(options.target)] if "ship" in options.stages else []))
+    if options.start:
+        take_over(read_shipped(Path(options.start)), folder, options.stages)
     if "data" in options.stages:
         draw_pictures(pictures_of(folder, options), options.workers)
         if "judge" in options.stages:
             draw_pictures(judge_pictures_of(folder, options), options.workers)
-    if options.start:
-        take_over(read_shipped(Path(options.start)), folder, options.stages)
     for stage in options.stages:
         torch.manual_seed(options.seed)
         if stage == "ship":
             ship(folder, options)
-        elif stage in STAGES and not (folder / stage / WEIGHTS).exists():
+        elif stage in STAGES and (folder / stage / WEIGHTS).exists():
+            log.warning("%s: %s exists, so it isn't trained again", stage, folder / stage / WEIGHTS)
+        elif stage in STAGES:
             fit(STAGES[stage](folder, options), folder / stage, options.precision, average=stage == "unet")
 
 

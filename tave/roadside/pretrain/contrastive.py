@@ -98,7 +98,7 @@ def patches_near(boxes: np.ndarray, size: int, count: int, rng: np.random.Genera
 class ClipTraining(Training):
     """Contrastive training on frames and target images, against their captions and against all short captions.
 
-    The first ``IN_PART`` of the steps look at a third of the patches, which costs a third (after FLIP, Li et al. 2023):
+    The first ``IN_PART`` of the steps look at a third of the patches, which costs 40 % (after FLIP, Li et al. 2023):
     sampled near the object in frames, uniformly in photographs.
 
     readout: the attributes that image vectors have to keep; None for the judge, which sees crops around the object, and
@@ -152,7 +152,9 @@ class ClipTraining(Training):
         for picture, whole in zip(described, framed, strict=True):
             place, motion, hour, pattern = rng.random(4) < (0.5, 0.6, 0.5, 0.6)
             texts.append(picture.caption(place=whole and place, motion=motion, hour=hour, pattern=pattern))
-        negatives = [] if self.readout else [text for each in described for text in other_patterns(each.subject)]
+        negatives = (
+            [] if self.readout is not None else [text for each in described for text in other_patterns(each.subject)]
+        )
         short, long = [caption(picture.subject) for picture in described], texts + negatives
         patches = self._patches(described, framed, rng)
         seen = to_signed(pictures, self.device)

@@ -157,7 +157,8 @@ class Drawing:
                     pictures.append(
                         Picture(**each | {"subject": Subject(**each["subject"]), "box": tuple(each["box"])})
                     )
-        return TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)
+        every = TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)
+        return TrainingSet(every.frames[: self.count], every.views[: self.count], every.pictures[: self.count])
 
     def draw_file(self, index: int) -> int:
         path = self._path(index)

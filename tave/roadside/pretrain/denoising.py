@@ -33,7 +33,8 @@ def snr_weight(alphas: Tensor) -> Tensor:
     """Return loss weights of mean 1 for velocity at the levels ``alphas`` ``T``, each as often.
 
     An error of the velocity counts snr + 1 times as an error of the clean latents does; beyond ``MAX_SNR`` that factor
-    stays, as in min-SNR weighting (Hang et al. 2023), so that almost clean latents don't outweigh the others.
+    stays, so that almost clean latents don't outweigh the others, as in min-SNR weighting (Hang et al. 2023). Unlike
+    there, very noisy latents keep the weight of the velocity.
     """
     snr = alphas / (1 - alphas)
     weight = (MAX_SNR + 1) / (snr + 1).clamp(min=MAX_SNR + 1)
@@ -43,8 +44,8 @@ def snr_weight(alphas: Tensor) -> Tensor:
 def timesteps(weights: Tensor, count: int, rng: np.random.Generator) -> Tensor:
     """Draw ``count`` timesteps, each as often as its loss weighs in ``weights`` ``T``.
 
-    That costs less variance than uniform timesteps and a weighted loss, and so does one timestep from each ``count``-th
-    part of the distribution (Kingma et al. 2021, "Variational Diffusion Models", I.1).
+    This has a lower variance than a weighted loss at uniform timesteps. Stratification, one timestep from each
+    ``count``-th part of the distribution, lowers it further (Kingma et al. 2021, "Variational Diffusion Models", I.1).
     """
     below = weights.cumsum(0) / weights.sum()
     at = (torch.arange(count) + rng.random()) / count
@@ -71,7 +72,7 @@ class UNetTraining(Training):
     object from another side, in another light and place, so that the model takes from it the object alone. Some have
     neither caption nor vector, for the unconditional branch of guidance; others lack one of the two.
 
-    The first ``WINDOWED`` of the steps take windows of the latents, which cost a third; their vectors are all those of
+    The first ``WINDOWED`` of the steps take windows of the latents, which cost half; their vectors are all those of
     photographs, since that of a whole frame also says where in it the object is.
     """
 
