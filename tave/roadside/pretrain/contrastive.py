@@ -152,10 +152,9 @@ class ClipTraining(Training):
         for picture, whole in zip(described, framed, strict=True):
             place, motion, hour, pattern = rng.random(4) < (0.5, 0.6, 0.5, 0.6)
             texts.append(picture.caption(place=whole and place, motion=motion, hour=hour, pattern=pattern))
-        negatives = (
-            [] if self.readout is not None else [text for each in described for text in other_patterns(each.subject)]
-        )
-        short, long = [caption(picture.subject) for picture in described], texts + negatives
+        judged = described if self.readout is None else []
+        long = texts + [text for picture in judged for text in other_patterns(picture.subject)]
+        short = [caption(picture.subject) for picture in described]
         patches = self._patches(described, framed, rng)
         seen = to_signed(pictures, self.device)
         images, words = self.embed(seen, SHORT + long, *([] if patches is None else [patches]))
