@@ -164,7 +164,7 @@ def test_what_fails_is_listed_and_the_rest_continues(
         ("define.tave={overrides: ['mask.threshhold=otsu']}", r"mask\.threshhold"),
         ("overrides=['tuning.stepz=1']", r"tuning\.stepz"),
         ("overrides=['tuning.steps=-1']", r"tuning\.steps"),
-        ("only=[nowhere]", r"only=\['nowhere'\] matches no case"),
+        ("only=[larger_0,nowhere]", r"only=\['nowhere'\]: no such case"),
     ],
 )
 def test_a_wrong_choice_is_refused_before_anything_is_made(word: str, message: str, tmp_path: Path) -> None:

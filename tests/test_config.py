@@ -78,6 +78,8 @@ def test_every_bound_and_choice_is_enforced(name: str) -> None:
         (lambda: TrainOptions(logger={"csv": {"nme": 1}}), r"logger\.csv\.nme: did you mean name"),
         (lambda: config.SetOptions(kind="folder"), r"set\.folder"),
         (lambda: config.FootprintOptions(sizes=[500]), r"multiples of 64"),
+        (lambda: config.PretrainOptions(size=97), r"size=97: give a multiple of 16"),
+        (lambda: config.PretrainOptions(size=32), r"crop=48.*at most size=32"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused_by_name(make: Any, named: str) -> None:

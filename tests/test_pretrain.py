@@ -348,6 +348,7 @@ def test_pictures_are_drawn_once_and_again_for_another_seed(tmp_path: Path, monk
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert first[0] == again[0] and not np.array_equal(again[1], other[1])
     assert len(data.Drawing(tmp_path, 3, 32, 24, 2).load()) == 3
+    assert len(data.Drawing(tmp_path, 2, 32, 24, 2).load().frames) == 2  # of whole chunks
     for drawing in (data.Drawing(tmp_path, 3, 32, 24, 1), data.Drawing(tmp_path, 6, 32, 24, 2)):
         with pytest.raises(FileError, match="add data to stages"):
             drawing.load()
