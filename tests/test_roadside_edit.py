@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(options, folder / "run", show=False)
 
 
-MISSED = {"judge_vehicle_accuracy", "judge_color_accuracy"}  # by a UNet that was trained for too short a time
+MISSED = {"judge_vehicle_accuracy"}  # by a UNet that is still to be trained on
 NAMES = [pytest.param(name, marks=pytest.mark.xfail(name in MISSED, reason="see the model card")) for name in TARGETS]
 
 
