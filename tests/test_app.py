@@ -300,22 +300,22 @@ class Fake:
         self.folder, self.run, self.code, self.ended = folder, folder / run, 0, threading.Event()
         self.begun.append(self)
 
-    def wait(self, tell: Callable[[Mapping[str, Any]], None]) -> int:
+    def wait(self, send: Callable[[Mapping[str, Any]], None]) -> int:
         base = {"label": "", "peak_mb": 1.0, "seconds": 0.1, "over": False}
-        tell({"stage": "tuning", "done": 1, "total": 3, **base})
-        tell({"warning": f"look at {self.folder}/x.mp4"})
+        send({"stage": "tuning", "done": 1, "total": 3, **base})
+        send({"warning": f"look at {self.folder}/x.mp4"})
         while not self.hold.is_set() and not self.ended.is_set():
             time.sleep(0.005)
         if self.ended.is_set():
             return 143
-        tell({"stage": "tuning", "done": 3, "total": 3, **base, "over": True})
-        tell({"stage": "sampling", "done": 2, "total": 2, **base, "over": True})
+        send({"stage": "tuning", "done": 3, "total": 3, **base, "over": True})
+        send({"stage": "sampling", "done": 2, "total": 2, **base, "over": True})
         edit = self.run / "edits" / "suv"
         edit.mkdir(parents=True, exist_ok=True)
         (edit / "edited.mp4").write_bytes(b"clip of " + self.folder.name.encode())
         write_json(self.run / "run.json", {"path": str(self.folder)})
         (self.run / "report.html").write_text(f"<td>{self.folder}/weights</td>{CLIP_IN_A_PAGE}")
-        tell({"edits": ["suv"]})
+        send({"edits": ["suv"]})
         return self.code
 
     def cancel(self) -> None:

@@ -91,13 +91,13 @@ def test_cancelling_ends_within_a_step_and_the_same_job_goes_on(clip: Path, tmp_
     words = [*of_clip(clip), *QUICK, "tuning.steps=5000", f"cache={tmp_path / 'cache'}"]
     child, seen, cancelled = Child(tmp_path, words, "run", tuned=False), list[Mapping[str, Any]](), list[bool]()
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def send(event: Mapping[str, Any]) -> None:
         if event.get("stage") == "tuning" and event["done"] > 0 and not cancelled:
             cancelled.append(True)  # not at the first step: a fast one is too soon after the start to be reported
             child.cancel()
         seen.append(event)
 
-    assert child.wait(tell) == 143
+    assert child.wait(send) == 143
     assert seen[-1]["stage"] == "tuning" and seen[-1]["done"] < 200
     assert list((tmp_path / "cache").glob("tuned-*/last.ckpt"))  # from which the same job continues
     with pytest.raises(ProcessLookupError):
@@ -203,12 +203,12 @@ def test_a_first_look_runs_as_it_was_planned_and_is_learnt(
     order: list[str] = []
     words = [*made.words, "metrics.enabled=false", "logger=none"]
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def send(event: Mapping[str, Any]) -> None:
         if "stage" in event:
             note(seen, event)
             order.extend([event["stage"]] * (event["done"] > 0))
 
-    (name,) = perform({"words": words, "run": "run", "tuned": False}, tell)
+    (name,) = perform({"words": words, "run": "run", "tuned": False}, send)
     plan = {stage.name: stage.steps for stage in made.plan.stages if stage.name != "metrics"}
     assert {name: each["done"] for name, each in seen.items()} == plan
     assert list(dict.fromkeys(order)) == list(

@@ -41,6 +41,12 @@ FIGURES = {  # metric: label, decimals
     "warp_error_object": ("warp error of the object, 8-bit levels", 1),
     "warp_error_object_source": ("warp error of the object in the source", 1),
 }
+HEAD = """# Edits of the named clips
+
+Default options, seed 33 (`make sheet`). [drawn_world.md](drawn_world.md#the-named-clips) says what is seen in them.
+
+![For each clip target image, and four frames of source, mask and edit](contact_sheet.png)
+"""
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
@@ -142,7 +148,7 @@ def main() -> None:
         raise SystemExit(f"error: {options.runs} has no finished runs: make them with make sheet")
     options.docs.mkdir(parents=True, exist_ok=True)
     contact_sheet(runs).save(options.docs / "contact_sheet.png", optimize=True)
-    (options.docs / "named_clips.md").write_text(table(runs))
+    (options.docs / "named_clips.md").write_text(f"{HEAD}\n{table(runs)}")
     if (hero := options.runs / HERO) in runs:
         write_moving_picture(hero, options.docs / f"{HERO}.gif")
 
