@@ -75,6 +75,8 @@ def benchmark(options: BenchmarkOptions, *, show: bool = True) -> list[dict[str,
     cases = [case for case in read_listing(_listing(options)) if not options.only or case.name in options.only]
     if unknown := sorted(set(options.only) - {case.name for case in cases}):
         raise OptionError(f"only={unknown}: no such case in the set")
+    if not cases:
+        raise OptionError(f"{options.set.folder} lists no case: see docs/external_sets.md")
     cases.sort(key=lambda case: -(case.frames or 0))  # the longest first, so that no worker is left alone with it
     jobs = [Job(case, seed, _home(options, case, seed), options) for case in cases for seed in options.seeds]
     homes = [job.home for job in jobs]

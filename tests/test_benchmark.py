@@ -18,7 +18,7 @@ import tave.controls
 from tave.benchmark import benchmark
 from tave.cli import compose_options
 from tave.config import BenchmarkOptions, MethodOptions, OptionError
-from tave.files import read_json
+from tave.files import read_json, write_json
 from tave.keys import quoted
 from tave.record import changed_metrics
 from tave.roadside.cases import NAMED
@@ -164,6 +164,7 @@ def test_what_fails_is_listed_and_the_rest_continues(
         ("define.tave={overrides: ['mask.threshhold=otsu']}", r"mask\.threshhold"),
         ("overrides=['tuning.stepz=1']", r"tuning\.stepz"),
         ("overrides=['tuning.steps=-1']", r"tuning\.steps"),
+        ("only=[nowhere]", r"only=\['nowhere'\]: no such case"),
         ("only=[larger_0,nowhere]", r"only=\['nowhere'\]: no such case"),
     ],
 )
@@ -171,6 +172,14 @@ def test_a_wrong_choice_is_refused_before_anything_is_made(word: str, message: s
     with pytest.raises(OptionError, match=message):
         benchmark(drawn(tmp_path, word), show=False)
     assert not [path for path in tmp_path.iterdir() if path.name != "cases"]
+
+
+def test_a_set_without_a_case_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_json(tmp_path / "set/cases.json", {"cases": []})
+    given = ["set=folder", f"set.folder={tmp_path / 'set'}", f"folder={tmp_path / 'out'}"]
+    with pytest.raises(OptionError, match="lists no case"):
+        benchmark(compose_options("benchmark", given), show=False)
 
 
 @pytest.mark.slow  # whole cases

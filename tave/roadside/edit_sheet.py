@@ -43,7 +43,7 @@ FIGURES = {  # metric: label, decimals
 }
 HEAD = """# Edits of the named clips
 
-Default options, seed 33 (`make sheet`). [drawn_world.md](drawn_world.md#the-named-clips) says what is seen in them.
+Default options (`make sheet`). [drawn_world.md](drawn_world.md#the-named-clips) says what is seen in them.
 
 ![For each clip target image, and four frames of source, mask and edit](contact_sheet.png)
 """

@@ -180,7 +180,7 @@ def unet_training(folder: Path, options: PretrainOptions) -> training.Training:
         network.set_attn_processor(AttnProcessor())
     encoded = denoising.Encoded(latents, encoded.embeds, encoded.views)
     settings = asdict(options.unet) | {"seed": options.seed}
-    cell, pictures = options.size // latents.shape[-1], pictures_of(folder, options).load().pictures
+    cell, pictures = options.size // latents.shape[-1], pictures_of(folder, options).pictures()
     return denoising.UNetTraining(network, encoded, pictures, text, cell, **settings)
 
 

@@ -143,22 +143,16 @@ class Drawing:
 
     def load(self) -> TrainingSet:
         """Read what was drawn. Raises FileError if a chunk is missing or was drawn with other options."""
-        frames, views, pictures = [], [], []
-        for index in range(self.chunks):
-            path = self._path(index)
-            if not self._drawn(path):
-                raise FileError(
-                    f"{path} is missing or was drawn with other options: add data to stages, which draws it"
-                )
-            with np.load(path) as stored:
-                frames.append(stored["frames"])
-                views.append(stored["views"])
-                for each in json.loads(str(stored["pictures"])):
-                    pictures.append(
-                        Picture(**each | {"subject": Subject(**each["subject"]), "box": tuple(each["box"])})
-                    )
-        every = TrainingSet(np.concatenate(frames), np.concatenate(views), pictures)
-        return TrainingSet(every.frames[: self.count], every.views[: self.count], every.pictures[: self.count])
+        frames, views = (np.concatenate(list(self._stored(name)))[: self.count] for name in ("frames", "views"))
+        return TrainingSet(frames, views, self.pictures())
+
+    def pictures(self) -> list[Picture]:
+        """Read the descriptions alone; raises as :meth:`load`."""
+        described = [each for chunk in self._stored("pictures") for each in json.loads(str(chunk))]
+        return [
+            Picture(**each | {"subject": Subject(**each["subject"]), "box": tuple(each["box"])})
+            for each in described[: self.count]
+        ]
 
     def draw_file(self, index: int) -> int:
         path = self._path(index)
@@ -180,6 +174,14 @@ class Drawing:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:04d}.npz"
+
+    def _stored(self, name: str) -> Iterator[np.ndarray]:
+        """Yield one array of each chunk."""
+        for path in map(self._path, range(self.chunks)):
+            if not self._drawn(path):
+                raise FileError(f"{path} is missing or of another drawing: add data to stages, which draws it")
+            with np.load(path) as stored:
+                yield stored[name]
 
     def _drawn(self, path: Path) -> bool:
         if not path.is_file():

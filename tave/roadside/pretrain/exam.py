@@ -106,7 +106,7 @@ def photograph_of(scene: Scene, rng: np.random.Generator) -> Scene:
         if never_trained(scene.subject, place, hour, yaw):
             sun = float(rng.uniform(0, 360))
             return photograph(scene.subject, place, scene.seed + 1, yaw=yaw, hour=hour, sun=sun)
-    raise ValueError(f"no photograph of {scene.subject} is held out: choose another seed of the exam")
+    raise ValueError(f"no photograph of {scene.subject} is held out: give fewer exam_frames or exam_samples")
 
 
 def captions_by_class() -> dict[str, dict[str, list[str]]]:
