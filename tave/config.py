@@ -873,7 +873,7 @@ class PretrainOptions(Options):
     workers: int = option(2, "processes that draw", low=1, high=1024)
     target: str = option("tave/roadside/weights", "where the stage ship writes", text=True)
     exam_frames: int = option(300, "held-out frames for the exam of autoencoder, CLIP and judge", low=1)
-    exam_samples: int = option(60, "pictures that the UNet's exam samples for each kind of condition", low=1)
+    exam_samples: int = option(150, "pictures that the UNet's exam samples for each kind of condition", low=1)
     autoencoder: PartOptions = option(PartOptions(4000, 16, 1e-3), "training of the autoencoder")
     clip: PartOptions = option(PartOptions(2500, 64, 8e-4), "training of the conditioning CLIP")
     judge: PartOptions = option(PartOptions(2000, 64, 1e-3), "training of the judge")

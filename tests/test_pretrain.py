@@ -171,6 +171,13 @@ def test_the_exam_finds_what_stands_in_an_empty_scene(shipped: Backbone) -> None
     assert exam.recognised(empty, into, embed, classes) == ["nothing"] * len(scenes)
     assert len({float(one.sum()) for one in into.cells}) == 1  # the hole has one size for all objects
 
+    invented = sheet.frames.copy()  # another skyline behind the object, red and yellow
+    for frame, cells in zip(invented, into.cells[:, 0, 0], strict=True):
+        x0, y0, x1, _ = (4 * edge for edge in box_of(cells.numpy() > 0))
+        frame[y0 : y0 + 5, x0:x1] = (255, 0, 0)
+        frame[y0 : y0 + 5, x0 : (x0 + x1) // 2] = (255, 255, 0)
+    assert exam.recognised(invented, into, embed, classes) == sheet.truth("color")
+
 
 def test_holes_are_filled_and_the_road_is_kept(shipped: Backbone) -> None:
     sheet = exam.held_out_frames(2, 96, seed=8)
