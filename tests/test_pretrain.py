@@ -44,7 +44,7 @@ def drawn() -> TrainingSet:
     sheet = exam.held_out_frames(6, 48)
     described = zip(sheet.scenes, sheet.masks, strict=True)
     pictures = [Picture(s.subject, s.place, s.hour, s.heading(s.frames // 2), box_of(m)) for s, m in described]
-    return TrainingSet(sheet.frames, sheet.frames[:, :32, :32].copy(), pictures)
+    return TrainingSet(sheet.frames, sheet.frames[:, :32, :32].copy(), pictures, sheet.frames[:2])
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,36 @@ def test_the_unet_learns_velocity_and_drops_conditions(drawn: TrainingSet) -> No
         words.extend(captions)
         return torch.zeros(len(captions), 2, 4)
 
-    encoded = denoising.Encoded(torch.randn(6, 8, 4, 4), torch.randn(6, 4), torch.randn(6, 4))
+    encoded = denoising.Encoded(torch.randn(6, 8, 4, 4), torch.randn(6, 4), torch.randn(6, 4), torch.randn(3, 8, 4, 4))
     part = denoising.UNetTraining(Net(), encoded, drawn.pictures, text, 12, steps=1, batch=400, lr=1e-3, seed=0)
     assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
     mute, blind = np.array([caption == "" for caption in words]), (seen[0] == 0).all(1).numpy()
     shares = [(mute & blind).mean(), (blind & ~mute).mean(), (mute & ~blind).mean()]
-    assert shares == pytest.approx([denoising.NEITHER, denoising.NO_PICTURE, denoising.NO_WORDS], abs=0.05)
+    with_object = 1 - denoising.EMPTY
+    dropped = [with_object * each for each in (denoising.NEITHER, denoising.NO_PICTURE, denoising.NO_WORDS)]
+    assert shares == pytest.approx([denoising.EMPTY + dropped[0], *dropped[1:]], abs=0.05)
+
+
+def test_scenes_without_an_object_are_the_unconditional_ones(drawn: TrainingSet) -> None:
+    """Else every branch of guidance would show an object, and guidance would not keep one from vanishing."""
+    seen: dict[str, Tensor] = {}
+
+    class Net(torch.nn.Module):
+        def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor):
+            seen.update(z=z, t=t, text=encoder_hidden_states, image=class_labels)
+            return type("Out", (), {"sample": torch.zeros_like(z)})
+
+    def text(captions: list[str]) -> Tensor:
+        return torch.tensor([float(caption != "") for caption in captions])[:, None, None].expand(-1, 2, 4)
+
+    latents, empty = torch.zeros(6, 8, 4, 4), torch.full((3, 8, 4, 4), 100.0)
+    encoded = denoising.Encoded(latents, torch.randn(6, 4), torch.randn(6, 4), empty)
+    part = denoising.UNetTraining(Net(), encoded, drawn.pictures, text, 12, steps=1, batch=400, lr=1e-3, seed=0)
+    part.loss()
+    without = seen["z"].mean((1, 2, 3)) / part.alphas[seen["t"]].sqrt() > 50
+    assert float(without.float().mean()) == pytest.approx(denoising.EMPTY, abs=0.05)
+    assert not seen["text"][without].any() and not seen["image"][without].any()
+    assert seen["text"][~without].any() and seen["image"][~without].any()
 
 
 def test_place_hour_yaw_and_box_are_read_from_whole_frames_alone(drawn: TrainingSet) -> None:
@@ -254,8 +278,9 @@ def test_prompts_have_no_word_that_training_captions_lack() -> None:
 
 
 def test_training_pictures_show_nothing_that_is_held_out() -> None:
-    _, _, pictures = data.draw_chunk(0, 32, 32, seed=5)
-    assert not [p for p in pictures if held_out(p.subject, p.place, p.hour, p.yaw)]
+    chunk = data.draw_chunk(0, 32, 32, seed=5)
+    assert not [p for p in chunk.pictures if held_out(p.subject, p.place, p.hour, p.yaw)]
+    assert chunk.empty.shape == (data.EMPTY, 32, 32, 3)
 
 
 def test_windows_hold_the_middle_of_the_object() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
@@ -174,11 +175,12 @@ def unet_training(folder: Path, options: PretrainOptions) -> training.Training:
     text_model = load(networks.clip(words), folder / "clip").text_model
     text = networks.cached(lambda texts: networks.text_model_output(text_model, words, texts).last_hidden_state)
     torch.manual_seed(options.seed)
-    latents = encoded.latents * scaling_factor(encoded.latents)
+    scale = scaling_factor(encoded.latents)
+    latents = encoded.latents * scale
     network = _started(networks.unet(latents.shape[-1]), folder / "unet")
     if working_device().type == "cpu":  # for at most 576 cells the fused kernel's backward is slower
         network.set_attn_processor(AttnProcessor())
-    encoded = denoising.Encoded(latents, encoded.embeds, encoded.views)
+    encoded = denoising.Encoded(latents, encoded.embeds, encoded.views, encoded.empty * scale)
     settings = asdict(options.unet) | {"seed": options.seed}
     cell, pictures = options.size // latents.shape[-1], pictures_of(folder, options).pictures()
     return denoising.UNetTraining(network, encoded, pictures, text, cell, **settings)
@@ -191,7 +193,7 @@ def scaling_factor(latents: Tensor) -> float:
 
 @torch.no_grad()
 def encode_data(folder: Path, options: PretrainOptions) -> denoising.Encoded:
-    """Return latents (unscaled, fp16) and CLIP embeddings of the training set, which are stored in ``folder``."""
+    """Return latents (unscaled, fp16) and CLIP embeddings of the training set, and store them in ``folder``."""
     stored = folder / "encoded.safetensors"
     parts = [file_digest(folder / name / WEIGHTS) for name in ("autoencoder", "clip")]
     drawing = pictures_of(folder, options)
@@ -202,16 +204,26 @@ def encode_data(folder: Path, options: PretrainOptions) -> denoising.Encoded:
     vae = load(networks.autoencoder(options.size), folder / "autoencoder")
     vae = vae.to(device, memory_format=torch.channels_last)
     embed = networks.clip_embedder(load(networks.clip(words), folder / "clip").to(device), words)
-    found: dict[str, list[Tensor]] = {"latents": [], "embeds": [], "views": []}
-    for start in track(range(0, len(data), 100), description="encoding the training pictures"):
-        frames, views = (to_signed(each[start : start + 100], device) for each in (data.frames, data.views))
-        frames = frames.contiguous(memory_format=torch.channels_last)
-        small = nn.functional.interpolate(frames, networks.VISION_SIZE, mode="bicubic", antialias=True).clamp(-1, 1)
+
+    def latents(frames: Tensor) -> Tensor:
+        return vae.encode(frames.contiguous(memory_format=torch.channels_last)).latent_dist.mean.half()
+
+    def vectors(pictures: Tensor) -> Tensor:
+        small = nn.functional.interpolate(pictures, networks.VISION_SIZE, mode="bicubic", antialias=True).clamp(-1, 1)
+        return embed(small, ["a car"])[0].float()
+
+    def encoded(pictures: np.ndarray, encode: Callable[[Tensor], Tensor], what: str) -> Tensor:
+        batches = [pictures[start : start + 100] for start in range(0, len(pictures), 100)]
         with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in options.precision):
-            found["latents"].append(vae.encode(frames).latent_dist.mean.half().cpu())
-            for name, pictures in (("embeds", small), ("views", views)):
-                found[name].append(embed(pictures, ["a car"])[0].float().cpu())
-    tensors = {name: torch.cat(parts).contiguous() for name, parts in found.items()}
+            made = [encode(to_signed(each, device)).cpu() for each in track(batches, description=f"encoding {what}")]
+        return torch.cat(made).contiguous()
+
+    tensors = {
+        "latents": encoded(data.frames, latents, "the training pictures"),
+        "empty": encoded(data.empty, latents, "scenes without an object"),
+        "embeds": encoded(data.frames, vectors, "what CLIP sees in the pictures"),
+        "views": encoded(data.views, vectors, "what CLIP sees in the photographs"),
+    }
     save(tensors, stored, origin=origin)
     return denoising.Encoded(**tensors)
 

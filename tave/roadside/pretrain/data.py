@@ -18,11 +18,12 @@ from torch import Tensor
 from tave import regions
 from tave.files import FileError, whole_file
 from tave.interrupts import follow_parent
-from tave.roadside.draw import VERSION, draw, object_layer, over, silhouette, to_bytes
+from tave.roadside.draw import VERSION, draw, object_layer, over, silhouette, to_bytes, without_object
 from tave.roadside.sample import sample_photograph, sample_scene
 from tave.roadside.scene import Scene, Subject, caption, motion_of
 
 CHUNK = 500  # pictures per file; a file is drawn by one process, once
+EMPTY = 50  # pictures without an object in each file
 GREY = 0.5
 
 
@@ -54,11 +55,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """``frames`` ``n H W 3`` uint8, and for each a photograph of the same object elsewhere in ``views`` ``n V V 3``."""
+    """``frames`` ``n H W 3`` uint8, and for each a photograph of the same object elsewhere in ``views`` ``n V V 3``.
+
+    empty: other scenes ``m H W 3`` without an object.
+    """
 
     frames: np.ndarray
     views: np.ndarray
     pictures: list[Picture]
+    empty: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -86,7 +91,7 @@ def square_crop(frame: np.ndarray, box: tuple[float, ...], size: int, wider: flo
     return np.asarray(Image.fromarray(wide).resize((size, size), Image.Resampling.BICUBIC, box=window))
 
 
-def draw_chunk(index: int, size: int, view_size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[Picture]]:
+def draw_chunk(index: int, size: int, view_size: int, seed: int) -> TrainingSet:
     """Draw chunk ``index``, a pure function of the arguments."""
     rng = np.random.default_rng((seed, index))
     frames, views, pictures = [], [], []
@@ -102,7 +107,12 @@ def draw_chunk(index: int, size: int, view_size: int, seed: int) -> tuple[np.nda
     coded = CHUNK * 2 // 5
     stack = np.stack(frames)
     stack[:coded] = _through_codec(stack[:coded], int(rng.integers(10, 24)))
-    return stack, np.stack(views), pictures
+    return TrainingSet(stack, np.stack(views), pictures, np.stack([_empty_scene(rng, size) for _ in range(EMPTY)]))
+
+
+def _empty_scene(rng: np.random.Generator, size: int) -> np.ndarray:
+    scene = sample_scene(rng)
+    return to_bytes(without_object(scene, int(rng.integers(scene.frames)), size))
 
 
 def photograph_picture(photo: Scene, size: int, *, cut: bool) -> np.ndarray:
@@ -143,8 +153,8 @@ class Drawing:
 
     def load(self) -> TrainingSet:
         """Read what was drawn. Raises FileError if a chunk is missing or was drawn with other options."""
-        frames, views = (np.concatenate(list(self._stored(name)))[: self.count] for name in ("frames", "views"))
-        return TrainingSet(frames, views, self.pictures())
+        frames, views, empty = (np.concatenate(list(self._stored(name))) for name in ("frames", "views", "empty"))
+        return TrainingSet(frames[: self.count], views[: self.count], self.pictures(), empty)
 
     def pictures(self) -> list[Picture]:
         """Read the descriptions alone; raises as :meth:`load`."""
@@ -157,10 +167,11 @@ class Drawing:
     def draw_file(self, index: int) -> int:
         path = self._path(index)
         if not self._drawn(path):
-            frames, views, pictures = draw_chunk(index, self.size, self.view_size, self.seed)
-            described = json.dumps([asdict(each) for each in pictures])
+            chunk = draw_chunk(index, self.size, self.view_size, self.seed)
+            described = json.dumps([asdict(each) for each in chunk.pictures])
+            arrays = {"frames": chunk.frames, "views": chunk.views, "empty": chunk.empty}
             with whole_file(path) as temporary, temporary.open("wb") as sink:
-                np.savez(sink, frames=frames, views=views, pictures=described, origin=self.origin)
+                np.savez(sink, allow_pickle=False, pictures=described, origin=self.origin, **arrays)
         return index
 
     @property
@@ -170,7 +181,7 @@ class Drawing:
     @property
     def origin(self) -> str:
         """What identifies a drawn chunk, but for its number."""
-        return json.dumps([VERSION, self.size, self.view_size, self.seed])
+        return json.dumps([VERSION, self.size, self.view_size, self.seed, EMPTY])
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:04d}.npz"

@@ -14,7 +14,8 @@ from tave.roadside.pretrain.data import Picture
 from tave.roadside.pretrain.networks import EncodeText, schedulers
 from tave.roadside.pretrain.training import Training, object_weight
 
-NEITHER, NO_PICTURE, NO_WORDS = 0.08, 0.15, 0.2  # shares of pictures for which the UNet's conditions are dropped
+NEITHER, NO_PICTURE, NO_WORDS = 0.05, 0.15, 0.3  # shares of pictures for which the UNet's conditions are dropped
+EMPTY = 0.1  # share of pictures without an object; they have neither condition
 WINDOW, WINDOWED = 16, 0.6  # side in cells of the UNet's first pictures, and the share of steps that take them
 MAX_SNR = 5.0  # up to which a noise level's weight in the UNet's loss grows
 ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph of the object
@@ -22,11 +23,15 @@ ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Latents ``n c h w`` and image embeddings ``n d`` of a training set's frames, and embeddings of its views."""
+    """A training set's frames as latents ``n c h w`` and image embeddings ``n d``, and embeddings of its views.
+
+    empty: latents ``m c h w`` of scenes without an object.
+    """
 
     latents: Tensor
     embeds: Tensor
     views: Tensor
+    empty: Tensor
 
 
 def snr_weight(alphas: Tensor) -> Tensor:
@@ -70,7 +75,8 @@ class UNetTraining(Training):
 
     As in SD-unCLIP the image vector is that of the picture itself; for half of them it is that of a photograph of the
     object from another side, in another light and place, so that the model takes from it the object alone. Some have
-    neither caption nor vector, for the unconditional branch of guidance; others lack one of the two.
+    neither caption nor vector, for the unconditional branch of guidance; others lack one of the two. Most of the former
+    show no object: if every picture had one, guidance would not lead away from an empty scene.
 
     The first ``WINDOWED`` of the steps take windows of the latents, which cost half; their vectors are all those of
     photographs, since that of a whole frame also says where in it the object is.
@@ -108,13 +114,18 @@ class UNetTraining(Training):
         described = [self.pictures[int(i)] for i in indices]
         shown = torch.from_numpy(indices).to(self.device)
         clean, boxes = self.data.latents[shown].float(), np.array([p.box for p in described]) / self.cell
+        empty = np.flatnonzero(rng.random(self.batch) < EMPTY)
+        others = rng.integers(len(self.data.empty), size=len(empty))
+        clean[torch.from_numpy(empty)] = self.data.empty[torch.from_numpy(others)].float()
         windowed = self.global_step < WINDOWED * self.steps and clean.shape[-1] > WINDOW
         if windowed:
             clean, boxes = windows(clean, boxes, WINDOW, rng)
+        boxes[empty] = 0
         weight = object_weight(boxes, clean.shape[-1]).to(self.device)
         elsewhere = torch.from_numpy(rng.random(self.batch) < (1.0 if windowed else ELSEWHERE))[:, None].to(self.device)
         image = self._image(torch.where(elsewhere, self.data.views[shown], self.data.embeds[shown]), rng, noise)
         lot = rng.random(self.batch)  # below NEITHER both are dropped, then the picture, then the words
+        lot[empty] = 0
         with_image = torch.from_numpy(lot >= NEITHER + NO_PICTURE)[:, None].to(self.device)
         wordless = (lot < NEITHER) | ((lot >= NEITHER + NO_PICTURE) & (lot < NEITHER + NO_PICTURE + NO_WORDS))
         t = timesteps(self.weights, self.batch, rng)
