@@ -80,47 +80,44 @@ def test_a_step_fixes_its_batch(drawn: TrainingSet, monkeypatch: pytest.MonkeyPa
     assert loss(3) != loss(4)
 
 
-def test_the_unet_learns_velocity_and_drops_conditions(drawn: TrainingSet) -> None:
-    seen: list[Tensor] = []
-    words: list[str] = []
+class Recorder(torch.nn.Module):
+    """Keeps what a UNet is given, and predicts zero."""
 
-    class Net(torch.nn.Module):
-        def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor):
-            seen.append(class_labels)
-            return type("Out", (), {"sample": torch.zeros_like(z)})
+    given: dict[str, Tensor]
 
-    def text(captions: list[str]) -> Tensor:
-        words.extend(captions)
-        return torch.zeros(len(captions), 2, 4)
-
-    encoded = denoising.Encoded(torch.randn(6, 8, 4, 4), torch.randn(6, 4), torch.randn(6, 4), torch.randn(3, 8, 4, 4))
-    part = denoising.UNetTraining(Net(), encoded, drawn.pictures, text, 12, steps=1, batch=400, lr=1e-3, seed=0)
-    assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
-    mute, blind = np.array([caption == "" for caption in words]), (seen[0] == 0).all(1).numpy()
-    shares = [(mute & blind).mean(), (blind & ~mute).mean(), (mute & ~blind).mean()]
-    with_object = 1 - denoising.EMPTY
-    dropped = [with_object * each for each in (denoising.NEITHER, denoising.NO_PICTURE, denoising.NO_WORDS)]
-    assert shares == pytest.approx([denoising.EMPTY + dropped[0], *dropped[1:]], abs=0.05)
+    def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor):
+        self.given = {"z": z, "t": t, "text": encoder_hidden_states, "image": class_labels}
+        return type("Out", (), {"sample": torch.zeros_like(z)})
 
 
-def test_scenes_without_an_object_are_the_unconditional_ones(drawn: TrainingSet) -> None:
-    """Else every branch of guidance would show an object, and guidance would not keep one from vanishing."""
-    seen: dict[str, Tensor] = {}
-
-    class Net(torch.nn.Module):
-        def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor):
-            seen.update(z=z, t=t, text=encoder_hidden_states, image=class_labels)
-            return type("Out", (), {"sample": torch.zeros_like(z)})
+def recorded(drawn: TrainingSet, latents: Tensor, empty: Tensor) -> tuple[denoising.UNetTraining, Recorder]:
+    """Return a training of a Recorder, which is given zeros for no words and ones for a caption."""
 
     def text(captions: list[str]) -> Tensor:
         return torch.tensor([float(caption != "") for caption in captions])[:, None, None].expand(-1, 2, 4)
 
-    latents, empty = torch.zeros(6, 8, 4, 4), torch.full((3, 8, 4, 4), 100.0)
-    encoded = denoising.Encoded(latents, torch.randn(6, 4), torch.randn(6, 4), empty)
-    part = denoising.UNetTraining(Net(), encoded, drawn.pictures, text, 12, steps=1, batch=400, lr=1e-3, seed=0)
+    network, encoded = Recorder(), denoising.Encoded(latents, torch.randn(6, 4), torch.randn(6, 4), empty)
+    settings = {"steps": 1, "batch": 400, "lr": 1e-3, "seed": 0}
+    return denoising.UNetTraining(network, encoded, drawn.pictures, text, 12, **settings), network
+
+
+def test_the_unet_learns_velocity_and_drops_conditions(drawn: TrainingSet) -> None:
+    part, network = recorded(drawn, torch.randn(6, 8, 4, 4), torch.randn(3, 8, 4, 4))
+    assert float(part.loss()) == pytest.approx(1.0, abs=0.05)  # v of unit data and unit noise has unit variance
+    mute, blind = ((network.given[name] == 0).flatten(1).all(1).numpy() for name in ("text", "image"))
+    shares = [(mute & blind).mean(), (blind & ~mute).mean(), (mute & ~blind).mean()]
+    with_object = 1 - denoising.NO_OBJECT
+    dropped = [with_object * each for each in (denoising.NEITHER, denoising.NO_PICTURE, denoising.NO_WORDS)]
+    assert shares == pytest.approx([denoising.NO_OBJECT + dropped[0], *dropped[1:]], abs=0.05)
+
+
+def test_scenes_without_an_object_are_the_unconditional_ones(drawn: TrainingSet) -> None:
+    """Else every branch of guidance would show an object, and guidance would not keep one from vanishing."""
+    part, network = recorded(drawn, torch.zeros(6, 8, 4, 4), torch.full((3, 8, 4, 4), 100.0))
     part.loss()
+    seen = network.given
     without = seen["z"].mean((1, 2, 3)) / part.alphas[seen["t"]].sqrt() > 50
-    assert float(without.float().mean()) == pytest.approx(denoising.EMPTY, abs=0.05)
+    assert float(without.float().mean()) == pytest.approx(denoising.NO_OBJECT, abs=0.05)
     assert not seen["text"][without].any() and not seen["image"][without].any()
     assert seen["text"][~without].any() and seen["image"][~without].any()
 

@@ -15,7 +15,7 @@ from tave.roadside.pretrain.networks import EncodeText, schedulers
 from tave.roadside.pretrain.training import Training, object_weight
 
 NEITHER, NO_PICTURE, NO_WORDS = 0.05, 0.15, 0.3  # shares of pictures for which the UNet's conditions are dropped
-EMPTY = 0.1  # share of pictures without an object; they have neither condition
+NO_OBJECT = 0.1  # share of pictures that show none; they have neither condition
 WINDOW, WINDOWED = 16, 0.6  # side in cells of the UNet's first pictures, and the share of steps that take them
 MAX_SNR = 5.0  # up to which a noise level's weight in the UNet's loss grows
 ELSEWHERE = 0.5  # share of pictures whose image vector is that of a photograph of the object
@@ -114,7 +114,7 @@ class UNetTraining(Training):
         described = [self.pictures[int(i)] for i in indices]
         shown = torch.from_numpy(indices).to(self.device)
         clean, boxes = self.data.latents[shown].float(), np.array([p.box for p in described]) / self.cell
-        empty = np.flatnonzero(rng.random(self.batch) < EMPTY)
+        empty = np.flatnonzero(rng.random(self.batch) < NO_OBJECT)
         others = rng.integers(len(self.data.empty), size=len(empty))
         clean[torch.from_numpy(empty)] = self.data.empty[torch.from_numpy(others)].float()
         windowed = self.global_step < WINDOWED * self.steps and clean.shape[-1] > WINDOW
