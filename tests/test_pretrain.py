@@ -18,6 +18,7 @@ from tave.backbone import Backbone, load_backbone
 from tave.config import PACKAGE, BackboneOptions, PartOptions, PretrainOptions
 from tave.files import FileError
 from tave.roadside.cases import NAMED, STUDY, benchmark
+from tave.roadside.pretrain import __main__ as main
 from tave.roadside.pretrain import contrastive, data, denoising, exam, networks, training
 from tave.roadside.pretrain.__main__ import START, WEIGHTS, _started, encode_data, pretrain, save, take_over
 from tave.roadside.pretrain.data import Picture, TrainingSet, box_of, square_crop, to_signed
@@ -363,6 +364,24 @@ def test_weights_can_be_trained_on(tmp_path: Path) -> None:
     save({"kept": torch.ones(1)}, tmp_path / "unet" / START)
     take_over(shipped, tmp_path, ["unet"])  # a training that has begun keeps its start
     assert (tmp_path / "unet" / START).stat().st_size < 1000
+
+
+def test_a_part_that_was_taken_over_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sittings with other stages copy the shipped UNet as a result; that is no reason not to train it."""
+    trained = []
+
+    def fit(part: str, folder: Path, *_: object, **__: object) -> None:
+        trained.append(part)
+        save({"w": torch.ones(1)}, folder / WEIGHTS, steps="3")
+
+    shipped = {"unet": {"w": torch.zeros(1)}}
+    monkeypatch.setattr(main, "read_shipped", lambda _: shipped)
+    monkeypatch.setattr(main, "fit", fit)
+    monkeypatch.setattr(main, "STAGES", {"unet": lambda *_: "unet"})
+    for stages in ([], ["unet"], ["unet"], []):
+        pretrain(PretrainOptions(folder=str(tmp_path), start="shipped", stages=stages))
+    assert trained == ["unet"]
+    assert (tmp_path / "unet" / START).exists() and load_file(tmp_path / "unet" / WEIGHTS)["w"] == 1
 
 
 def test_pictures_are_drawn_once_and_again_for_another_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tave.regions import box_of
 from tave.roadside.cases import NAMED, SIZE, Case, benchmark, small_benchmark, target_image
@@ -63,7 +63,7 @@ def kind_sheet(yaws: int = 8, size: int = 2 * SIZE) -> Image.Image:
 
 
 def pasted(case: Case, frame: int) -> Image.Image:
-    """Return the frame with the photograph's object in the right place and size: equal area, on the same ground."""
+    """Return the frame with the photograph's object pasted in the right place: equal area, same ground, better side."""
     cut = to_bytes(object_layer(case.photo, 0, 2 * SIZE))
     top, bottom, left, right = box_of(cut[..., 3] > 127)
     inside = Image.fromarray(cut, "RGBa").crop((left, top, right, bottom))
@@ -71,9 +71,13 @@ def pasted(case: Case, frame: int) -> Image.Image:
     _, foot, x0, x1 = box_of(mask)
     scale = np.sqrt(mask.sum() / (np.asarray(inside)[..., 3] > 127).sum())
     fitted = inside.resize((max(1, round(inside.width * scale)), max(1, round(inside.height * scale))))
-    layer = Image.new("RGBa", (SIZE, SIZE))
-    layer.paste(fitted, (round((x0 + x1 - fitted.width) / 2), foot - fitted.height))
-    picture = over(np.asarray(layer, np.float32) / 255, without_object(case.source, frame, SIZE))
+    layers = []
+    for side in (fitted, ImageOps.mirror(fitted)):
+        layer = Image.new("RGBa", (SIZE, SIZE))
+        layer.paste(side, (round((x0 + x1 - side.width) / 2), foot - side.height))
+        layers.append(np.asarray(layer, np.float32) / 255)
+    best = max(layers, key=lambda layer: int((mask & (layer[..., 3] >= 0.5)).sum()))  # as the control pasted_true_pose
+    picture = over(best, without_object(case.source, frame, SIZE))
     return Image.fromarray(to_bytes(over(occluder_layer(case.source, frame, SIZE), picture)))
 
 

@@ -1,6 +1,6 @@
 """Train the drawn world's backbone and judge: ``python -m tave.roadside.pretrain``.
 
-Drawing and training resume where they were stopped. A part whose weights exist in the folder isn't trained again.
+Drawing and training resume where they were stopped. A part that was trained in the folder isn't trained again.
 """
 
 from __future__ import annotations
@@ -304,8 +304,9 @@ def examine(folder: Path, target: Path, options: PretrainOptions) -> None:
 
 
 def steps_of(folder: Path) -> int:
-    """Return the optimizer steps of a part's last training; 0 if it was taken over."""
-    return int(metadata_of(folder / WEIGHTS).get("steps", 0))
+    """Return the optimizer steps of a part's last training; 0 if it wasn't trained here."""
+    path = folder / WEIGHTS
+    return int(metadata_of(path).get("steps", 0)) if path.exists() else 0
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -330,7 +331,7 @@ def draw_pictures(drawing: Drawing, workers: int) -> None:
 
 
 def pretrain(options: PretrainOptions) -> None:
-    """Run the stages of ``options``, without the trainings whose weights exist; the stage ship always runs."""
+    """Run the stages of ``options``, without the trainings that have ended; the stage ship always runs."""
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = Path(options.folder)
@@ -345,7 +346,7 @@ def pretrain(options: PretrainOptions) -> None:
         torch.manual_seed(options.seed)
         if stage == "ship":
             ship(folder, options)
-        elif stage in STAGES and (folder / stage / WEIGHTS).exists():
+        elif stage in STAGES and steps_of(folder / stage):
             log.warning("%s: %s exists, so it isn't trained again", stage, folder / stage / WEIGHTS)
         elif stage in STAGES:
             fit(STAGES[stage](folder, options), folder / stage, options.precision, average=stage == "unet")
