@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tave.reference import TargetImage
     from tave.video import Clip, read_clip, read_image, write_video
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 # Public names by module, which is imported at the first use: importing tave costs no torch.
 _NAMES = {
     "tave.api": ("EditedClip", "TunedClip", "edit_clip", "tune_clip"),

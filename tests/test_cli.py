@@ -216,7 +216,7 @@ def test_what_a_user_can_mend_ends_in_one_line(
 ) -> None:
     assert called(monkeypatch, failing(error), "video=bus_to_suv") == code
     first, *rest = capfd.readouterr().err.splitlines()
-    assert first.startswith("tave 0.2.0")
+    assert first.startswith("tave 0.3.0.dev0")
     assert [each[: len(line)] for each in rest] == [line]
 
 
