@@ -387,7 +387,7 @@ def test_help_shows_range_and_the_values_of_the_chosen_backbone() -> None:
     ("words", "answer"),
     [
         (["--help"], "mask.dilate=0.04"),
-        (["--version"], "tave 0.2.0"),
+        (["--version"], "tave 0.3.0.dev0"),
         (["-sc", "query=bash"], "memory=8gb"),
         (["video=bus_to_suv", "mask.dilate=3"], ""),
     ],

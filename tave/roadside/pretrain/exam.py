@@ -280,7 +280,7 @@ def card(marks: list[Mark], facts: Mapping[str, str]) -> str:
 
 Trained on drawn pictures by `python -m tave.roadside.pretrain`; the licence is that of the code. The backbone knows six
 vehicles and three kinds of shoes, in six places and four lights, from every side, and nothing else. The judge is only
-used to measure. docs/drawn_world.md has the history of the shipped weights, and what was tried for values that they miss.
+used to measure. docs/drawn_world.md says how the shipped weights were trained and what was tried for values they miss.
 
 {listed}
 
