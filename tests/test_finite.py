@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -142,10 +141,10 @@ def command(clip: Path, tmp_path: Path) -> Callable[..., int]:
 def test_a_learning_rate_that_destroys_the_weights_ends_in_one_line_and_leaves_nothing(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("tuning.lr=1e6", "tuning.steps=8") == 1
+    assert command("tuning.lr=1e30", "tuning.steps=8") == 1  # the first update overflows in any order of summation
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    # which step overflows first depends on the processor's rounding
-    assert re.fullmatch(r"error: tuning, step [2-8]: the \w+ is not finite; lower tuning\.lr \(now 1e\+06\)", error)
+    assert error.startswith("error: tuning, step 2: the ")
+    assert error.endswith(" is not finite; lower tuning.lr (now 1e+30)")
     assert not list((tmp_path / "cache").rglob("*.*")) and not list(tmp_path.rglob("tuned.safetensors"))
 
 
