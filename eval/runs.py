@@ -20,10 +20,10 @@ from .records import is_number, mapping_in, name_in, printable, read_metrics, se
 
 log = logging.getLogger(__name__)
 
-# Options that make no other method: clip, seed, places, and where figures are written.
-APART = ("video", "seed", "cache", "logger", "metrics", "trainer", "report", "quiet", "json")
+# Options that do not define a method: clip, seed, places, and where figures are written.
+NO_METHOD_KEYS = ("video", "seed", "cache", "logger", "metrics", "trainer", "report", "quiet", "json")
 PLACES = ("backbone.path", "backbone.adapter", "reference.segmenter", "experiment")
-NO_METHOD = re.compile(rf"\+*({'|'.join(APART)}|experiment|hydra|run|backbone\.(path|adapter))\b")
+NO_METHOD = re.compile(rf"\+*({'|'.join(NO_METHOD_KEYS)}|experiment|hydra|run|backbone\.(path|adapter))\b")
 # The target's pictures: each clip has its own, so that only a study of one clip compares them.
 PICTURES = "video.target_image"
 
@@ -161,11 +161,11 @@ def _result(folder: Path, numbers: dict[str, float], run: dict[str, Any]) -> Res
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option by its dotted key, without :data:`APART`."""
+    """Every option by its dotted key, without :data:`NO_METHOD_KEYS`."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and (prefix or key not in APART):
+        if isinstance(value, Mapping) and (prefix or key not in NO_METHOD_KEYS):
             yield from flat(value, f"{prefix}{key}.")
-        elif prefix or key not in APART:
+        elif prefix or key not in NO_METHOD_KEYS:
             yield f"{prefix}{key}", value
 
 

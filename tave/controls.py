@@ -68,9 +68,9 @@ def possible(name: str, case: ListedCase) -> bool:
 
 
 def _write(folder: Path, ours: Path, source: Clip, frames: Tensor) -> None:
-    apart = shutil.ignore_patterns("network.mp4", "frames", "mattes", "side_by_side.*", "reference*.png", "field.npz")
+    remade = shutil.ignore_patterns("network.mp4", "frames", "mattes", "side_by_side.*", "reference*.png", "field.npz")
     with whole_folder(folder, replace=True) as waiting:
-        shutil.copytree(ours, waiting, ignore=apart, dirs_exist_ok=True)
+        shutil.copytree(ours, waiting, ignore=remade, dirs_exist_ok=True)
         write_video(waiting / "edited.mp4", frames, source.fps)
         write_image(waiting / "side_by_side.png", contact_sheet([source.frames, frames]))
         record = {key: value for key, value in read_edit(ours).items() if key not in ("key", "benchmark")}

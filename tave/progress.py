@@ -23,7 +23,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Event:
-    """What listeners are told: that a stage begins (``done`` 0), each step of it, its end (``over``), or a value.
+    """What listeners receive: that a stage begins (``done`` 0), each step of it, its end (``over``), or a value.
 
     ``seconds`` since the stage began; ``peak_mb``: at its end; ``value``: a result by the name ``stage``.
     """

@@ -105,13 +105,13 @@ def _edit(
     except ValueError as error:
         yield Finding(False, f"{folder} can't be made again: {error}")
         return
-    made, apart = again / "edits" / name, set[str]()
+    made, excluded = again / "edits" / name, set[str]()
     if laid_over and footage is None:
-        apart = {"edited.mp4"}
+        excluded = {"edited.mp4"}
         yield Finding(None, f"{folder / 'edited.mp4'}: the clip is not here: give inputs=FOLDER, which holds it")
         (made / "edited.mp4").rename(made / "network.mp4")
     files = {path.name for each in (folder, made) for path in each.iterdir() if path.suffix in COMPARED}
-    files -= apart
+    files -= excluded
     other = [file for file in sorted(files) if _bytes(folder / file) != _bytes(made / file)]
     yield Finding(
         not other,

@@ -1,4 +1,4 @@
-"""Whether the disk has room for a run, told before the work, and whether the run's folder is still there after it."""
+"""Whether the disk has room for a run, checked beforehand, and whether the run's folder is still there after it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from tave.config import slug
 
 # What changes no result, so that a sweep goes on in its folders under another logger. An experiment sets anything.
-APART = ("logger", "logger.wandb.mode", "logger.wandb.group", "metrics.objective", "report", "quiet", "json")
+NO_EFFECT = ("logger", "logger.wandb.mode", "logger.wandb.group", "metrics.objective", "report", "quiet", "json")
 LINE = 200  # characters of a job's values in a message
 
 
@@ -31,7 +31,7 @@ def job_folder(words: Iterable[str]) -> str:
     """
     parser = OverridesParser.create()
     overrides = [parser.parse_override(word) for word in words]
-    kept = [each for each in overrides if each.key_or_group not in APART]
+    kept = [each for each in overrides if each.key_or_group not in NO_EFFECT]
     values = ",".join(sorted(f"{each.get_key_element()}={_canonical(parser, each._value)}" for each in kept))
     return f"{slug(values)[:80]}-{hashlib.sha256(values.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
