@@ -1,6 +1,6 @@
-"""Draw docs/figures/app_*.png: the page at work on the example, with the edit, and with a clip of one's own.
+"""Draw the screenshots in docs: the app at work on the example, with the edit, with a clip of one's own; the report.
 
-python docs/app_pictures.py    needs pip install -e '.[app,dev]' and Chromium (CHROMIUM=PATH)
+python docs/screenshots.py    needs pip install -e '.[app,dev]' and Chromium (CHROMIUM=PATH)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from tave.roadside.resolver import drawn
 
-FIGURES = Path(__file__).parent / "figures"
+DOCS = Path(__file__).parent
 CLIP = Path(drawn("car_to_van"))
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PORT = 7987
@@ -28,7 +28,7 @@ PORT = 7987
 def keep(page: Page, name: str) -> None:
     """Write what the page shows as a PNG of 128 colours."""
     shot = Image.open(io.BytesIO(page.screenshot()))
-    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)
+    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
 
 
 def draw(page: Page) -> None:
@@ -39,12 +39,12 @@ def draw(page: Page) -> None:
     page.click("#go-example")
     page.wait_for_selector('[data-view="soft"]:not([hidden])')
     time.sleep(2)
-    keep(page, "app_progress")
+    keep(page, "figures/app_progress.png")
     page.wait_for_selector('[data-tave-job][data-state="done"]')
     print(f"the example edit, from the first click: {time.monotonic() - started:.0f} s")
     page.locator(".player input").fill("30")
     time.sleep(1.5)
-    keep(page, "app_edit")
+    keep(page, "figures/app_edit.png")
     page.get_by_role("tab", name="Your clip").click()
     page.set_input_files("#clip input[type=file]", CLIP / "source.mp4")
     page.set_input_files("#target input[type=file]", CLIP / "target.png")
@@ -56,7 +56,15 @@ def draw(page: Page) -> None:
     time.sleep(3)
     page.set_viewport_size({"width": 1200, "height": 1300})
     time.sleep(1)
-    keep(page, "app_own_clip")
+    keep(page, "figures/app_own_clip.png")
+
+
+def draw_report(page: Page, report: Path) -> None:
+    page.set_viewport_size({"width": 1200, "height": 1050})
+    page.goto(report.as_uri())
+    page.get_by_role("slider").fill("4")
+    time.sleep(1)
+    keep(page, "report.png")
 
 
 def main() -> None:
@@ -69,6 +77,7 @@ def main() -> None:
                 page = browser.new_page(viewport={"width": 1200, "height": 900})
                 page.set_default_timeout(1_800_000)
                 draw(page)
+                draw_report(page, next(Path(folder).rglob("report.html")))
                 browser.close()
             finally:
                 server.terminate()
