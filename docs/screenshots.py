@@ -26,9 +26,9 @@ PORT = 7987
 
 
 def keep(page: Page, name: str) -> None:
-    """Write what the page shows as a PNG of 128 colours."""
+    """Write what the page shows as a PNG of 256 colours."""
     shot = Image.open(io.BytesIO(page.screenshot()))
-    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
+    shot.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
 
 
 def draw(page: Page) -> None:

@@ -169,6 +169,15 @@ def test_nothing_of_the_server_leaves() -> None:
     assert public(script) == script  # the digest is its own
 
 
+def test_the_page_shows_figures_that_the_report_explains() -> None:
+    from tave.eval.rules import RULES
+    from tave.eval.tables import HEADLINE
+
+    script = (PACKAGE / "app/static/page.js").read_text()
+    shown = re.search(r"const FIGURES = \{(.*?)\};", script, re.DOTALL)
+    assert shown and {*re.findall(r"(\w+): \"", shown[1])} <= {*RULES, *HEADLINE}
+
+
 def test_a_zip_has_no_path_and_its_record_is_that_of_its_files(tmp_path: Path) -> None:
     import hashlib
 

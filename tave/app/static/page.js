@@ -7,7 +7,7 @@
     failed: "Failed", cancelled: "Cancelled"};
   const VIEWS = [["edited", "Edit"], ["mask", "Mask"], ["soft", "Soft map"]];
   const FIGURES = {background_psnr_outside_mask: "Background outside the mask, dB", mask_iou_union: "Mask IoU",
-    residue: "Residue of the old object", object_presence: "Frames that show an object",
+    residue_old: "Residue of the old object", object_presence: "Frames that show an object",
     ideal_psnr_aligned: "PSNR to the ideal clip, dB", warp_error_object: "Warp error of the object"};
 
   function make(tag, props = {}, ...kids) {
