@@ -38,7 +38,7 @@ def make(name: str, run: Path, case: ListedCase, edit_frame: Callable[[Clip], Te
 
     source_unchanged: the source. frozen_first_frame: the first frame of the method's edit throughout.
     pasted: the photograph's object, cut out by colours, at the old object's height, centre and bottom line.
-    pasted_true_pose: the same by its true silhouette, at the target's true place and height, mirrored if that fits better.
+    pasted_true_pose: the same by its true silhouette, at the target's true place and height, mirrored if better so.
     per_frame: every frame edited alone by ``edit_frame``, from a clip of one frame to `1 3 H W`.
 
     Raises:
