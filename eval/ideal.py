@@ -160,7 +160,7 @@ def shadow_iou(
     threshold: the one, in steps of 0.01, at which the ideal clip agrees best with its true shadow, about midway between
     1 and what the full shadow leaves. Where the old object was it must also be as near to the ideal clip as to the
     source. Counted are the pixels around both shadows, without the target and a rim of one pixel. None where not even
-    the ideal clip shows its shadow, as under an overcast sky.
+    the ideal clip shows its shadow, as may happen under an overcast sky.
 
     ``masks``, ``shadows``: of source and target object, ``f H W`` bool.
     """

@@ -170,8 +170,8 @@ def test_nothing_of_the_server_leaves() -> None:
 
 
 def test_the_page_shows_figures_that_the_report_explains() -> None:
-    from tave.eval.rules import RULES
-    from tave.eval.tables import HEADLINE
+    from eval.rules import RULES
+    from eval.tables import HEADLINE
 
     script = (PACKAGE / "app/static/page.js").read_text()
     shown = re.search(r"const FIGURES = \{(.*?)\};", script, re.DOTALL)

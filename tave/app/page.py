@@ -25,7 +25,7 @@ SINGLE = "The object stays there: edit the outlined region in every frame"
 INTRODUCTION = (
     "A clip, a picture of the new object and two sentences make the clip with the new object in the old one's place."
 )
-DRAWN = "The models here know drawn vehicles and shoes alone. Footage needs real weights (docs/real_weights.md)."
+DRAWN = "The models here know only drawn vehicles and shoes. Footage needs real weights (docs/real_weights.md)."
 OUTLINED = (
     "An outline on the first frame says nothing of the others. Tick the box below if the object stays where it is; "
     "without the tick the outline is not used, and the region is found from the two descriptions."

@@ -286,9 +286,10 @@ used to measure. docs/drawn_world.md says how the shipped weights were trained a
 
 Measured by the same command on held-out combinations and skylines. The UNet fills a hole in an empty scene, as an edit
 does, from pure noise; the hole's size is the same for all objects. The judge classifies what then stands on the ground
-and differs from the empty scene: not a skyline invented behind the object, but road that touches it and looks different
-counts. `held-out frames` are true pictures under the same rule, the ceiling. Images are photographs of the object in
-another place, from any side and in any light; their combinations and skylines are held out, too.
+and differs from the empty scene: a skyline invented behind the object is ignored, altered road that touches the object
+counts as part of it. `held-out frames` are true pictures under the same rule, the ceiling. Frames show the whole
+object with nothing in front of it. Images are photographs of the object in another place, from any side, in any light,
+neither cropped nor cut out; their combinations and skylines are held out, too.
 
 ![Photographs, held-out frames, and samples for text alone, text and image, image alone](samples.png)
 
