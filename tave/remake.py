@@ -105,13 +105,12 @@ def _edit(
     except ValueError as error:
         yield Finding(False, f"{folder} can't be made again: {error}")
         return
-    made, excluded = again / "edits" / name, set[str]()
+    made = again / "edits" / name
+    files = {path.name for each in (folder, made) for path in each.iterdir() if path.suffix in COMPARED}
     if laid_over and footage is None:
-        excluded = {"edited.mp4"}
+        files.remove("edited.mp4")
         yield Finding(None, f"{folder / 'edited.mp4'}: the clip is not here: give inputs=FOLDER, which holds it")
         (made / "edited.mp4").rename(made / "network.mp4")
-    files = {path.name for each in (folder, made) for path in each.iterdir() if path.suffix in COMPARED}
-    files -= excluded
     other = [file for file in sorted(files) if _bytes(folder / file) != _bytes(made / file)]
     yield Finding(
         not other,
